@@ -1,0 +1,276 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lab
+
+import (
+	"bytes"
+	"crypto"
+	"encoding/base64"
+	"encoding/json"
+	"io"
+	"maps"
+	"net/http"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+// IssuerOptions configures an Issuer.
+type IssuerOptions struct {
+	URL       string           // the issuer identifier, see SetURL
+	Algorithm string           // of the signing keys: RS*, PS*, ES* or EdDSA; default RS256
+	Now       func() time.Time // nil = time.Now
+}
+
+// Issuer is a stand-in OpenID provider whose tokens look like those of GitHub Actions:
+//
+//	GET  /.well-known/openid-configuration, GET /jwks
+//	POST /lab/token    JSON object of claims (or nothing) -> 200, a token as plain text, see Token
+//	POST /lab/rotate   -> 200, the new key's id as plain text, see Rotate
+//	POST /lab/faults, DELETE /lab/faults, see Control
+//
+// Tests may make anything with it: claims that contradict each other, headers that lie, keys that poison the set. Make one
+// with NewIssuer.
+type Issuer struct {
+	Control
+	mux *http.ServeMux
+	alg string
+	now func() time.Time
+
+	mu        sync.Mutex
+	url       string
+	kid       string
+	key       crypto.Signer
+	published []publishedKey
+	body      []byte // instead of the published keys
+}
+
+// publishedKey is a member of the key set as it is sent.
+type publishedKey struct {
+	kid string
+	jwk json.RawMessage
+}
+
+// NewIssuer makes an Issuer with one published key. It panics if the algorithm is unknown.
+func NewIssuer(o IssuerOptions) *Issuer {
+	i := &Issuer{
+		Control: Control{ops: []string{OpDiscovery, OpJWKS}},
+		mux:     http.NewServeMux(),
+		alg:     o.Algorithm,
+		now:     clock(o.Now),
+		url:     o.URL,
+	}
+	if i.alg == "" {
+		i.alg = "RS256"
+	}
+	i.Rotate()
+	i.mux.HandleFunc("GET /.well-known/openid-configuration", i.handle(OpDiscovery, i.discovery))
+	i.mux.HandleFunc("GET /jwks", i.handle(OpJWKS, i.jwks))
+	i.mux.HandleFunc("POST /lab/token", i.postToken)
+	i.mux.HandleFunc("POST /lab/rotate", func(w http.ResponseWriter, _ *http.Request) {
+		writeText(w, i.Rotate())
+	})
+	i.mount(i.mux)
+	return i
+}
+
+// ServeHTTP implements http.Handler.
+func (i *Issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) { i.mux.ServeHTTP(w, r) }
+
+// SetURL sets the issuer identifier: the `iss` of tokens and the base of the discovery document, which a server under test
+// knows only once it listens. It is taken as it is. If it has a path, mount the Issuer under http.StripPrefix.
+func (i *Issuer) SetURL(url string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.url = url
+}
+
+// URL returns the issuer identifier.
+func (i *Issuer) URL() string {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.url
+}
+
+// Fetches returns how often the discovery document and the key set were asked for, faults included.
+func (i *Issuer) Fetches() (discovery, jwks int) {
+	return i.Calls(OpDiscovery), i.Calls(OpJWKS)
+}
+
+// Key returns the key that signs, for tests that forge tokens by themselves (see Compact).
+func (i *Issuer) Key() (kid string, key crypto.Signer) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	return i.kid, i.key
+}
+
+// Rotate makes a new key, publishes it and signs with it from now on. It returns the new key's id. The old key stays
+// published until Retire.
+func (i *Issuer) Rotate() (kid string) {
+	key := generateKey(i.alg)
+	jwk := jose.JSONWebKey{Key: key.Public(), Algorithm: i.alg, Use: "sig"}
+	sum, err := jwk.Thumbprint(crypto.SHA256)
+	if err != nil {
+		panic("lab: thumbprint of a key: " + err.Error())
+	}
+	// Never the same id for two keys, not even those of two runs: a client need not ask again for an id that it knows.
+	jwk.KeyID = base64.RawURLEncoding.EncodeToString(sum)
+	i.Publish(jwk)
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.kid, i.key = jwk.KeyID, key
+	return jwk.KeyID
+}
+
+// Retire takes the keys with this id out of the key set. A retired key that signs goes on signing.
+func (i *Issuer) Retire(kid string) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.published = slices.DeleteFunc(i.published, func(k publishedKey) bool { return k.kid == kid })
+}
+
+// Publish adds a JWK to the key set as it is: a jose.JSONWebKey, a map or raw JSON, good or bad. It panics if jwk cannot be
+// encoded.
+func (i *Issuer) Publish(jwk any) {
+	raw := mustJSON(jwk)
+	var named struct {
+		Kid string `json:"kid"`
+	}
+	_ = json.Unmarshal(raw, &named) // what has no usable id cannot be retired
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.published = append(i.published, publishedKey{named.Kid, raw})
+}
+
+// SetJWKS makes the key set's body raw, whatever that is. nil goes back to the published keys.
+func (i *Issuer) SetJWKS(raw []byte) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.body = slices.Clone(raw)
+}
+
+// Token signs a token with every claim that a GitHub Actions token has, for the workflow release.yml on main of
+// acme/widget. claims override them one by one, nothing is derived; a nil value removes a claim. iss and the times come from
+// the Issuer, each token has its own jti. It panics if a claim cannot be encoded.
+func (i *Issuer) Token(claims map[string]any) string {
+	return i.Sign(map[string]any{"typ": "JWT"}, mustJSON(override(i.claims(), claims)))
+}
+
+// Sign signs payload, taken as it is, under any header. The members `kid` and `alg` are filled in where they are missing; a
+// nil value leaves a member out. The signature is a real one by the current key: of the header's `alg` if the key can make it,
+// else of the Issuer's own algorithm. It panics if a header member cannot be encoded.
+func (i *Issuer) Sign(header map[string]any, payload []byte) string {
+	kid, key := i.Key()
+	h := override(map[string]any{"alg": i.alg, "kid": kid}, header)
+	alg, ok := h["alg"].(string)
+	if !ok || !fits(alg, key) {
+		alg = i.alg
+	}
+	token, err := Compact(alg, key, mustJSON(h), payload)
+	if err != nil {
+		panic("lab: " + err.Error())
+	}
+	return token
+}
+
+// override lays members over defaults; nil takes a member away.
+func override(defaults, members map[string]any) map[string]any {
+	maps.Copy(defaults, members)
+	maps.DeleteFunc(defaults, func(_ string, v any) bool { return v == nil })
+	return defaults
+}
+
+// claims are those of a GitHub Actions token; all but the times are strings there, numbers and booleans too.
+func (i *Issuer) claims() map[string]any {
+	now := i.now()
+	const workflow = "acme/widget/.github/workflows/release.yml@refs/heads/main"
+	const sha = "4b0e3f1f5a6c7d8e9f00112233445566778899aa"
+	return map[string]any{
+		"iss": i.URL(),
+		"sub": "repo:acme/widget:ref:refs/heads/main",
+		"aud": "https://github.com/acme",
+		"jti": randomHex(16),
+		"iat": now.Unix(),
+		"nbf": now.Add(-10 * time.Minute).Unix(),
+		"exp": now.Add(5 * time.Minute).Unix(),
+
+		"repository":            "acme/widget",
+		"repository_id":         "710042",
+		"repository_owner":      "acme",
+		"repository_owner_id":   "90210",
+		"repository_visibility": "private",
+		"actor":                 "octocat",
+		"actor_id":              "583231",
+		"ref":                   "refs/heads/main",
+		"ref_type":              "branch",
+		"ref_protected":         "true",
+		"sha":                   sha,
+		"workflow":              "release",
+		"workflow_ref":          workflow,
+		"workflow_sha":          sha,
+		"job_workflow_ref":      workflow,
+		"job_workflow_sha":      sha,
+		"event_name":            "push",
+		"run_id":                "11223344556",
+		"run_number":            "42",
+		"run_attempt":           "1",
+		"runner_environment":    "github-hosted",
+		"head_ref":              "",
+		"base_ref":              "",
+	}
+}
+
+func (i *Issuer) discovery(w http.ResponseWriter, _ *http.Request) {
+	url := i.URL()
+	writeJSON(w, http.StatusOK, map[string]any{
+		"issuer":                                url,
+		"jwks_uri":                              strings.TrimSuffix(url, "/") + "/jwks",
+		"response_types_supported":              []string{"id_token"},
+		"subject_types_supported":               []string{"public"},
+		"scopes_supported":                      []string{"openid"},
+		"id_token_signing_alg_values_supported": []string{i.alg},
+		"claims_supported":                      slices.Sorted(maps.Keys(i.claims())),
+	})
+}
+
+func (i *Issuer) jwks(w http.ResponseWriter, _ *http.Request) {
+	i.mu.Lock()
+	body := i.body
+	keys := make([]json.RawMessage, 0, len(i.published))
+	for _, k := range i.published {
+		keys = append(keys, k.jwk)
+	}
+	i.mu.Unlock()
+	if body == nil {
+		body = mustJSON(map[string]any{"keys": keys})
+	}
+	w.Header().Set("Content-Type", "application/jwk-set+json") // RFC 7517 section 8.5.2
+	_, _ = w.Write(body)
+}
+
+func (i *Issuer) postToken(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+	if err != nil {
+		writeError(w, http.StatusBadRequest, "the body cannot be read or is too long")
+		return
+	}
+	var claims map[string]any
+	if len(bytes.TrimSpace(body)) > 0 {
+		d := json.NewDecoder(bytes.NewReader(body))
+		d.UseNumber() // a claim goes into the token with the digits that it came with
+		if d.Decode(&claims) != nil || trailing(d) != nil {
+			writeError(w, http.StatusBadRequest, "want a JSON object of claims")
+			return
+		}
+	}
+	writeText(w, i.Token(claims))
+}
+
+func writeText(w http.ResponseWriter, text string) {
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	_, _ = io.WriteString(w, text)
+}

@@ -1,0 +1,280 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lab
+
+import (
+	"cmp"
+	"crypto/subtle"
+	"encoding/json"
+	"errors"
+	"io"
+	"mime"
+	"net/http"
+	"regexp"
+	"slices"
+	"sync"
+	"time"
+)
+
+var projectName = regexp.MustCompile(`^[a-z0-9-]{1,40}$`)
+
+// KeyAPIOptions configures a KeyAPI.
+type KeyAPIOptions struct {
+	AdminToken string           // the bearer token of all calls but the use of a key; required
+	Now        func() time.Time // nil = time.Now
+}
+
+// Key is a key as the inventory of a KeyAPI shows it: without its secret.
+type Key struct {
+	ID        string    `json:"id"`
+	Project   string    `json:"project"`
+	Name      string    `json:"name"` // unique among the live keys of a project
+	Scopes    []string  `json:"scopes"`
+	ExpiresAt time.Time `json:"expires_at"` // UTC
+}
+
+// KeyAPI is a stand-in for any REST API that makes, extends, finds and ends keys:
+//
+//	POST   /v1/projects/{project}/keys        {"name","scopes","expires_at"} -> 201 {"id","name","secret","expires_at"}
+//	GET    /v1/projects/{project}/keys?name=  -> 200 {"keys":[{"id","name","expires_at"}]}
+//	PATCH  /v1/projects/{project}/keys/{id}   {"expires_at"} -> 200 {"id","expires_at"}
+//	DELETE /v1/projects/{project}/keys/{id}   -> 204
+//	GET    /v1/whoami                         -> 200
+//	GET    /v1/data                           with X-Acme-Key: <secret> -> 200 while the key lives
+//	GET    /lab/keys                          -> 200 {"keys":[...]}, the inventory, open to all
+//	POST   /lab/faults, DELETE /lab/faults    see Control
+//
+// All /v1 paths but data want the admin token as bearer (401). Projects need not be made; a name outside [a-z0-9-]{1,40} is
+// unknown (404). Bodies are JSON objects (415) with exactly the members above (400); names are not empty, expiries lie in the
+// future (400) and are required. A name that a live key of the project bears is taken (409). A key that was ended or has
+// expired is unknown (404). Make one with NewKeyAPI.
+type KeyAPI struct {
+	Control
+	mux   *http.ServeMux
+	admin string
+	now   func() time.Time
+
+	mu   sync.Mutex
+	keys []heldKey // in the order in which they were made
+}
+
+// heldKey is a key with its secret.
+type heldKey struct {
+	Key
+	secret string
+}
+
+// NewKeyAPI makes a KeyAPI without keys. It panics if there is no admin token.
+func NewKeyAPI(o KeyAPIOptions) *KeyAPI {
+	if o.AdminToken == "" {
+		panic("lab: key API without an admin token")
+	}
+	a := &KeyAPI{
+		Control: Control{ops: []string{OpCreate, OpExtend, OpRevoke, OpFind, OpCheck, OpUse}},
+		mux:     http.NewServeMux(),
+		admin:   o.AdminToken,
+		now:     clock(o.Now),
+	}
+	const keys = "/v1/projects/{project}/keys"
+	a.mux.HandleFunc("POST "+keys, a.handle(OpCreate, a.asAdmin(a.create)))
+	a.mux.HandleFunc("GET "+keys, a.handle(OpFind, a.asAdmin(a.find)))
+	a.mux.HandleFunc("PATCH "+keys+"/{id}", a.handle(OpExtend, a.asAdmin(a.extend)))
+	a.mux.HandleFunc("DELETE "+keys+"/{id}", a.handle(OpRevoke, a.asAdmin(a.revoke)))
+	a.mux.HandleFunc("GET /v1/whoami", a.handle(OpCheck, a.asAdmin(a.whoami)))
+	a.mux.HandleFunc("GET /v1/data", a.handle(OpUse, a.use))
+	a.mux.HandleFunc("GET /lab/keys", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, http.StatusOK, map[string]any{"keys": a.Live()})
+	})
+	a.mount(a.mux)
+	return a
+}
+
+// ServeHTTP implements http.Handler.
+func (a *KeyAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }
+
+// Live returns the keys that live now, oldest first; never nil.
+func (a *KeyAPI) Live() []Key {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.dropExpired()
+	live := make([]Key, 0, len(a.keys))
+	for _, k := range a.keys {
+		live = append(live, k.Key)
+	}
+	return live
+}
+
+// Valid reports whether secret is the secret of a live key.
+func (a *KeyAPI) Valid(secret string) bool {
+	_, ok := a.bySecret(secret)
+	return ok
+}
+
+// asAdmin lets through only calls with the admin token and, where the path has a project, a possible one.
+func (a *KeyAPI) asAdmin(next http.HandlerFunc) http.HandlerFunc {
+	want := []byte("Bearer " + a.admin)
+	return func(w http.ResponseWriter, r *http.Request) {
+		if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), want) != 1 {
+			w.Header().Set("WWW-Authenticate", "Bearer")
+			writeError(w, http.StatusUnauthorized, "the admin token is missing or wrong")
+			return
+		}
+		if p := r.PathValue("project"); p != "" && !projectName.MatchString(p) {
+			writeError(w, http.StatusNotFound, "no such project")
+			return
+		}
+		next(w, r)
+	}
+}
+
+func (a *KeyAPI) create(w http.ResponseWriter, r *http.Request) {
+	var in struct {
+		Name      string    `json:"name"`
+		Scopes    []string  `json:"scopes"`
+		ExpiresAt time.Time `json:"expires_at"`
+	}
+	if !readJSON(w, r, &in) {
+		return
+	}
+	if in.Name == "" {
+		writeError(w, http.StatusBadRequest, "name: missing")
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.dropExpired()
+	if !in.ExpiresAt.After(a.now()) {
+		writeError(w, http.StatusBadRequest, "expires_at: want a time in the future")
+		return
+	}
+	project := r.PathValue("project")
+	if slices.ContainsFunc(a.keys, func(k heldKey) bool { return k.Project == project && k.Name == in.Name }) {
+		writeError(w, http.StatusConflict, "name: in use")
+		return
+	}
+	k := heldKey{
+		Key: Key{ID: "key-" + randomHex(8), Project: project, Name: in.Name, Scopes: append([]string{}, in.Scopes...),
+			ExpiresAt: in.ExpiresAt.UTC()},
+		secret: "acme_" + randomHex(20),
+	}
+	a.keys = append(a.keys, k)
+	writeJSON(w, http.StatusCreated, map[string]any{"id": k.ID, "name": k.Name, "secret": k.secret, "expires_at": k.ExpiresAt})
+}
+
+func (a *KeyAPI) find(w http.ResponseWriter, r *http.Request) {
+	type found struct {
+		ID        string    `json:"id"`
+		Name      string    `json:"name"`
+		ExpiresAt time.Time `json:"expires_at"`
+	}
+	query := r.URL.Query()
+	keys := []found{}
+	for _, k := range a.Live() {
+		if k.Project == r.PathValue("project") && (!query.Has("name") || k.Name == query.Get("name")) {
+			keys = append(keys, found{k.ID, k.Name, k.ExpiresAt})
+		}
+	}
+	writeJSON(w, http.StatusOK, map[string]any{"keys": keys})
+}
+
+func (a *KeyAPI) extend(w http.ResponseWriter, r *http.Request) {
+	var in struct {
+		ExpiresAt time.Time `json:"expires_at"`
+	}
+	if !readJSON(w, r, &in) {
+		return
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	i := a.index(r)
+	if i < 0 {
+		writeError(w, http.StatusNotFound, "no such key")
+		return
+	}
+	if !in.ExpiresAt.After(a.now()) {
+		writeError(w, http.StatusBadRequest, "expires_at: want a time in the future")
+		return
+	}
+	a.keys[i].ExpiresAt = in.ExpiresAt.UTC()
+	writeJSON(w, http.StatusOK, map[string]any{"id": a.keys[i].ID, "expires_at": a.keys[i].ExpiresAt})
+}
+
+func (a *KeyAPI) revoke(w http.ResponseWriter, r *http.Request) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	i := a.index(r)
+	if i < 0 {
+		writeError(w, http.StatusNotFound, "no such key")
+		return
+	}
+	a.keys = slices.Delete(a.keys, i, i+1)
+	w.WriteHeader(http.StatusNoContent)
+}
+
+func (a *KeyAPI) whoami(w http.ResponseWriter, _ *http.Request) {
+	writeJSON(w, http.StatusOK, map[string]string{"name": "admin"})
+}
+
+func (a *KeyAPI) use(w http.ResponseWriter, r *http.Request) {
+	k, ok := a.bySecret(r.Header.Get("X-Acme-Key"))
+	if !ok {
+		writeError(w, http.StatusUnauthorized, "the key is missing, unknown or has ended")
+		return
+	}
+	writeJSON(w, http.StatusOK, map[string]any{"key": k.ID, "project": k.Project, "scopes": k.Scopes})
+}
+
+func (a *KeyAPI) bySecret(secret string) (Key, bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.dropExpired()
+	i := slices.IndexFunc(a.keys, func(k heldKey) bool { return k.secret == secret })
+	if i < 0 {
+		return Key{}, false
+	}
+	return a.keys[i].Key, true
+}
+
+// index finds the live key that the path names, -1 if there is none. The caller holds mu.
+func (a *KeyAPI) index(r *http.Request) int {
+	a.dropExpired()
+	return slices.IndexFunc(a.keys, func(k heldKey) bool {
+		return k.Project == r.PathValue("project") && k.ID == r.PathValue("id")
+	})
+}
+
+// dropExpired lets time do its work. The caller holds mu.
+func (a *KeyAPI) dropExpired() {
+	now := a.now()
+	a.keys = slices.DeleteFunc(a.keys, func(k heldKey) bool { return !k.ExpiresAt.After(now) })
+}
+
+// readJSON reads one JSON object with no members but those of v. It answers and returns false if the body is something else.
+func readJSON(w http.ResponseWriter, r *http.Request, v any) bool {
+	if !isJSON(r) {
+		writeError(w, http.StatusUnsupportedMediaType, "want Content-Type application/json")
+		return false
+	}
+	d := json.NewDecoder(r.Body)
+	d.DisallowUnknownFields()
+	if err := cmp.Or(d.Decode(v), trailing(d)); err != nil {
+		writeError(w, http.StatusBadRequest, "the body is not the JSON object that was asked for")
+		return false
+	}
+	return true
+}
+
+// trailing returns an error if anything but white space follows what d has read.
+func trailing(d *json.Decoder) error {
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("data after the JSON value")
+	}
+	return nil
+}
+
+// isJSON reports whether the request says that its body is JSON; parameters such as charset may follow.
+func isJSON(r *http.Request) bool {
+	media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
+	return err == nil && media == "application/json"
+}

@@ -1,0 +1,56 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package lab holds stand-in servers for tests and for the lab program: an OpenID provider (Issuer), a NuGet gallery
+// (NuGet) and a plain API that makes keys (KeyAPI).
+//
+// Each is an http.Handler, written from the protocol that it stands for and not from a client, keeps its state in memory and
+// is safe for concurrent use. Each embeds a Control, by which a test injects faults and watches calls. A key that a stand-in
+// hands out ends by its clock, so the inventory of a stand-in is the truth about what lives.
+//
+// The plugin never imports this package: nothing here is careful with resources or hardened for an open network.
+package lab
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"net/http"
+	"time"
+)
+
+// writeJSON answers with a status and a JSON body. The value must be one that encoding/json can encode.
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_, _ = w.Write(mustJSON(v))
+}
+
+// writeError answers {"error": text}, the form of error that all stand-ins share.
+func writeError(w http.ResponseWriter, status int, text string) {
+	writeJSON(w, status, map[string]string{"error": text})
+}
+
+// mustJSON encodes what the caller built itself; a value that cannot be encoded is a programming error.
+func mustJSON(v any) []byte {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		panic("lab: encoding JSON: " + err.Error())
+	}
+	return raw
+}
+
+// randomHex returns 2*n hexadecimal digits.
+func randomHex(n int) string {
+	b := make([]byte, n)
+	_, _ = rand.Read(b) // crypto/rand.Read never returns an error
+	return hex.EncodeToString(b)
+}
+
+// clock returns now, or time.Now if there is none.
+func clock(now func() time.Time) func() time.Time {
+	if now == nil {
+		return time.Now
+	}
+	return now
+}

@@ -1,0 +1,289 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
+)
+
+// TestMain lets the test binary be the program, so that it can be started and sent signals like it.
+func TestMain(m *testing.M) {
+	if os.Getenv("LAB_TEST_AS_PROGRAM") == "1" {
+		main()
+		return
+	}
+	os.Exit(m.Run())
+}
+
+// program is a run of the program inside the test.
+type program struct {
+	urls map[string]string
+	stop context.CancelFunc
+	done chan error
+}
+
+// startProgram runs the program until it has printed a line for each of the n servers.
+func startProgram(t *testing.T, n int, adminToken string, args ...string) *program {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	read, write := io.Pipe()
+	p := &program{urls: make(map[string]string), stop: cancel, done: make(chan error, 1)}
+	go func() {
+		err := run(ctx, args, adminToken, write, io.Discard)
+		write.CloseWithError(io.EOF)
+		p.done <- err
+	}()
+	lines := bufio.NewScanner(read)
+	for range n {
+		if !lines.Scan() {
+			t.Fatalf("the program ended before it printed %d servers: %v", n, <-p.done)
+		}
+		name, url, _ := strings.Cut(lines.Text(), " ")
+		p.urls[name] = url
+	}
+	return p
+}
+
+// end stops the program and wants it to end well.
+func (p *program) end(t *testing.T) {
+	t.Helper()
+	p.stop()
+	if err := <-p.done; err != nil {
+		t.Errorf("the program ended with %v; want nil", err)
+	}
+}
+
+// trusting returns a client that trusts only the CA in the directory.
+func trusting(t *testing.T, dir string) *http.Client {
+	t.Helper()
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM([]byte(readFile(t, dir, "ca.pem"))) {
+		t.Fatal("ca.pem holds no certificate")
+	}
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool}}
+	t.Cleanup(transport.CloseIdleConnections)
+	return &http.Client{Transport: transport}
+}
+
+func readFile(t *testing.T, dir, name string) string {
+	t.Helper()
+	raw, err := os.ReadFile(filepath.Join(dir, name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(raw)
+}
+
+// call returns status and body of one request.
+func call(t *testing.T, c *http.Client, method, url, body string, header ...string) (int, string) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), method, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := 0; i < len(header); i += 2 {
+		req.Header.Set(header[i], header[i+1])
+	}
+	res, err := c.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	raw, err := io.ReadAll(res.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return res.StatusCode, string(raw)
+}
+
+func TestServersWorkTogetherOverTLS(t *testing.T) {
+	t.Parallel()
+	dir := filepath.Join(t.TempDir(), "made", "by the program")
+	p := startProgram(t, 3, "", "-dir", dir, "issuer", "nuget", "keyapi")
+	defer p.end(t)
+
+	for name, url := range p.urls {
+		if !strings.HasPrefix(url, "https://127.0.0.1:") {
+			t.Errorf("%s is at %q; want https on 127.0.0.1", name, url)
+		}
+		if got := readFile(t, dir, name+".url"); got != url+"\n" {
+			t.Errorf("%s.url = %q; want %q", name, got, url+"\n")
+		}
+	}
+	c := trusting(t, dir)
+
+	status, token := call(t, c, "POST", p.urls["issuer"]+"/lab/token", `{"aud":"https://www.nuget.org"}`)
+	if status != 200 {
+		t.Fatalf("token: status %d", status)
+	}
+	status, body := call(t, c, "POST", p.urls["nuget"]+"/api/v2/token", `{"username":"demo","tokenType":"ApiKey"}`,
+		"Authorization", "Bearer "+token, "Content-Type", "application/json")
+	if status != 200 || !strings.Contains(body, `"apiKey":"`) {
+		t.Errorf("exchange: %d %s; want 200 and a key", status, body)
+	}
+
+	// localhost is in the certificate as well.
+	url := strings.Replace(p.urls["keyapi"], "127.0.0.1", "localhost", 1)
+	admin := readFile(t, dir, "keyapi.token")
+	if status, body := call(t, c, "GET", url+"/v1/whoami", "", "Authorization", "Bearer "+admin); status != 200 {
+		t.Errorf("whoami with the token of keyapi.token: %d %s; want 200", status, body)
+	}
+	info, err := os.Stat(filepath.Join(dir, "keyapi.token"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := info.Mode().Perm(); got != 0o600 {
+		t.Errorf("keyapi.token has mode %o; want 600", got)
+	}
+}
+
+func TestPlainHTTPAndGivenToken(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	for _, stale := range []string{"ca.pem", "keyapi.token", "issuer.url"} {
+		if err := os.WriteFile(filepath.Join(dir, stale), []byte("stale"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := startProgram(t, 1, "given", "-http", "-dir", dir, "keyapi")
+	defer p.end(t)
+
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	status, body := call(t, c, "GET", p.urls["keyapi"]+"/v1/whoami", "", "Authorization", "Bearer given")
+	if status != 200 {
+		t.Errorf("whoami with the token of the environment: %d %s; want 200", status, body)
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := slices.Collect(func(yield func(string) bool) {
+		for _, e := range entries {
+			if !yield(e.Name()) {
+				return
+			}
+		}
+	})
+	if want := []string{"keyapi.url"}; !slices.Equal(got, want) {
+		t.Errorf("files %q; want %q: neither stale ones nor a given token", got, want)
+	}
+}
+
+func TestNuGetTrustsIssuerWithoutTLS(t *testing.T) {
+	t.Parallel()
+	p := startProgram(t, 2, "", "-http", "nuget", "issuer")
+	defer p.end(t)
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	_, token := call(t, c, "POST", p.urls["issuer"]+"/lab/token", `{"aud":"https://www.nuget.org"}`)
+	status, body := call(t, c, "POST", p.urls["nuget"]+"/api/v2/token", `{"username":"demo","tokenType":"ApiKey"}`,
+		"Authorization", "Bearer "+token, "Content-Type", "application/json")
+	if status != 200 {
+		t.Errorf("exchange: %d %s; want 200", status, body)
+	}
+}
+
+// A call that a fault keeps hanging must not keep the program.
+func TestEndsWhileACallHangs(t *testing.T) {
+	t.Parallel()
+	l, err := start(options{listen: "127.0.0.1", http: true, names: []string{"keyapi"}}, "given")
+	if err != nil {
+		t.Fatal(err)
+	}
+	api := l.servers[0].server.Handler.(*lab.KeyAPI)
+	api.Fault(lab.OpCheck, lab.Fault{Kind: lab.KindHang})
+	arrived := make(chan struct{})
+	api.OnRequest(func(string, lab.Stage) { close(arrived) })
+	hung := make(chan error, 1)
+	go func() {
+		c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		_, err := c.Get(l.servers[0].url + "/v1/whoami")
+		hung <- err
+	}()
+	<-arrived
+	l.close()
+	if err := <-hung; !errors.Is(err, io.EOF) {
+		t.Errorf("the hanging call ended with %v; want %v", err, io.EOF)
+	}
+}
+
+func TestSignalEndsTheProgram(t *testing.T) {
+	t.Parallel()
+	for _, signal := range []os.Signal{syscall.SIGTERM, os.Interrupt} {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-http", "issuer")
+		cmd.Env = append(os.Environ(), "LAB_TEST_AS_PROGRAM=1")
+		stdout, err := cmd.StdoutPipe()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		if line, err := bufio.NewReader(stdout).ReadString('\n'); !strings.HasPrefix(line, "issuer http://127.0.0.1:") {
+			t.Errorf("the program printed %q, %v; want the issuer's URL", line, err)
+		}
+		if err := cmd.Process.Signal(signal); err != nil {
+			t.Fatal(err)
+		}
+		if err := cmd.Wait(); err != nil {
+			t.Errorf("after %v the program ended with %v; want exit status 0", signal, err)
+		}
+	}
+}
+
+func TestRefusedCommandLines(t *testing.T) {
+	t.Parallel()
+	const known = `["issuer" "nuget" "keyapi"]`
+	for args, want := range map[string]string{
+		"":                               "no server named; want some of " + known,
+		"isuer":                          `server "isuer": unknown; want some of ` + known,
+		"issuer issuer":                  `server "issuer": named twice`,
+		"nuget":                          `server "nuget": needs "issuer" beside it`,
+		"keyapi":                         "keyapi without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
+		"-ports nuget=8080 issuer":       `port for "nuget", which is not started`,
+		"-ports issuer issuer":           `invalid value "issuer" for flag -ports: "issuer": want name=port`,
+		"-ports issuer=65536 issuer":     `invalid value "issuer=65536" for flag -ports: "issuer=65536": want name=port`,
+		"-ports issuer=1,nuget=x issuer": `invalid value "issuer=1,nuget=x" for flag -ports: "nuget=x": want name=port`,
+	} {
+		err := run(t.Context(), strings.Fields(args), "", io.Discard, io.Discard)
+		if err == nil || err.Error() != want {
+			t.Errorf("%q: error %v; want %s", args, err, want)
+		}
+	}
+	if err := run(t.Context(), []string{"-h"}, "", io.Discard, io.Discard); !errors.Is(err, flag.ErrHelp) {
+		t.Errorf("-h: error %v; want %v", err, flag.ErrHelp)
+	}
+}
+
+func TestGivenPortIsUsed(t *testing.T) {
+	t.Parallel()
+	first := startProgram(t, 1, "", "-http", "issuer")
+	defer first.end(t)
+	port := first.urls["issuer"][strings.LastIndex(first.urls["issuer"], ":")+1:]
+	// The port is taken, so asking for it must fail, and must leave no file behind that promises a server.
+	dir := t.TempDir()
+	err := run(t.Context(), []string{"-dir", dir, "-ports", "issuer=" + port, "issuer"}, "", io.Discard, io.Discard)
+	if !errors.Is(err, syscall.EADDRINUSE) {
+		t.Errorf("taken port: error %v; want %v", err, syscall.EADDRINUSE)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "issuer.url")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("issuer.url: %v; want none", err)
+	}
+}

@@ -1,0 +1,268 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
+)
+
+// standIns are the servers that the program knows.
+var standIns = []struct {
+	name  string
+	needs string // another stand-in of the same process
+	make  func(setup) http.Handler
+}{
+	{"issuer", "", newIssuer},
+	{"nuget", "issuer", newNuGet},
+	{"keyapi", "", newKeyAPI},
+}
+
+// setup is what a stand-in may need to know of the others.
+type setup struct {
+	urls       map[string]string // of all servers, by name
+	client     *http.Client      // trusts them
+	adminToken string
+}
+
+func newIssuer(s setup) http.Handler {
+	return lab.NewIssuer(lab.IssuerOptions{URL: s.urls["issuer"]})
+}
+
+// newNuGet makes a gallery with one user and a policy for what the issuer's tokens say by default.
+func newNuGet(s setup) http.Handler {
+	g := lab.NewNuGet(lab.NuGetOptions{Issuers: []string{s.urls["issuer"]}, Client: s.client})
+	g.SetUser(lab.User{Name: "demo"})
+	g.AddPolicy(lab.Policy{Name: "demo", User: "demo", Owner: "acme", Repository: "widget", Workflow: "release.yml"})
+	return g
+}
+
+func newKeyAPI(s setup) http.Handler {
+	return lab.NewKeyAPI(lab.KeyAPIOptions{AdminToken: s.adminToken})
+}
+
+func names() []string {
+	var all []string
+	for _, s := range standIns {
+		all = append(all, s.name)
+	}
+	return all
+}
+
+// checkNames refuses what cannot be started together.
+func checkNames(chosen []string, ports map[string]int) error {
+	if len(chosen) == 0 {
+		return fmt.Errorf("no server named; want some of %q", names())
+	}
+	for i, name := range chosen {
+		if !slices.Contains(names(), name) {
+			return fmt.Errorf("server %q: unknown; want some of %q", name, names())
+		}
+		if slices.Contains(chosen[:i], name) {
+			return fmt.Errorf("server %q: named twice", name)
+		}
+	}
+	for _, s := range standIns {
+		if s.needs != "" && slices.Contains(chosen, s.name) && !slices.Contains(chosen, s.needs) {
+			return fmt.Errorf("server %q: needs %q beside it", s.name, s.needs)
+		}
+	}
+	for name := range ports {
+		if !slices.Contains(chosen, name) {
+			return fmt.Errorf("port for %q, which is not started", name)
+		}
+	}
+	return nil
+}
+
+// running is one server that listens.
+type running struct {
+	name     string
+	url      string
+	listener net.Listener
+	server   *http.Server
+}
+
+// labs are the servers of this process.
+type labs struct {
+	servers []running
+	failed  chan error // what ended a server before its time
+}
+
+// start listens, makes the stand-ins, serves them and writes the files, in this order: a stand-in must know the others'
+// URLs, and a file must not promise what does not run.
+func start(o options, adminToken string) (*labs, error) {
+	if adminToken == "" && o.dir == "" && slices.Contains(o.names, "keyapi") {
+		return nil, errors.New("keyapi without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made")
+	}
+	if err := clearFiles(o.dir); err != nil {
+		return nil, err
+	}
+	authority, err := newAuthority(o.listen)
+	if err != nil {
+		return nil, err
+	}
+	l := &labs{failed: make(chan error, len(o.names))}
+	if err := l.listen(o); err != nil {
+		l.close()
+		return nil, err
+	}
+	token := cmp.Or(adminToken, rand.Text())
+	l.serve(o, authority, token)
+	if err := l.writeFiles(o, authority, token, adminToken == ""); err != nil {
+		l.close()
+		return nil, err
+	}
+	return l, nil
+}
+
+// listen opens a port for each server.
+func (l *labs) listen(o options) error {
+	scheme := "https"
+	if o.http {
+		scheme = "http"
+	}
+	for _, name := range o.names {
+		listener, err := net.Listen("tcp", net.JoinHostPort(o.listen, strconv.Itoa(o.ports[name])))
+		if err != nil {
+			return fmt.Errorf("listening for %q: %w", name, err)
+		}
+		port := strconv.Itoa(listener.Addr().(*net.TCPAddr).Port)
+		l.servers = append(l.servers, running{name: name, listener: listener, url: scheme + "://" + net.JoinHostPort(o.listen, port)})
+	}
+	return nil
+}
+
+// serve makes the stand-ins and starts their servers.
+func (l *labs) serve(o options, authority *authority, token string) {
+	s := setup{urls: make(map[string]string), client: authority.client(), adminToken: token}
+	for _, r := range l.servers {
+		s.urls[r.name] = r.url
+	}
+	// A connection that a fault cuts must be the connection, not one stream of it: HTTP/1 only.
+	var protocols http.Protocols
+	protocols.SetHTTP1(true)
+	for i := range l.servers {
+		r := &l.servers[i]
+		r.server = &http.Server{
+			Handler:           handler(r.name, s),
+			TLSConfig:         &tls.Config{Certificates: []tls.Certificate{authority.leaf}, MinVersion: tls.VersionTLS12},
+			Protocols:         &protocols,
+			ReadHeaderTimeout: 10 * time.Second,
+		}
+		go func() {
+			var err error
+			if o.http {
+				err = r.server.Serve(r.listener)
+			} else {
+				err = r.server.ServeTLS(r.listener, "", "")
+			}
+			if !errors.Is(err, http.ErrServerClosed) {
+				l.failed <- fmt.Errorf("serving %q: %w", r.name, err)
+			}
+		}()
+	}
+}
+
+func handler(name string, s setup) http.Handler {
+	for _, in := range standIns {
+		if in.name == name {
+			return in.make(s)
+		}
+	}
+	panic("unknown stand-in " + name) // checkNames has refused it
+}
+
+// wait returns when ctx ends, or when a server ends before.
+func (l *labs) wait(ctx context.Context) error {
+	select {
+	case <-ctx.Done():
+		return nil
+	case err := <-l.failed:
+		return err
+	}
+}
+
+// close ends the servers. Calls in progress get a moment; a call that a fault keeps hanging is cut off.
+func (l *labs) close() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	for _, r := range l.servers {
+		if r.server == nil {
+			_ = r.listener.Close()
+		} else if r.server.Shutdown(ctx) != nil {
+			_ = r.server.Close()
+		}
+	}
+}
+
+const (
+	caFile    = "ca.pem"
+	tokenFile = "keyapi.token"
+)
+
+// clearFiles removes what an earlier run left in dir, and makes dir if there is none.
+func clearFiles(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	stale := []string{caFile, tokenFile}
+	for _, name := range names() {
+		stale = append(stale, name+".url")
+	}
+	for _, name := range stale {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeFiles writes the URLs last: who sees one finds the other files complete.
+func (l *labs) writeFiles(o options, authority *authority, token string, random bool) error {
+	if o.dir == "" {
+		return nil
+	}
+	if !o.http {
+		if err := writeFile(o.dir, caFile, authority.pem, 0o644); err != nil {
+			return err
+		}
+	}
+	if random && slices.Contains(o.names, "keyapi") {
+		if err := writeFile(o.dir, tokenFile, []byte(token), 0o600); err != nil {
+			return err
+		}
+	}
+	for _, r := range l.servers {
+		if err := writeFile(o.dir, r.name+".url", []byte(r.url+"\n"), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeFile makes the file appear with all its content at once.
+func writeFile(dir, name string, content []byte, mode os.FileMode) error {
+	temporary := filepath.Join(dir, "."+name)
+	if err := os.WriteFile(temporary, content, mode); err != nil {
+		return err
+	}
+	return os.Rename(temporary, filepath.Join(dir, name))
+}
