@@ -1,0 +1,283 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package egress
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	defaultTimeout  = 10 * time.Second
+	defaultMaxConns = 32
+	dialTimeout     = 3 * time.Second
+	tlsTimeout      = 5 * time.Second
+	idleTimeout     = 60 * time.Second
+	maxIdlePerHost  = 4
+	maxHeaderBytes  = 64 << 10
+)
+
+// ErrTooLarge is returned by ReadAll when there is more to read than the caller takes.
+var ErrTooLarge = errors.New("answer too large")
+
+// Options are what differs between the clients of one policy. The zero Options is a plain client.
+type Options struct {
+	// CAPEM holds certificates that replace the system's roots: with it, only these are trusted. Empty means the system's.
+	CAPEM string
+	// ClientCert and ClientKey, in PEM, are shown to a server that asks for a certificate. Both or none.
+	ClientCert, ClientKey string
+	// ProxyURL is an http or https proxy; empty means none, and the environment's proxy variables are never read. Its host
+	// must be in the policy's Hosts, and its address is then the one that is dialled and judged: the proxy looks up names,
+	// so the policy sees of the server only its name (or address literal).
+	ProxyURL string
+	// Timeout bounds a whole call, reading the body included; 0 means 10 s.
+	Timeout time.Duration
+	// MaxConns bounds the connections to one host; further calls wait. 0 means 32.
+	MaxConns int
+}
+
+// Client makes a client that calls only what the policy permits. It follows no redirect (a 3xx is an answer like any
+// other), keeps no cookies, speaks HTTP/1.1 over TLS 1.2 or newer, and undoes no compression, so that what is read is what
+// was sent. The errors name the API field that is wrong. The client may be shared; its owner should close its idle
+// connections when done.
+func (p Policy) Client(o Options) (*http.Client, error) {
+	if err := p.Validate(); err != nil {
+		return nil, err
+	}
+	tlsConfig, err := o.tlsConfig()
+	if err != nil {
+		return nil, err
+	}
+	proxy, err := p.parseProxy(o)
+	if err != nil {
+		return nil, err
+	}
+	if o.Timeout == 0 {
+		o.Timeout = defaultTimeout
+	}
+	if o.MaxConns == 0 {
+		o.MaxConns = defaultMaxConns
+	}
+	if o.Timeout < 0 || o.MaxConns < 0 {
+		return nil, errors.New("timeout or connection limit: negative")
+	}
+	var protocols http.Protocols
+	protocols.SetHTTP1(true) // one call, one connection: a lost connection leaves one call's outcome unknown
+	transport := &http.Transport{
+		DialContext:            p.dial,
+		TLSClientConfig:        tlsConfig,
+		TLSHandshakeTimeout:    min(tlsTimeout, o.Timeout),
+		ResponseHeaderTimeout:  o.Timeout,
+		MaxResponseHeaderBytes: maxHeaderBytes,
+		MaxConnsPerHost:        o.MaxConns,
+		MaxIdleConns:           o.MaxConns,
+		MaxIdleConnsPerHost:    maxIdlePerHost,
+		IdleConnTimeout:        idleTimeout,
+		DisableCompression:     true,
+		Protocols:              &protocols,
+	}
+	if proxy != nil {
+		transport.Proxy = http.ProxyURL(proxy)
+	}
+	return &http.Client{
+		Transport:     &guard{policy: p, proxy: proxy, transport: transport},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Timeout:       o.Timeout,
+	}, nil
+}
+
+func (o Options) tlsConfig() (*tls.Config, error) {
+	c := &tls.Config{MinVersion: tls.VersionTLS12}
+	if o.CAPEM != "" {
+		pool, err := parseCAs(o.CAPEM)
+		if err != nil {
+			return nil, fmt.Errorf("ca_pem: %v", err)
+		}
+		c.RootCAs = pool
+	}
+	if (o.ClientCert == "") != (o.ClientKey == "") {
+		return nil, errors.New("client_cert, client_key: one without the other; want both or none")
+	}
+	if o.ClientCert != "" {
+		pair, err := tls.X509KeyPair([]byte(o.ClientCert), []byte(o.ClientKey))
+		if err != nil { // its text could quote what was given
+			return nil, errors.New("client_cert, client_key: not a certificate and its key in PEM")
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
+}
+
+// parseCAs wants certificates and nothing else: a bundle of which a part was skipped in silence would be found out during
+// an outage.
+func parseCAs(text string) (*x509.CertPool, error) {
+	pool := x509.NewCertPool()
+	rest := []byte(text)
+	for n := 1; len(strings.TrimSpace(string(rest))) > 0; n++ {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil || block.Type != "CERTIFICATE" {
+			return nil, fmt.Errorf("item %d is not a certificate in PEM", n)
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			return nil, fmt.Errorf("item %d is not a certificate", n)
+		}
+		pool.AddCert(cert)
+	}
+	return pool, nil
+}
+
+// parseProxy checks the proxy's URL; nil means no proxy.
+func (p Policy) parseProxy(o Options) (*url.URL, error) {
+	if o.ProxyURL == "" {
+		return nil, nil
+	}
+	// A proxy is mostly spoken to over http: it sees a host's name and then TLS that it cannot read.
+	plain := strings.Replace(o.ProxyURL, "http://", "https://", 1)
+	u, err := p.ParseURL(plain)
+	if err != nil {
+		return nil, fmt.Errorf("proxy_url: %w", err)
+	}
+	if u.Path != "" && u.Path != "/" {
+		return nil, errors.New("proxy_url: has a path; want scheme, host and port only")
+	}
+	if strings.HasPrefix(o.ProxyURL, "http://") {
+		u.Scheme = "http"
+	} else if o.ClientCert != "" {
+		return nil, errors.New("proxy_url: an https proxy would be shown client_cert; use an http proxy")
+	}
+	return u, nil
+}
+
+// dial connects to an address that the policy permits. The check sits behind the look-up and before the connection, so
+// that a name whose answer changes in between gains nothing.
+func (p Policy) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, err
+	}
+	d := &net.Dialer{
+		Timeout: dialTimeout,
+		Control: func(_, resolved string, _ syscall.RawConn) error { return p.judgeDial(host, resolved) },
+	}
+	return d.DialContext(ctx, network, address)
+}
+
+// judgeDial judges the address and port to which a dialled host was resolved.
+func (p Policy) judgeDial(host, resolved string) error {
+	to, err := netip.ParseAddrPort(resolved)
+	if err != nil {
+		return fmt.Errorf("%w: not an address", ErrRefused)
+	}
+	// http is permitted to localhost by its name, whatever a resolver says that it is.
+	if host == localhost && !to.Addr().Unmap().IsLoopback() {
+		return fmt.Errorf("%w: localhost is not this machine", ErrRefused)
+	}
+	return p.judge(to.Addr())
+}
+
+// guard checks each request's URL before the transport sees it.
+type guard struct {
+	policy    Policy
+	proxy     *url.URL
+	transport *http.Transport
+}
+
+func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
+	if err := g.check(r.URL); err != nil {
+		if r.Body != nil {
+			_ = r.Body.Close() // a RoundTripper must; nobody can use the error
+		}
+		return nil, err
+	}
+	return g.transport.RoundTrip(r)
+}
+
+func (g *guard) check(u *url.URL) error {
+	if err := g.policy.Check(u); err != nil {
+		return err
+	}
+	if u.Scheme == "http" && g.proxy != nil {
+		ip, _ := netip.ParseAddr(g.proxy.Hostname())
+		if !isLoopbackHost(g.proxy.Hostname(), ip) {
+			return fmt.Errorf("%w: http to loopback through a proxy elsewhere; take proxy_url away", ErrRefused)
+		}
+	}
+	return nil
+}
+
+// CloseIdleConnections is what http.Client's method of that name calls.
+func (g *guard) CloseIdleConnections() { g.transport.CloseIdleConnections() }
+
+// ReadAll reads r to its end, but no more than limit bytes: beyond them it returns ErrTooLarge and no data. Other errors are
+// r's own.
+func ReadAll(r io.Reader, limit int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(data)) > limit {
+		return nil, fmt.Errorf("%w: larger than %d bytes", ErrTooLarge, limit)
+	}
+	return data, nil
+}
+
+// Cause says in this package's own words why a call had no answer. The errors of net/http and crypto/tls may quote the
+// server or the proxy (a status line, a certificate's names) and the URL; this text never does.
+func Cause(err error) string {
+	var (
+		dns     *net.DNSError
+		unknown x509.UnknownAuthorityError
+		name    x509.HostnameError
+		invalid x509.CertificateInvalidError
+		alert   tls.AlertError
+		timeout interface{ Timeout() bool }
+	)
+	switch {
+	case errors.Is(err, ErrRefused):
+		return refusal(err)
+	case errors.Is(err, ErrTooLarge):
+		return "the answer is too large"
+	case errors.Is(err, context.Canceled):
+		return "the call was given up"
+	case errors.As(err, &dns):
+		return "the host's name was not found"
+	case errors.As(err, &unknown):
+		return "the server's certificate is not signed by a trusted CA"
+	case errors.As(err, &name):
+		return "the server's certificate is for another host"
+	case errors.As(err, &invalid):
+		return "the server's certificate is not valid"
+	case errors.As(err, &alert):
+		return "the server ended the TLS handshake"
+	case errors.As(err, &timeout) && timeout.Timeout():
+		return "no answer in time"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "connection refused"
+	}
+	return "the connection failed"
+}
+
+// refusal is the text of the policy's own error inside err: what wraps it (*url.Error, *net.OpError) repeats the URL.
+func refusal(err error) string {
+	for {
+		inner := errors.Unwrap(err)
+		if inner == nil || inner == ErrRefused {
+			return err.Error()
+		}
+		err = inner
+	}
+}

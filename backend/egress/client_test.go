@@ -1,0 +1,272 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package egress
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"errors"
+	"io"
+	"log"
+	"math/big"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+var loopbackOnly = Policy{AllowPrivate: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
+
+// counter is a handler that counts the calls it gets.
+type counter struct{ n atomic.Int64 }
+
+func (c *counter) ServeHTTP(w http.ResponseWriter, _ *http.Request) {
+	c.n.Add(1)
+	_, _ = io.WriteString(w, "ok")
+}
+
+func client(t *testing.T, p Policy, o Options) *http.Client {
+	t.Helper()
+	c, err := p.Client(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.CloseIdleConnections)
+	return c
+}
+
+// get returns the body of an answer, or the error.
+func get(t *testing.T, c *http.Client, address string) (string, error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, address, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := c.Do(req)
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	body, err := ReadAll(resp.Body, 1<<10)
+	return string(body), err
+}
+
+func caOf(s *httptest.Server) string {
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}))
+}
+
+// quiet keeps a server from logging the handshakes that a test makes fail.
+func quiet(s *httptest.Server) *httptest.Server {
+	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	return s
+}
+
+func newTLSServer(h http.Handler) *httptest.Server {
+	s := quiet(httptest.NewUnstartedServer(h))
+	s.StartTLS()
+	return s
+}
+
+func TestDialRefused(t *testing.T) {
+	var hits counter
+	srv := httptest.NewServer(&hits)
+	defer srv.Close()
+	_, port, _ := net.SplitHostPort(srv.Listener.Addr().String())
+	for _, address := range []string{"https://127.0.0.1:" + port, "https://localhost:" + port} {
+		_, err := get(t, client(t, Policy{}, Options{}), address)
+		var wrapped *url.Error
+		if !errors.Is(err, ErrRefused) || !errors.As(err, &wrapped) {
+			t.Errorf("GET %s: %v, want ErrRefused inside *url.Error", address, err)
+		}
+	}
+	if n := hits.n.Load(); n != 0 {
+		t.Errorf("the server was called %d times, want 0", n)
+	}
+}
+
+// The URL's host is harmless to look at and its name leads inside: only the check at the dial can see it.
+func TestDialJudgesResolvedAddress(t *testing.T) {
+	var hits counter
+	srv := httptest.NewServer(&hits)
+	defer srv.Close()
+	_, port, _ := net.SplitHostPort(srv.Listener.Addr().String())
+	for _, name := range []string{"localhost", "127.0.0.1", "::1"} {
+		_, err := Policy{}.dial(t.Context(), "tcp", net.JoinHostPort(name, port))
+		if !errors.Is(err, ErrRefused) {
+			t.Errorf("dialling %s: %v, want ErrRefused", name, err)
+		}
+	}
+	conn, err := Policy{AllowHTTPLoopback: true}.dial(t.Context(), "tcp", net.JoinHostPort("127.0.0.1", port))
+	if err != nil {
+		t.Fatalf("dialling loopback that is allowed: %v", err)
+	}
+	_ = conn.Close()
+}
+
+func TestLocalhostMustBeThisMachine(t *testing.T) {
+	p := Policy{AllowPrivate: everything, AllowHTTPLoopback: true}
+	for resolved, ok := range map[string]bool{
+		"127.0.0.1:80": true, "[::1]:80": true, "[::ffff:127.0.0.1]:80": true, "8.8.8.8:80": false, "10.0.0.1:80": false, "rubbish": false,
+	} {
+		if err := p.judgeDial("localhost", resolved); (err == nil) != ok || err != nil && !errors.Is(err, ErrRefused) {
+			t.Errorf("localhost at %s: %v, want permitted: %t", resolved, err, ok)
+		}
+	}
+	if err := p.judgeDial("example.com", "10.0.0.1:80"); err != nil {
+		t.Errorf("another name at an address that is allowed: %v, want nil", err)
+	}
+}
+
+func TestHTTPLoopback(t *testing.T) {
+	var hits counter
+	srv := httptest.NewServer(&hits)
+	defer srv.Close()
+	if body, err := get(t, client(t, Policy{AllowHTTPLoopback: true}, Options{}), srv.URL); body != "ok" || err != nil {
+		t.Errorf("GET = %q, %v; want ok", body, err)
+	}
+	if _, err := get(t, client(t, loopbackOnly, Options{}), srv.URL); !errors.Is(err, ErrRefused) {
+		t.Errorf("http without AllowHTTPLoopback: %v, want ErrRefused", err)
+	}
+	if n := hits.n.Load(); n != 1 {
+		t.Errorf("the server was called %d times, want 1", n)
+	}
+}
+
+func TestHostsOnEveryRequest(t *testing.T) {
+	var hits counter
+	srv := newTLSServer(&hits)
+	defer srv.Close()
+	p := loopbackOnly
+	p.Hosts = []string{"api.example.com"}
+	if _, err := get(t, client(t, p, Options{CAPEM: caOf(srv)}), srv.URL); !errors.Is(err, ErrRefused) {
+		t.Errorf("a host beside the list: %v, want ErrRefused", err)
+	}
+	p.Hosts = []string{"127.0.0.1"}
+	if body, err := get(t, client(t, p, Options{CAPEM: caOf(srv)}), srv.URL); body != "ok" || err != nil {
+		t.Errorf("a host on the list: %q, %v; want ok", body, err)
+	}
+	if n := hits.n.Load(); n != 1 {
+		t.Errorf("the server was called %d times, want 1", n)
+	}
+}
+
+// closer notes that a request's body was closed, as a RoundTripper must do.
+type closer struct {
+	io.Reader
+	closed bool
+}
+
+func (c *closer) Close() error { c.closed = true; return nil }
+
+func TestRefusalClosesBody(t *testing.T) {
+	body := &closer{Reader: strings.NewReader("secret")}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "https://10.0.0.1/", body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client(t, Policy{}, Options{}).Do(req); !errors.Is(err, ErrRefused) || !body.closed {
+		t.Errorf("error %v, closed %t; want ErrRefused and a closed body", err, body.closed)
+	}
+}
+
+func TestNoRedirects(t *testing.T) {
+	var hits counter
+	inside := httptest.NewServer(&hits)
+	defer inside.Close()
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		srv := httptest.NewServer(http.RedirectHandler(inside.URL, status))
+		resp, err := client(t, Policy{AllowHTTPLoopback: true}, Options{}).Get(srv.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != status {
+			t.Errorf("status %d, want the redirect %d itself", resp.StatusCode, status)
+		}
+		srv.Close()
+	}
+	if n := hits.n.Load(); n != 0 {
+		t.Errorf("the redirect's target was called %d times, want 0", n)
+	}
+}
+
+func TestOwnCAReplacesRoots(t *testing.T) {
+	srv := newTLSServer(&counter{})
+	defer srv.Close()
+	if body, err := get(t, client(t, loopbackOnly, Options{CAPEM: caOf(srv)}), srv.URL); body != "ok" || err != nil {
+		t.Errorf("with the server's CA: %q, %v; want ok", body, err)
+	}
+	other, _ := certificate(t)
+	for name, ca := range map[string]string{"system roots": "", "another CA": other} {
+		_, err := get(t, client(t, loopbackOnly, Options{CAPEM: ca}), srv.URL)
+		var unknown x509.UnknownAuthorityError
+		if !errors.As(err, &unknown) {
+			t.Errorf("with %s: %v, want an unknown authority", name, err)
+		}
+	}
+	c := client(t, loopbackOnly, Options{CAPEM: other})
+	if pool := c.Transport.(*guard).transport.TLSClientConfig.RootCAs; pool == nil {
+		t.Error("an own CA must replace the system's roots")
+	}
+}
+
+func TestOldTLSRefused(t *testing.T) {
+	srv := quiet(httptest.NewUnstartedServer(&counter{}))
+	srv.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
+	srv.StartTLS()
+	defer srv.Close()
+	if _, err := get(t, client(t, loopbackOnly, Options{CAPEM: caOf(srv)}), srv.URL); err == nil {
+		t.Error("TLS 1.1 was accepted")
+	}
+}
+
+func TestClientCertificate(t *testing.T) {
+	cert, key := certificate(t)
+	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, r.TLS.PeerCertificates[0].Subject.CommonName)
+	}))
+	srv.TLS = &tls.Config{ClientAuth: tls.RequireAnyClientCert}
+	quiet(srv).StartTLS()
+	defer srv.Close()
+	body, err := get(t, client(t, loopbackOnly, Options{CAPEM: caOf(srv), ClientCert: cert, ClientKey: key}), srv.URL)
+	if body != "engine" || err != nil {
+		t.Errorf("with a certificate: %q, %v; want engine", body, err)
+	}
+	if _, err := get(t, client(t, loopbackOnly, Options{CAPEM: caOf(srv)}), srv.URL); err == nil {
+		t.Error("without a certificate the server should have refused")
+	}
+}
+
+// certificate makes a self-signed certificate and its key, in PEM.
+func certificate(t *testing.T) (cert, key string) {
+	t.Helper()
+	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "engine"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
+		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
+}
