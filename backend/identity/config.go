@@ -1,0 +1,224 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package identity
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
+)
+
+const (
+	defaultTokenBytes = 16 << 10
+	hardTokenBytes    = 64 << 10
+	hardClaims        = 4096
+	hardDepth         = 64
+	maxIssuerConns    = 4
+	// maxLeeway stays below half of go-oidc's five minutes for nbf, out of which our leeway for exp is taken.
+	maxLeeway = 2 * time.Minute
+	// iatLeeway is what iat may lie ahead at least: a token is often used in the second it was made.
+	iatLeeway = time.Minute
+)
+
+// complete fills in defaults and checks all that needs no keys.
+func (c *Config) complete() error {
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if err := c.bound(); err != nil {
+		return err
+	}
+	if err := c.checkLists(); err != nil {
+		return err
+	}
+	c.Issuer = cmp.Or(c.Issuer, c.DiscoveryURL)
+	if c.Issuer == "" {
+		return errors.New("issuer: missing; want the exact iss of the tokens")
+	}
+	if err := checkIssuer(c.Issuer, c.Egress.AllowHTTPLoopback); err != nil {
+		return fmt.Errorf("issuer: %w", err)
+	}
+	return nil
+}
+
+// bound applies defaults and limits to the numbers.
+func (c *Config) bound() error {
+	hours := func(n time.Duration) int64 { return int64(n * time.Hour) }
+	for _, b := range []struct {
+		name           string
+		get            *int64
+		standard, most int64
+	}{
+		{"clock_skew_leeway", (*int64)(&c.Leeway), 0, int64(maxLeeway)},
+		{"max_age", (*int64)(&c.MaxAge), hours(1), hours(10 * 366 * 24)},
+		{"max_token_lifetime", (*int64)(&c.MaxTokenLifetime), hours(24), hours(10 * 366 * 24)},
+		{"http_timeout", (*int64)(&c.HTTPTimeout), int64(10 * time.Second), int64(time.Minute)},
+		{"jwks_min_refresh", (*int64)(&c.MinRefresh), int64(30 * time.Second), hours(1)},
+		{"jwks_max_age", (*int64)(&c.KeysMaxAge), int64(10 * time.Minute), hours(24)},
+		{"jwks_max_stale", (*int64)(&c.KeysMaxStale), hours(1), hours(24 * 7)},
+		{"max_jwks_bytes", &c.MaxJWKSBytes, 512 << 10, 8 << 20},
+	} {
+		if *b.get = cmp.Or(*b.get, b.standard); *b.get < 0 || *b.get > b.most {
+			return fmt.Errorf("%s: negative or too large", b.name)
+		}
+	}
+	for _, b := range []struct {
+		name           string
+		get            *int
+		standard, most int
+	}{
+		{"max_token_bytes", &c.MaxTokenBytes, defaultTokenBytes, hardTokenBytes},
+		{"max_claims", &c.MaxClaims, 256, hardClaims},
+		{"max_depth", &c.MaxDepth, 16, hardDepth},
+		{"max_keys", &c.MaxKeys, 100, 1000},
+	} {
+		if *b.get = cmp.Or(*b.get, b.standard); *b.get < 0 || *b.get > b.most {
+			return fmt.Errorf("%s: negative, or more than %d", b.name, b.most)
+		}
+	}
+	if c.KeysMaxStale < c.KeysMaxAge {
+		return errors.New("jwks_max_stale: shorter than jwks_max_age")
+	}
+	return nil
+}
+
+func (c *Config) checkLists() error {
+	if len(c.Algorithms) == 0 {
+		c.Algorithms = []string{"RS256", "ES256"}
+	}
+	if len(c.AllowedTypes) == 0 {
+		c.AllowedTypes = []string{Absent, "JWT"}
+	}
+	c.Algorithms, c.AllowedTypes = slices.Clone(c.Algorithms), slices.Clone(c.AllowedTypes) // the caller's stay the caller's
+	for _, alg := range c.Algorithms {
+		if !slices.Contains(asymmetric, alg) {
+			return fmt.Errorf("jwt_supported_algs: %q is not an asymmetric signature algorithm; want %s",
+				alg, strings.Join(asymmetric, ", "))
+		}
+	}
+	for _, typ := range c.AllowedTypes {
+		if len(typ) > maxKeyIDBytes || !isKeyID(typ) || strings.Contains(typ, " ") {
+			return fmt.Errorf("allowed_types: %q is not a media type; want for example JWT, at+jwt, or %s for none", typ, Absent)
+		}
+	}
+	for _, host := range c.JWKSHosts {
+		u, err := parseAnywhere("https://"+host, true)
+		if err != nil || u.Host != host {
+			return fmt.Errorf("jwks_hosts: %q is not a host; want a name in lower case, with a port only if not 443", host)
+		}
+	}
+	return nil
+}
+
+// parseAnywhere checks how a URL is spelt, but not where it leads: it is not called, or another check follows.
+func parseAnywhere(raw string, httpLoopback bool) (*url.URL, error) {
+	everywhere := []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
+	return egress.Policy{AllowPrivate: everywhere, AllowHTTPLoopback: httpLoopback}.ParseURL(raw)
+}
+
+// checkIssuer wants an issuer string that is one issuer's, in its plain spelling.
+func checkIssuer(issuer string, httpLoopback bool) error {
+	if len(issuer) > maxNameBytes {
+		return fmt.Errorf("longer than %d bytes", maxNameBytes)
+	}
+	u, err := parseAnywhere(issuer, httpLoopback)
+	if err != nil {
+		return err
+	}
+	return checkEntra(u)
+}
+
+// checkEntra refuses the addresses at which Entra speaks for every tenant at once: their keys would vouch for anybody's.
+func checkEntra(u *url.URL) error {
+	switch u.Hostname() {
+	case "login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn", "login.windows.net",
+		"login.microsoft.com", "sts.windows.net":
+	default:
+		return nil
+	}
+	tenant, _, _ := strings.Cut(strings.TrimLeft(u.Path, "/"), "/")
+	switch strings.ToLower(tenant) {
+	case "", "common", "organizations", "consumers":
+		return errors.New("serves every Entra tenant; want the address of one, with its id")
+	}
+	return nil
+}
+
+// keySet makes the key set of the one key source that is configured.
+func (c *Config) keySet() (*keySet, error) {
+	set := &keySet{
+		now: c.Now, floor: c.MinRefresh, maxAge: c.KeysMaxAge, maxStale: c.KeysMaxStale,
+		timeout: 2 * c.HTTPTimeout, patience: patience,
+	}
+	for _, alg := range c.Algorithms {
+		set.algorithms = append(set.algorithms, jose.SignatureAlgorithm(alg))
+	}
+	given := 0
+	for _, is := range []bool{c.DiscoveryURL != "", c.JWKSURL != "", len(c.PublicKeys) > 0} {
+		if is {
+			given++
+		}
+	}
+	if given != 1 {
+		return nil, errors.New("oidc_discovery_url, jwks_url, jwt_validation_pubkeys: want exactly one of them")
+	}
+	client, err := c.Egress.Client(egress.Options{
+		CAPEM: c.CAPEM, ProxyURL: c.ProxyURL, Timeout: c.HTTPTimeout, MaxConns: maxIssuerConns,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(c.PublicKeys) > 0 {
+		if set.current, err = parsePEMKeys(c.PublicKeys); err != nil {
+			return nil, fmt.Errorf("jwt_validation_pubkeys: %v", err)
+		}
+		return set, nil
+	}
+	set.source = &source{
+		client: client, policy: c.Egress, issuer: c.Issuer,
+		discoveryURL: c.DiscoveryURL, keysURL: c.JWKSURL,
+		maxBytes: c.MaxJWKSBytes, maxKeys: c.MaxKeys,
+	}
+	return set, c.locate(set.source)
+}
+
+// locate checks the addresses that will be called, and lists the hosts that may serve keys.
+func (c *Config) locate(s *source) error {
+	if c.JWKSURL != "" {
+		// With a query some issuers choose among their key sets; nothing is appended to this address.
+		base, query, _ := strings.Cut(c.JWKSURL, "?")
+		if _, err := c.Egress.ParseURL(base); err != nil {
+			return fmt.Errorf("jwks_url: %w", err)
+		}
+		if u, err := url.Parse(c.JWKSURL); err != nil || u.Fragment != "" || !isKeyID(query) && query != "" {
+			return errors.New("jwks_url: not a URL")
+		}
+		return nil
+	}
+	u, err := c.Egress.ParseURL(c.DiscoveryURL)
+	if err != nil {
+		return fmt.Errorf("oidc_discovery_url: %w", err)
+	}
+	if strings.HasSuffix(c.DiscoveryURL, wellKnown) {
+		return fmt.Errorf("oidc_discovery_url: leave out %s", wellKnown)
+	}
+	if err := checkEntra(u); err != nil {
+		return fmt.Errorf("oidc_discovery_url: %w", err)
+	}
+	issuer, err := url.Parse(c.Issuer)
+	if err != nil {
+		return errors.New("issuer: not a URL")
+	}
+	s.keyHosts = append([]string{hostPort(u), hostPort(issuer)}, c.JWKSHosts...)
+	return nil
+}

@@ -1,0 +1,373 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package identity
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// A fetch ends by its own time limit, and a caller leaves before that when its request ends.
+func TestStuckIssuer(t *testing.T) {
+	i := newIssuer(t, jwks(firstKey()))
+	c := newClock()
+	cfg := i.config(c)
+	cfg.HTTPTimeout = time.Second // long enough for the discovery on a busy machine
+	v := newVerifier(t, cfg)
+	release := make(chan struct{})
+	asked := make(chan struct{}, 1)
+	i.answer(func(http.ResponseWriter, *http.Request) { asked <- struct{}{}; <-release })
+	defer close(release)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() {
+		_, err := v.Verify(ctx, fresh(i, c))
+		left <- err
+	}()
+	<-asked
+	cancel()
+	if err := <-left; reason(t, err) != IssuerUnavailable {
+		t.Errorf("caller that left: %v, want %s", err, IssuerUnavailable)
+	}
+	settle(v) // hangs if the fetch does not end
+	wantReason(t, v, fresh(i, c), IssuerUnavailable)
+	if got, want := v.Status().LastError, "keys: no answer in time"; got != want {
+		t.Errorf("LastError = %q, want %q", got, want)
+	}
+}
+
+// The headers come, the body never ends.
+func TestDrippingIssuer(t *testing.T) {
+	i := newIssuer(t, "")
+	c := newClock()
+	cfg := i.config(c)
+	cfg.HTTPTimeout = 50 * time.Millisecond
+	v := newVerifier(t, cfg)
+	release := make(chan struct{})
+	i.answer(func(w http.ResponseWriter, _ *http.Request) {
+		fmt.Fprint(w, `{"keys":[`)
+		w.(http.Flusher).Flush()
+		<-release
+	})
+	defer close(release)
+	wantReason(t, v, fresh(i, c), IssuerUnavailable)
+}
+
+func TestRedirectIsNotFollowed(t *testing.T) {
+	v, i, c := fetching(t)
+	elsewhere := newIssuer(t, jwks(firstKey()))
+	i.answer(func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, elsewhere.URL+"/keys", http.StatusFound)
+	})
+	wantReason(t, v, fresh(i, c), IssuerUnavailable)
+	elsewhere.wantHits(t, "/keys", 0)
+	if got, want := v.Status().LastError, "keys: the issuer answered with status 302, want 200"; got != want {
+		t.Errorf("LastError = %q, want %q", got, want)
+	}
+}
+
+func TestHugeBodies(t *testing.T) {
+	pad := func(n int) string { // a key set of n bytes
+		set := jwks(firstKey())
+		return set + strings.Repeat(" ", n-len(set))
+	}
+	for _, tt := range []struct {
+		name string
+		body string
+		want string
+	}{
+		{"at the limit", pad(512 << 10), ""},
+		{"beyond the limit", pad(512<<10 + 1), IssuerUnavailable},
+	} {
+		v, i, c := fetching(t)
+		i.publish(tt.body)
+		wantReason(t, v, fresh(i, c), tt.want)
+	}
+	v, i, c := fetching(t)
+	i.set(func(f *fakeIssuer) {
+		f.discovery = fields{"issuer": i.URL, "jwks_uri": i.URL + "/keys", "x": strings.Repeat("x", maxDiscoveryBytes)}.String()
+	})
+	wantReason(t, v, fresh(i, c), IssuerUnavailable)
+	i.wantHits(t, "/keys", 0)
+}
+
+func TestErrorsRepeatNoAnswer(t *testing.T) {
+	const canary = "CANARY \x1b[31m"
+	for _, h := range []http.HandlerFunc{
+		func(w http.ResponseWriter, _ *http.Request) { http.Error(w, strings.Repeat(canary, 1000), 500) },
+		func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, canary) },
+		func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprintf(w, `{"keys":[{"kty":%q,"kid":%q}]}`, canary, canary)
+		},
+		func(w http.ResponseWriter, _ *http.Request) {
+			fmt.Fprintf(w, `{"keys":[{"kty":"RSA","n":%q,"e":"AQAB"}]}`, canary)
+		},
+	} {
+		v, i, c := fetching(t)
+		i.answer(h)
+		_, err := v.Verify(t.Context(), fresh(i, c))
+		if reason(t, err) != IssuerUnavailable {
+			t.Errorf("Verify: %v, want %s", err, IssuerUnavailable)
+		}
+		for _, text := range []string{fmt.Sprint(err), fmt.Sprint(v.Probe(t.Context())), fmt.Sprint(v.Status())} {
+			if strings.Contains(text, "CANARY") || strings.Contains(text, "\x1b") {
+				t.Errorf("the issuer's answer is repeated: %q", text)
+			}
+		}
+	}
+}
+
+func TestNoFetchForTokensThatCannotPass(t *testing.T) {
+	v, i, c := fetching(t)
+	body := claims(i.URL, c.now())
+	wantReason(t, v, token(body.with("iss", "https://evil.example")), UnknownIssuer)
+	wantReason(t, v, token(claims(i.URL, c.now().Add(-time.Hour))), Expired)
+	wantReason(t, v, compact("RS256", rsaKey(), header1.with("alg", "none").String(), body.String()), Algorithm)
+	wantReason(t, v, compact("RS256", rsaKey(), header1.with("typ", "dpop+jwt").String(), body.String()), TokenType)
+	wantReason(t, v, token(body.with("sub", "")), TokenMalformed)
+	i.wantHits(t, wellKnown, 0)
+	i.wantHits(t, "/keys", 0)
+}
+
+func TestDiscoveryAttacks(t *testing.T) {
+	inside := newIssuer(t, jwks(firstKey()))
+	for _, tt := range []struct {
+		name string
+		doc  func(issuer string) string
+	}{
+		{"of another issuer", func(iss string) string { return fields{"issuer": inside.URL, "jwks_uri": iss + "/keys"}.String() }},
+		{"issuer with trailing slash", func(iss string) string { return fields{"issuer": iss + "/", "jwks_uri": iss + "/keys"}.String() }},
+		{"issuer missing", func(iss string) string { return fields{"jwks_uri": iss + "/keys"}.String() }},
+		{"issuer folded", func(iss string) string { return fields{"Issuer": iss, "jwks_uri": iss + "/keys"}.String() }},
+		{"issuer twice", func(iss string) string {
+			return fmt.Sprintf(`{"issuer":%q,"issuer":%q,"jwks_uri":%q}`, inside.URL, iss, iss+"/keys")
+		}},
+		{"keys missing", func(iss string) string { return fields{"issuer": iss}.String() }},
+		{"keys a number", func(iss string) string { return fields{"issuer": iss, "jwks_uri": 1}.String() }},
+		{"keys by http", func(iss string) string {
+			return fields{"issuer": iss, "jwks_uri": strings.Replace(iss, "https", "http", 1) + "/keys"}.String()
+		}},
+		{"keys on another host", func(iss string) string { return fields{"issuer": iss, "jwks_uri": inside.URL + "/keys"}.String() }},
+		{"keys with a user", func(iss string) string {
+			return fields{"issuer": iss, "jwks_uri": strings.Replace(iss, "//", "//u:p@", 1) + "/keys"}.String()
+		}},
+		{"keys at the metadata address", func(iss string) string {
+			return fields{"issuer": iss, "jwks_uri": "https://169.254.169.254/keys"}.String()
+		}},
+		{"keys in a file", func(iss string) string { return fields{"issuer": iss, "jwks_uri": "file:///etc/passwd"}.String() }},
+		{"not JSON", func(string) string { return "<html>" }},
+		{"an array", func(string) string { return "[]" }},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			v, i, c := fetching(t)
+			i.set(func(f *fakeIssuer) { f.discovery = tt.doc(i.URL) })
+			wantReason(t, v, fresh(i, c), IssuerUnavailable)
+			i.wantHits(t, "/keys", 0)
+			inside.wantHits(t, "/keys", 0)
+			if !strings.HasPrefix(v.Status().LastError, "discovery: ") {
+				t.Errorf("LastError = %q, want one of discovery", v.Status().LastError)
+			}
+		})
+	}
+}
+
+func TestKeyHosts(t *testing.T) {
+	keys := newIssuer(t, jwks(firstKey()))
+	i := newIssuer(t, "")
+	i.set(func(f *fakeIssuer) { f.discovery = fields{"issuer": i.URL, "jwks_uri": keys.URL + "/keys"}.String() })
+	c := newClock()
+	cfg := i.config(c)
+	cfg.JWKSHosts = []string{strings.TrimPrefix(keys.URL, "https://")}
+	v := newVerifier(t, cfg)
+	wantReason(t, v, fresh(i, c), "")
+	keys.wantHits(t, "/keys", 1)
+}
+
+func TestDiscoveryIsRepeated(t *testing.T) {
+	v, i, c := fetching(t)
+	wantReason(t, v, fresh(i, c), "")
+	i.wantHits(t, wellKnown, 1)
+	c.advance(24 * time.Hour)
+	wantReason(t, v, fresh(i, c), "")
+	i.wantHits(t, wellKnown, 2)
+
+	// The keys have moved, and their old address answers with an error from now on.
+	i.answer(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/moved" {
+			fmt.Fprint(w, jwks(firstKey()))
+			return
+		}
+		w.WriteHeader(http.StatusGone)
+	})
+	i.set(func(f *fakeIssuer) { f.discovery = fields{"issuer": i.URL, "jwks_uri": i.URL + "/moved"}.String() })
+	c.advance(10 * time.Minute)
+	for range rediscoverFailures + 1 {
+		wantReason(t, v, fresh(i, c), "")
+		settle(v)
+		c.advance(30 * time.Second)
+	}
+	i.wantHits(t, wellKnown, 3)
+	i.wantHits(t, "/moved", 1)
+}
+
+func TestJWKSURLNeedsNoDiscovery(t *testing.T) {
+	i := newIssuer(t, jwks(firstKey()))
+	c := newClock()
+	cfg := i.config(c)
+	cfg.DiscoveryURL, cfg.JWKSURL, cfg.Issuer = "", i.URL+"/keys", "https://id.example.com"
+	v := newVerifier(t, cfg)
+	wantReason(t, v, token(claims("https://id.example.com", c.now())), "")
+	i.wantHits(t, wellKnown, 0)
+}
+
+func TestUnnamedKeys(t *testing.T) {
+	v, i, c := fetching(t)
+	i.publish(jwks(jwk(rsaKey().Public(), "", "", nil), jwk(ecKey().Public(), "", "", nil)))
+	body := claims(i.URL, c.now()).String()
+	wantReason(t, v, compact("RS256", rsaKey(), `{"alg":"RS256"}`, body), "")
+	wantReason(t, v, compact("ES256", ecKey(), `{"alg":"ES256"}`, body), "")
+	wantReason(t, v, compact("RS256", otherRSA(), `{"alg":"RS256"}`, body), BadSignature)
+	wantReason(t, v, compact("EdDSA", edKey(), `{"alg":"EdDSA"}`, body), Algorithm)
+	wantReason(t, v, fresh(i, c), UnknownKey)
+	i.wantHits(t, "/keys", 1)
+}
+
+func TestConfiguredKeys(t *testing.T) {
+	c := newClock()
+	v := newVerifier(t, Config{
+		Issuer: "https://id.example.com", Now: c.now, Algorithms: []string{"RS256", "ES256"},
+		PublicKeys: []string{publicPEM(otherRSA().Public()), publicPEM(rsaKey().Public()), publicPEM(ecKey().Public())},
+	})
+	body := claims("https://id.example.com", c.now())
+	wantReason(t, v, token(body), "") // whatever kid it has
+	wantReason(t, v, compact("RS256", rsaKey(), `{"alg":"RS256"}`, body.String()), "")
+	wantReason(t, v, compact("ES256", ecKey(), `{"alg":"ES256"}`, body.String()), "")
+	wantReason(t, v, unsigned("k1", body), BadSignature)
+	v.Forget()
+	if err := v.Refresh(t.Context()); err != nil {
+		t.Errorf("Refresh = %v, want nil", err)
+	}
+	if err := v.Probe(t.Context()); err != nil {
+		t.Errorf("Probe = %v, want nil", err)
+	}
+	wantReason(t, v, token(body), "")
+	if got := v.Status(); got.Keys != 3 || got.KeyIDs != nil || !got.Fetched.IsZero() {
+		t.Errorf("Status = %+v, want three keys without id or time", got)
+	}
+}
+
+func TestRefreshDropsKeys(t *testing.T) {
+	v, i, c := fetching(t)
+	wantReason(t, v, fresh(i, c), "")
+	i.publish(jwks(secondKey()))
+	if err := v.Refresh(t.Context()); err != nil { // within the floor
+		t.Fatal(err)
+	}
+	wantReason(t, v, fresh(i, c), UnknownKey)
+	i.wantHits(t, wellKnown, 2)
+
+	i.answer(status(http.StatusBadGateway))
+	if err := v.Refresh(t.Context()); reason(t, err) != IssuerUnavailable {
+		t.Errorf("Refresh = %v, want %s", err, IssuerUnavailable)
+	}
+	wantReason(t, v, tokenBy(otherRSA(), "k2", claims(i.URL, c.now())), IssuerUnavailable)
+}
+
+// What a fetch brings that was under way when the keys were dropped may be what was to be dropped.
+func TestForgetDiscardsRunningFetch(t *testing.T) {
+	v, i, c := fetching(t)
+	asked, release := make(chan struct{}), make(chan struct{})
+	i.answer(func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-release
+		fmt.Fprint(w, jwks(firstKey()))
+	})
+	done := make(chan error)
+	go func() {
+		_, err := v.Verify(t.Context(), fresh(i, c))
+		done <- err
+	}()
+	<-asked
+	v.Forget()
+	i.answer(nil)
+	i.publish(jwks(secondKey()))
+	close(release)
+	if err := <-done; reason(t, err) != UnknownKey {
+		t.Errorf("Verify = %v, want %s: the key was withdrawn", err, UnknownKey)
+	}
+}
+
+func TestForgetFetchesAnew(t *testing.T) {
+	v, i, c := fetching(t)
+	wantReason(t, v, fresh(i, c), "")
+	v.Forget()
+	if got := v.Status(); got.Keys != 0 || !got.Fetched.IsZero() || !got.Tried.IsZero() {
+		t.Errorf("Status = %+v, want nothing", got)
+	}
+	wantReason(t, v, fresh(i, c), "")
+	i.wantHits(t, "/keys", 2)
+}
+
+func TestProbeChangesNothing(t *testing.T) {
+	v, i, _ := fetching(t)
+	if err := v.Probe(t.Context()); err != nil {
+		t.Errorf("Probe = %v, want nil", err)
+	}
+	i.answer(status(http.StatusInternalServerError))
+	if err := v.Probe(t.Context()); reason(t, err) != IssuerUnavailable {
+		t.Errorf("Probe = %v, want %s", err, IssuerUnavailable)
+	}
+	if diff := cmp.Diff(Status{}, v.Status()); diff != "" {
+		t.Errorf("Status after Probe (-want +got):\n%s", diff)
+	}
+}
+
+func TestStatus(t *testing.T) {
+	v, i, c := fetching(t)
+	i.publish(jwks(secondKey(), firstKey(), jwk(edKey().Public(), "", "", nil), []byte(`{"kty":"oct","k":"AA"}`)))
+	wantReason(t, v, fresh(i, c), "")
+	want := Status{
+		Fetched: start, Tried: start, Keys: 3, KeyIDs: []string{"k1", "k2"}, Skipped: map[string]int{"a symmetric key": 1},
+	}
+	if diff := cmp.Diff(want, v.Status()); diff != "" {
+		t.Errorf("Status (-want +got):\n%s", diff)
+	}
+}
+
+func TestPanicInFetchIsAnError(t *testing.T) {
+	v, i, c := fetching(t)
+	v.keys.source.client = nil
+	wantReason(t, v, fresh(i, c), IssuerUnavailable)
+	if got, want := v.Status().LastError, "reading the issuer's answer panicked"; got != want {
+		t.Errorf("LastError = %q, want %q", got, want)
+	}
+}
+
+// The issuer's certificate must be right.
+func TestWrongCA(t *testing.T) {
+	i := newIssuer(t, jwks(firstKey()))
+	c := newClock()
+	cfg := i.config(c)
+	cfg.CAPEM = ""
+	v := newVerifier(t, cfg)
+	wantReason(t, v, fresh(i, c), IssuerUnavailable)
+	i.wantHits(t, wellKnown, 0)
+}
+
+// A proxy in the environment is not asked.
+func TestEnvironmentProxyIsIgnored(t *testing.T) {
+	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the proxy was asked") }))
+	defer proxy.Close()
+	t.Setenv("HTTPS_PROXY", proxy.URL)
+	v, i, c := fetching(t)
+	wantReason(t, v, fresh(i, c), "")
+}

@@ -1,0 +1,227 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package identity says who presents a subject token. It verifies; it does not decide who is trusted, not even by
+// audience: that is the trust policy's part.
+//
+// A token passes through, in this order, so that each step is cheaper than those behind it and works on what those before
+// it have made unambiguous:
+//
+//	spelling   compact form, one spelling only                         split
+//	header     strict JSON; alg and typ permitted; no foreign keys     parseHeader
+//	payload    strict JSON into the one map of claims                  parsePayload
+//	issuer     iss is exactly this issuer's                            Verify
+//	time       exp, iat, nbf, age and lifetime                         inTime
+//	signature  go-oidc, over the issuer's keys                         keySet
+//	agreement  go-oidc read the same iss, sub, aud and exp as we did   agree
+//
+// Up to the signature nothing touches the network, and a token that names no configured issuer never does.
+package identity
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/coreos/go-oidc/v3/oidc"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
+)
+
+// Absent in Config.AllowedTypes stands for a token without a typ header.
+const Absent = "absent"
+
+// Config describes one issuer of OpenID Connect tokens. Limits and durations that are 0 take the default named beside them.
+type Config struct {
+	// Issuer is the exact iss of its tokens; empty means DiscoveryURL. It is compared byte by byte and never normalised.
+	Issuer string
+
+	// Exactly one of these says where its keys come from: a discovery document below DiscoveryURL, a JWK set at JWKSURL,
+	// or public keys in PEM, one each.
+	DiscoveryURL string
+	JWKSURL      string
+	PublicKeys   []string
+	// JWKSHosts are hosts ("host", or "host:port" if not the default) that a discovery document may name for the keys,
+	// beside those of the issuer and of DiscoveryURL.
+	JWKSHosts []string
+
+	Algorithms   []string // asymmetric JWS algorithms; default RS256, ES256
+	AllowedTypes []string // typ headers, and Absent for none; default Absent and JWT. Compared as media types are
+
+	// Leeway forgives clocks that differ: a token is valid until exp plus Leeway, and from nbf less Leeway on. 0 is none;
+	// at most 2 minutes. iat may always lie up to a minute ahead.
+	Leeway           time.Duration
+	MaxAge           time.Duration // since iat; default 1 h
+	MaxTokenLifetime time.Duration // from iat to exp; default 24 h
+
+	CAPEM    string        // certificates that replace the system's roots
+	ProxyURL string        // see egress.Options
+	Egress   egress.Policy // which addresses may be called
+	// HTTPTimeout bounds each call, and a fetch of keys (discovery and key set) to twice this; default 10 s.
+	HTTPTimeout time.Duration
+
+	MaxTokenBytes int   // default 16 KiB, at most 64 KiB
+	MaxClaims     int   // members of all objects together; default 256, at most 4096
+	MaxDepth      int   // of nesting; default 16, at most 64
+	MaxJWKSBytes  int64 // default 512 KiB, at most 8 MiB
+	MaxKeys       int   // default 100, at most 1000
+
+	MinRefresh   time.Duration // between two fetches of keys; default 30 s
+	KeysMaxAge   time.Duration // keys in use are refreshed at this age; default 10 min
+	KeysMaxStale time.Duration // keys that cannot be refreshed are used up to this age; default 1 h
+
+	Now func() time.Time // nil means time.Now
+}
+
+// Verifier verifies the tokens of one issuer. It may be shared; New makes one.
+type Verifier struct {
+	cfg    Config // with defaults filled in
+	limits limits
+	keys   *keySet
+	oidc   oidc.Config
+}
+
+// Status is what is known of an issuer's keys at a moment.
+type Status struct {
+	Fetched   time.Time      // when the keys in use were asked for; zero if there are none, or they are configured
+	Tried     time.Time      // when keys were last asked for
+	Keys      int            // how many are usable
+	KeyIDs    []string       // their ids, sorted; configured keys have none
+	Skipped   map[string]int // entries of the set that are not used, by reason
+	LastError string         // why the last fetch brought nothing; empty if it did. Never a part of an answer
+}
+
+// New checks everything about c and does no I/O. Its errors name the API field that is wrong and never quote a key.
+func New(c Config) (*Verifier, error) {
+	if err := c.complete(); err != nil {
+		return nil, err
+	}
+	set, err := c.keySet()
+	if err != nil {
+		return nil, err
+	}
+	v := &Verifier{cfg: c, limits: limits{depth: c.MaxDepth, members: c.MaxClaims}, keys: set}
+	v.oidc = oidc.Config{
+		SupportedSigningAlgs: c.Algorithms,
+		// The audience is decided by the trust policy: which values are right depends on the role, not on the issuer.
+		SkipClientIDCheck: true,
+		// go-oidc has no leeway for exp; moving its clock back gives it ours. It looks at nbf with five minutes of leeway,
+		// less this; inTime is stricter.
+		Now: func() time.Time { return c.Now().Add(-c.Leeway) },
+	}
+	return v, nil
+}
+
+// Verify returns the verified token, or an *Error whose Reason says what is wrong with it. The reason IssuerUnavailable is
+// the only one that is not the token's fault. A key that is not known yet may be fetched; Verify returns when ctx ends.
+func (v *Verifier) Verify(ctx context.Context, token string) (*Token, error) {
+	s, err := split(token, v.cfg.MaxTokenBytes)
+	if err != nil {
+		return nil, err
+	}
+	if err := v.checkHeader(s); err != nil {
+		return nil, err
+	}
+	p, err := parsePayload(s.payload, v.limits)
+	if err != nil {
+		return nil, err
+	}
+	if p.iss != v.cfg.Issuer {
+		return nil, refuse(UnknownIssuer, "iss is not exactly this issuer's")
+	}
+	if err := v.inTime(p, v.cfg.Now()); err != nil {
+		return nil, err
+	}
+	if err := v.checkSignature(ctx, token, p); err != nil {
+		return nil, err
+	}
+	return newToken(s, p), nil
+}
+
+func (v *Verifier) checkHeader(s segments) error {
+	h, err := parseHeader(s.header, v.limits)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(v.cfg.Algorithms, h.alg) {
+		return refuse(Algorithm, "alg is not in jwt_supported_algs")
+	}
+	if !typeAllowed(h, v.cfg.AllowedTypes) {
+		return refuse(TokenType, "typ is not in allowed_types")
+	}
+	if s.signature == 0 {
+		return refuse(TokenMalformed, "it has no signature")
+	}
+	return nil
+}
+
+// inTime checks everything that depends on the clock.
+func (v *Verifier) inTime(p payload, now time.Time) error {
+	issued, expiry := time.Unix(p.iat, 0), time.Unix(p.exp, 0)
+	switch {
+	case !now.Before(expiry.Add(v.cfg.Leeway)):
+		return refuse(Expired, "exp has passed")
+	case issued.After(now.Add(max(v.cfg.Leeway, iatLeeway))):
+		return refuse(NotYetValid, "iat lies in the future")
+	case p.nbf != 0 && time.Unix(p.nbf, 0).After(now.Add(v.cfg.Leeway)):
+		return refuse(NotYetValid, "nbf lies in the future")
+	case !issued.Before(expiry):
+		return refuse(Lifetime, "exp is not after iat")
+	case now.Sub(issued) > v.cfg.MaxAge:
+		return refuse(TooOld, "iat is longer ago than max_age")
+	case expiry.Sub(issued) > v.cfg.MaxTokenLifetime:
+		return refuse(Lifetime, "exp is later after iat than max_token_lifetime")
+	}
+	return nil
+}
+
+// checkSignature lets go-oidc verify the token with this issuer's keys, and compares what it read with what we did.
+func (v *Verifier) checkSignature(ctx context.Context, token string, p payload) error {
+	once := &call{keys: v.keys}
+	id, err := oidc.NewVerifier(v.cfg.Issuer, once, &v.oidc).Verify(ctx, token)
+	if once.err != nil {
+		return once.err
+	}
+	if expired := (*oidc.TokenExpiredError)(nil); errors.As(err, &expired) { // while the keys were fetched
+		return refuse(Expired, "exp has passed")
+	}
+	if err != nil { // its text quotes the token
+		return refuse(TokenMalformed, "go-oidc refuses it")
+	}
+	if !agree(p, id) {
+		return refuse(TokenMalformed, "two parsers read it differently")
+	}
+	return nil
+}
+
+// call carries the key set's error past go-oidc, which keeps only its text.
+type call struct {
+	keys *keySet
+	err  error
+}
+
+// VerifySignature implements oidc.KeySet.
+func (c *call) VerifySignature(ctx context.Context, token string) (payload []byte, err error) {
+	payload, c.err = c.keys.VerifySignature(ctx, token)
+	return payload, c.err
+}
+
+// agree says whether go-oidc's reading is ours. The strict parse leaves nothing to disagree on; should that ever stop being
+// true, the token is refused instead of being judged by one reading and recorded by another.
+func agree(p payload, id *oidc.IDToken) bool {
+	return id.Issuer == p.iss && id.Subject == p.sub && slices.Equal(id.Audience, p.aud) && id.Expiry.Unix() == p.exp
+}
+
+// Refresh drops the issuer's keys, also those that would still be good, and fetches them anew, however recent the last
+// fetch is. If that brings nothing the error is an *Error, no key vouches, and Verify tries again after MinRefresh.
+func (v *Verifier) Refresh(ctx context.Context) error { return v.keys.refresh(ctx) }
+
+// Forget drops the issuer's keys; the next Verify fetches them. Configured keys stay, here and with Refresh.
+func (v *Verifier) Forget() { v.keys.forget() }
+
+// Probe tries whether the issuer's keys can be had now, and changes nothing. The error is an *Error.
+func (v *Verifier) Probe(ctx context.Context) error { return v.keys.probe(ctx) }
+
+// Status tells what is known of the issuer's keys. It asks nobody.
+func (v *Verifier) Status() Status { return v.keys.status() }

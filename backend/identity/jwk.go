@@ -1,0 +1,252 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package identity
+
+import (
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rsa"
+	"crypto/x509"
+	"encoding/json"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+const (
+	minRSABits = 2048
+	maxRSABits = 8192 // larger ones only cost time
+	// maxUnnamed bounds the keys without an id: each is tried for every token.
+	maxUnnamed = 8
+)
+
+// asymmetric lists every algorithm that an issuer may be given. HMAC is not among them: who can verify with it can sign.
+var asymmetric = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
+
+// jwkLimits bound one key of a set.
+var jwkLimits = limits{depth: 8, members: 64}
+
+// key is a public key that may verify tokens.
+type key struct {
+	id     string
+	alg    string // as published; empty permits every algorithm of the key's kind
+	public any    // *rsa.PublicKey, *ecdsa.PublicKey or ed25519.PublicKey
+}
+
+// fits says whether a signature by alg may be verified with k. One key must not serve two algorithms (RFC 8725 section 3.1).
+func (k key) fits(alg string) bool {
+	return (k.alg == "" || k.alg == alg) && fitsKind(k.public, alg)
+}
+
+func fitsKind(public any, alg string) bool {
+	switch public := public.(type) {
+	case *rsa.PublicKey:
+		return strings.HasPrefix(alg, "RS") || strings.HasPrefix(alg, "PS")
+	case *ecdsa.PublicKey:
+		return alg == curveAlgorithm(public.Curve)
+	case ed25519.PublicKey:
+		return alg == "EdDSA"
+	}
+	return false
+}
+
+func curveAlgorithm(c elliptic.Curve) string {
+	switch c {
+	case elliptic.P256():
+		return "ES256"
+	case elliptic.P384():
+		return "ES384"
+	case elliptic.P521():
+		return "ES512"
+	}
+	return ""
+}
+
+// weakness says why a key must not be used, "" if it may.
+func weakness(public any) string {
+	switch public := public.(type) {
+	case *rsa.PublicKey:
+		bits := public.N.BitLen()
+		if bits < minRSABits || bits > maxRSABits {
+			return fmt.Sprintf("an RSA key outside %d to %d bits", minRSABits, maxRSABits)
+		}
+		if public.E < 3 || public.E%2 == 0 {
+			return "an RSA key with an unsafe exponent"
+		}
+	case *ecdsa.PublicKey:
+		if curveAlgorithm(public.Curve) == "" {
+			return "a key of an unsupported kind"
+		}
+	case ed25519.PublicKey:
+	default:
+		return "a key of an unsupported kind"
+	}
+	return ""
+}
+
+// keys is the usable part of a key set; it does not change once made.
+type keys struct {
+	named   map[string]key
+	unnamed []key
+	skipped map[string]int // why entries are not used, and how many; our words
+}
+
+// parseKeys reads a JWK set entry by entry: an entry that cannot be used is skipped and counted, so that one odd key does
+// not take the issuer down (RFC 7517 section 5). A set without any usable key is an error.
+func parseKeys(body []byte, maxKeys int) (*keys, error) {
+	var doc map[string]json.RawMessage // a map, because a struct would match "KEYS" too
+	var entries []json.RawMessage
+	if json.Unmarshal(body, &doc) != nil || json.Unmarshal(doc["keys"], &entries) != nil || entries == nil {
+		return nil, errors.New("the answer is not a JWK set")
+	}
+	if len(entries) > maxKeys {
+		return nil, fmt.Errorf("the key set has more than %d keys", maxKeys)
+	}
+	seen := make(map[string]int)
+	list := make([]parsedKey, len(entries))
+	for i, entry := range entries {
+		list[i] = parseKey(entry)
+		seen[list[i].id]++
+	}
+	set := &keys{named: make(map[string]key), skipped: make(map[string]int)}
+	for _, k := range list {
+		switch {
+		case k.fault != "":
+			set.skipped[k.fault]++
+		case k.id != "" && seen[k.id] > 1: // which of them vouches would depend on their order
+			set.skipped["repeated kid"]++
+		case k.id != "":
+			set.named[k.id] = k.key
+		case len(set.unnamed) == maxUnnamed:
+			set.skipped["too many without kid"]++
+		default:
+			set.unnamed = append(set.unnamed, k.key)
+		}
+	}
+	if len(set.named)+len(set.unnamed) == 0 {
+		return nil, fmt.Errorf("the key set has no usable key%s", set.explain())
+	}
+	return set, nil
+}
+
+// explain lists what was skipped, in a fixed order.
+func (s *keys) explain() string {
+	var b strings.Builder
+	for _, fault := range slices.Sorted(maps.Keys(s.skipped)) {
+		fmt.Fprintf(&b, "; %s: %d", fault, s.skipped[fault])
+	}
+	return b.String()
+}
+
+// parsedKey is one entry of a key set: a key, or why it is not used. Its id is known even then, if it can be.
+type parsedKey struct {
+	key
+	fault string
+}
+
+func parseKey(entry []byte) parsedKey {
+	m, err := parseObject(string(entry), jwkLimits)
+	if err != nil {
+		return parsedKey{fault: "malformed"}
+	}
+	id, named, ok := stringMember(m, "kid")
+	if !ok || named && !isKeyID(id) {
+		return parsedKey{fault: "malformed"}
+	}
+	k := key{id: id}
+	fault := purpose(m)
+	if fault == "" {
+		fault = k.read(entry, m)
+	}
+	return parsedKey{key: k, fault: fault}
+}
+
+// read takes the key itself out of an entry, and returns why it must not be used, if so.
+func (k *key) read(entry []byte, m map[string]any) string {
+	if e, _ := m["e"].(string); len(e) > 6 { // go-jose would cut an exponent of more than four bytes down
+		return "an RSA key with an unsafe exponent"
+	}
+	var jwk jose.JSONWebKey
+	if err := jwk.UnmarshalJSON(entry); errors.Is(err, jose.ErrUnsupportedKeyType) {
+		return "a key of an unsupported kind"
+	} else if err != nil { // its text may quote the entry
+		return "malformed"
+	}
+	if fault := weakness(jwk.Key); fault != "" {
+		return fault
+	}
+	if jwk.Algorithm != "" && (!slices.Contains(asymmetric, jwk.Algorithm) || !fitsKind(jwk.Key, jwk.Algorithm)) {
+		return "an algorithm that is unsupported or not of the key's kind"
+	}
+	k.alg, k.public = jwk.Algorithm, jwk.Key
+	return ""
+}
+
+// purpose refuses entries that are not public keys for verifying signatures.
+func purpose(m map[string]any) string {
+	if m["kty"] == "oct" {
+		return "a symmetric key"
+	}
+	for _, name := range [...]string{"d", "p", "q", "dp", "dq", "qi", "oth", "k", "priv"} {
+		if _, ok := m[name]; ok { // published, so anybody may sign with it
+			return "a private key"
+		}
+	}
+	use, hasUse, ok := stringMember(m, "use")
+	if !ok || hasUse && use != "sig" && use != "" {
+		return "not for signatures"
+	}
+	ops, hasOps := m["key_ops"]
+	list, _ := ops.([]any)
+	if hasOps && !slices.Contains(list, any("verify")) {
+		return "not for signatures"
+	}
+	return ""
+}
+
+// parsePEMKeys reads configured public keys.
+func parsePEMKeys(texts []string) (*keys, error) {
+	if len(texts) > maxUnnamed {
+		return nil, fmt.Errorf("more than %d keys", maxUnnamed)
+	}
+	set := &keys{}
+	for i, text := range texts {
+		public, err := parsePEMKey(text)
+		if err != nil {
+			return nil, fmt.Errorf("key %d: %v", i+1, err)
+		}
+		set.unnamed = append(set.unnamed, key{public: public})
+	}
+	return set, nil
+}
+
+func parsePEMKey(text string) (any, error) {
+	block, rest := pem.Decode([]byte(text))
+	if block == nil || strings.TrimSpace(string(rest)) != "" {
+		return nil, errors.New("not exactly one public key in PEM")
+	}
+	var public any
+	var err error
+	switch block.Type {
+	case "PUBLIC KEY":
+		public, err = x509.ParsePKIXPublicKey(block.Bytes)
+	case "RSA PUBLIC KEY":
+		public, err = x509.ParsePKCS1PublicKey(block.Bytes)
+	default: // a certificate would promise that its dates and chain mean something here
+		return nil, errors.New(`want a block of type "PUBLIC KEY" or "RSA PUBLIC KEY"`)
+	}
+	if err != nil {
+		return nil, errors.New("not a public key")
+	}
+	if fault := weakness(public); fault != "" {
+		return nil, errors.New(fault)
+	}
+	return public, nil
+}
