@@ -28,7 +28,7 @@ func eval(t *testing.T, src string, want Type, variables map[string]any) (any, e
 func TestEval(t *testing.T) {
 	claims := Value(map[string]any{
 		"repository": "Acme/Widget", "id": json.Number("9007199254740993"), "list": []any{"a", "b"},
-		"big": json.Number("99999999999999999999999"), "pi": json.Number("3.5"), "none": nil,
+		"big": json.Number("99999999999999999999999"), "pi": json.Number("3.5"), "none": nil, "bigs": []any{json.Number("1"), json.Number("99999999999999999999999")},
 	})
 	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	vars := map[string]any{"claims": claims, "now": at}
@@ -37,6 +37,7 @@ func TestEval(t *testing.T) {
 		`lower(claims.repository)`:                       "acme/widget",
 		`claims.id == 9007199254740993`:                  true,
 		`claims.id == 9007199254740992`:                  false,
+		`has(claims.bigs)`:                               false,
 		`has(claims.big)`:                                false, // no float stands in for it
 		`claims.pi > 3`:                                  true,
 		`claims.none == null`:                            true,

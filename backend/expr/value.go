@@ -17,8 +17,9 @@ import (
 )
 
 // Value returns decoded JSON (numbers as json.Number) as expressions see it: integers as int64 or uint64, other
-// numbers as float64. A number that neither holds exactly as an integer nor is a fraction is left out of its object,
-// or null in a list: an expression must not take one identifier for another because a float rounded it.
+// numbers as float64. A number that neither holds exactly as an integer nor is a fraction is left out of its object, and
+// a list that has one is left out whole: an expression must not take one identifier for another because a float rounded
+// it.
 func Value(v any) any {
 	switch v := v.(type) {
 	case json.Number:
@@ -36,7 +37,9 @@ func Value(v any) any {
 	case []any:
 		out := make([]any, len(v))
 		for i, element := range v {
-			out[i] = Value(element)
+			if out[i] = Value(element); out[i] == nil && element != nil {
+				return nil
+			}
 		}
 		return out
 	default:

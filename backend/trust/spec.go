@@ -15,7 +15,8 @@ import (
 const (
 	maxAudiences = 64
 	maxClaims    = 32
-	maxValues    = 256
+	maxValues    = 256  // of one claim
+	maxGlobs     = 256  // of one policy: each is matched against each value of its claim
 	maxPattern   = 256  // bytes of a claim's name and of one expected value
 	maxText      = 2048 // bytes of a subject and of an audience; a SPIFFE ID may be as long
 	maxDigits    = 64   // bytes of a number that is compared by value
@@ -112,12 +113,16 @@ func (p *Policy) compileClaims() error {
 	if len(p.spec.BoundClaims) > maxClaims {
 		return &FieldError{"bound_claims", fmt.Sprintf("at most %d claims are allowed", maxClaims)}
 	}
+	globs := 0
 	for _, name := range slices.Sorted(maps.Keys(p.spec.BoundClaims)) {
 		bound, err := newBoundClaim(name, p.spec.BoundClaims[name], glob)
 		if err != nil {
 			return &FieldError{"bound_claims." + name, err.Error()}
 		}
 		p.claims = append(p.claims, bound)
+		if globs += len(bound.globs); globs > maxGlobs {
+			return &FieldError{"bound_claims", fmt.Sprintf("at most %d globs are allowed, all claims together", maxGlobs)}
+		}
 	}
 	return nil
 }

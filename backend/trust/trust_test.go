@@ -346,3 +346,22 @@ func TestPolicyIsSafeToShare(t *testing.T) {
 	}
 	wg.Wait()
 }
+
+// A policy full of globs would make each decision slow.
+func TestGlobsAreBounded(t *testing.T) {
+	globs := func(n int) map[string]any {
+		list := make([]any, n/2)
+		for i := range list {
+			list[i] = "acme/*"
+		}
+		return map[string]any{"a": list, "b": list}
+	}
+	spec := Spec{BoundAudiences: []string{"v"}, BoundClaimsType: "glob", BoundClaims: globs(maxGlobs)}
+	if _, err := New(spec, Token); err != nil {
+		t.Errorf("at the limit: %v", err)
+	}
+	spec.BoundClaims = globs(maxGlobs + 2)
+	if _, err := New(spec, Token); err == nil || err.Error() != "bound_claims: at most 256 globs are allowed, all claims together" {
+		t.Errorf("over the limit: %v", err)
+	}
+}

@@ -1,0 +1,181 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
+)
+
+// The reasons that are decided in this package; identity and trust name theirs.
+const (
+	reasonBadRequest     = "bad_request"
+	reasonUnknownRole    = "unknown_role"
+	reasonDisabled       = "disabled"
+	reasonTokenRequired  = "token_required"
+	reasonTokenInURL     = "token_in_url"
+	reasonReplayed       = "replayed"
+	reasonNoEntity       = "no_entity"
+	reasonNoAlias        = "no_alias"
+	reasonLeasePath      = "lease_path"
+	reasonParameter      = "parameter"
+	reasonNotRevocable   = "not_revocable"
+	reasonRoleNotAllowed = "role_not_allowed"
+	reasonNotForwardable = "not_forwardable"
+	reasonEgress         = "egress"
+	reasonTargetDenied   = "target_denied"
+	reasonTargetBusy     = "target_busy"
+	reasonTargetProtocol = "target_protocol"
+	reasonOutcomeUnknown = "outcome_unknown"
+	reasonTrustChanged   = "trust_changed"
+	reasonStorage        = "storage"
+	reasonInternal       = "internal"
+	maxDetail            = 512 // bytes of detail in one log line
+)
+
+// reason is what a caller learns of a refusal: a status and what to do.
+type reason struct {
+	Status int
+	ToDo   string
+}
+
+// reasons is the one table of reason codes. Nothing in it tells a caller what a policy wants: the detail of a refusal
+// goes to Vault's log under the request's id.
+var reasons = map[string]reason{
+	reasonBadRequest:           {http.StatusBadRequest, "correct the named field"},
+	reasonTokenInURL:           {http.StatusBadRequest, "a token in a read stands in URLs and logs; use: vault write <mount>/creds/<role> subject_token=@file"},
+	reasonParameter:            {http.StatusBadRequest, "correct the parameter; a role's allowed_parameters names those that a request may set"},
+	reasonUnknownRole:          {http.StatusBadRequest, "name an existing role, see: vault list <mount>/roles"},
+	reasonLeasePath:            {http.StatusBadRequest, "request the path that the role's lease_path yields for you"},
+	reasonTokenRequired:        {http.StatusBadRequest, "the role trusts no login; present a token: vault write <mount>/creds/<role> subject_token=@file"},
+	reasonDisabled:             {http.StatusForbidden, "the role, or what it needs, is switched off; ask its operator"},
+	identity.TokenMalformed:    {http.StatusForbidden, "present one signed JWT in compact form, unchanged"},
+	identity.TokenType:         {http.StatusForbidden, "present an ID token, not a token of another type"},
+	identity.Algorithm:         {http.StatusForbidden, "the issuer must sign with an algorithm that its entry allows"},
+	identity.UnknownIssuer:     {http.StatusForbidden, "present a token of an issuer that the role trusts"},
+	identity.UnknownKey:        {http.StatusForbidden, "request a fresh token; if that fails too, the issuer does not publish its key"},
+	identity.BadSignature:      {http.StatusForbidden, "request a fresh token and present it unchanged"},
+	identity.Expired:           {http.StatusForbidden, "request a fresh token"},
+	identity.NotYetValid:       {http.StatusForbidden, "check the clocks of issuer and Vault"},
+	identity.TooOld:            {http.StatusForbidden, "request a fresh token"},
+	identity.Lifetime:          {http.StatusForbidden, "let the issuer make tokens of a shorter life"},
+	identity.IssuerUnavailable: {http.StatusServiceUnavailable, "the issuer's keys cannot be had now; try again later"},
+	trust.Audience:             {http.StatusForbidden, "request the token for the audience that the operator has told you"},
+	trust.NotTrusted:           {http.StatusForbidden, "no trust policy of the role accepts you; ask its operator, who finds the detail in Vault's log"},
+	trust.CallerMismatch:       {http.StatusForbidden, "log in to Vault as the subject of the token"},
+	reasonReplayed:             {http.StatusForbidden, "a token works once; request a fresh token"},
+	reasonNoEntity:             {http.StatusForbidden, "log in through an auth method; root and orphan tokens have no entity"},
+	reasonNoAlias:              {http.StatusForbidden, "log in through the auth mount that the role's issuer names"},
+	reasonNotRevocable:         {http.StatusForbidden, "the role demands keys that can be revoked, and its target cannot revoke"},
+	reasonRoleNotAllowed:       {http.StatusForbidden, "the target does not list the role in allowed_roles; ask its operator"},
+	reasonNotForwardable:       {http.StatusForbidden, "the target wants the caller's token, and the token's issuer or audience does not allow that; ask its operator"},
+	reasonEgress:               {http.StatusForbidden, "the engine may not connect there; ask its operator to look at config's egress rules"},
+	reasonTrustChanged:         {http.StatusForbidden, "what the key was issued under no longer holds; request a new key"},
+	reasonTargetDenied:         {http.StatusUnprocessableEntity, "the target refused; its operator finds the status in Vault's log"},
+	reasonTargetProtocol:       {http.StatusUnprocessableEntity, "the target's answer made no sense; do not repeat with the same token"},
+	reasonOutcomeUnknown:       {http.StatusUnprocessableEntity, "the target may have made a key, which the engine will find and revoke; do not repeat with the same token"},
+	reasonTargetBusy:           {http.StatusServiceUnavailable, "nothing happened; try again later"},
+	reasonStorage:              {http.StatusInternalServerError, "Vault could not read or write its storage"},
+	reasonInternal:             {http.StatusInternalServerError, "a fault of the plugin; please report it"},
+}
+
+// refusal is an error that carries a reason code. What is in detail is for operators; text replaces the table's words
+// for the caller where they must name something.
+type refusal struct {
+	reason, text, detail string
+	cause                error
+}
+
+func (r *refusal) Error() string {
+	if r.detail != "" {
+		return r.reason + ": " + r.detail
+	}
+	return r.reason
+}
+
+func (r *refusal) Unwrap() error { return r.cause }
+
+// refuse makes a refusal with a detail for the log.
+func refuse(reason, format string, args ...any) error {
+	return &refusal{reason: reason, detail: fmt.Sprintf(format, args...)}
+}
+
+// badField says to the caller which field is wrong.
+func badField(field, format string, args ...any) error {
+	text := field + ": " + fmt.Sprintf(format, args...)
+	return &refusal{reason: reasonBadRequest, text: text, detail: text}
+}
+
+// namedField passes on the error of a check whose text begins with the field.
+func namedField(err error) *refusal {
+	return &refusal{reason: reasonBadRequest, text: err.Error(), detail: err.Error()}
+}
+
+func storageError(err error) error {
+	return &refusal{reason: reasonStorage, detail: err.Error(), cause: err}
+}
+
+// asRefusal finds the reason of any error that a request can meet.
+func asRefusal(err error) *refusal {
+	var (
+		r        *refusal
+		idErr    *identity.Error
+		field    *trust.FieldError
+		tgtField *target.FieldError
+	)
+	switch {
+	case errors.As(err, &r):
+		return r
+	case errors.As(err, &idErr):
+		return &refusal{reason: idErr.Reason, detail: idErr.Detail}
+	case errors.As(err, &field):
+		return namedField(field)
+	case errors.As(err, &tgtField):
+		return namedField(tgtField)
+	}
+	for sentinel, reason := range map[error]string{
+		target.ErrEgress: reasonEgress, target.ErrParameter: reasonParameter, target.ErrDenied: reasonTargetDenied,
+		target.ErrBusy: reasonTargetBusy, target.ErrProtocol: reasonTargetProtocol, target.ErrUnknown: reasonOutcomeUnknown,
+	} {
+		if errors.Is(err, sentinel) {
+			return &refusal{reason: reason, detail: err.Error()}
+		}
+	}
+	return &refusal{reason: reasonInternal, detail: err.Error()}
+}
+
+// respond is the one place where an error becomes a response: the caller gets the reason, what to do and the request's
+// id; the log gets the detail under the same id.
+func (b *engine) respond(req *logical.Request, err error) (*logical.Response, error) {
+	r := asRefusal(err)
+	known, ok := reasons[r.reason]
+	if !ok {
+		known = reasons[reasonInternal]
+	}
+	log := b.Logger().Info
+	if known.Status >= http.StatusInternalServerError {
+		log = b.Logger().Error
+	}
+	detail := r.detail
+	if len(detail) > maxDetail {
+		detail = detail[:maxDetail]
+	}
+	log("refused", "reason", r.reason, "detail", detail, "operation", req.Operation, "path", req.Path, "request_id", req.ID)
+	text := known.ToDo
+	if r.text != "" {
+		text = r.text
+	}
+	text = fmt.Sprintf("%s: %s (request %s)", r.reason, text, req.ID)
+	if known.Status == http.StatusBadRequest {
+		return logical.ErrorResponse(text), nil // as data, so that an audit device hashes what the caller sent
+	}
+	return nil, logical.CodedError(known.Status, text)
+}

@@ -1,0 +1,374 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+const (
+	issueTimeout   = 45 * time.Second // of a whole issue; Vault gives a handler no deadline of its own
+	cleanupTimeout = 20 * time.Second // of what must be done although the request has ended
+	expirySlack    = 5 * time.Minute  // a key's own end at its target comes this long after its lease's latest end
+)
+
+// ask is what a request for a key says.
+type ask struct {
+	role, path string
+	token      string
+	ttl        time.Duration
+	parameters map[string]any
+}
+
+// order is what an exchange will ask for, after everything was decided.
+type order struct {
+	who      *subject
+	role     *role
+	target   *openTarget
+	params   map[string]any
+	token    string // to present to the target
+	path     string // lease path
+	ttl, max time.Duration
+	warnings []string
+}
+
+// issue is the way of one key, in this order: nothing reaches a target before the ledger knows, and nothing is issued
+// that the ledger does not know.
+func (b *engine) issue(ctx context.Context, req *logical.Request, a ask) (*logical.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
+	defer cancel()
+	budget := expr.NewBudget()
+
+	r, t, err := b.open(ctx, req.Storage, a.role)
+	if err != nil {
+		return nil, err
+	}
+	who, err := b.identify(ctx, req, r, a.token, budget)
+	if err != nil {
+		return nil, err
+	}
+	o, err := b.order(r, t, who, a, budget)
+	if err != nil {
+		return nil, err
+	}
+	step("decided")
+	release, err := b.replay.claim(ctx, req, who)
+	if err != nil {
+		return nil, err
+	}
+	step("claimed")
+	e, err := b.intent(ctx, req, o)
+	if err != nil {
+		release(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	b.ledger.fly(e)
+	defer b.ledger.land(e)
+	if err := b.ledger.intend(ctx, req.Storage, e); err != nil {
+		release(context.WithoutCancel(ctx))
+		return nil, err
+	}
+	step("intended")
+	key, err := t.Exchange(ctx, o.request(e))
+	step("exchanged")
+	if err != nil {
+		return nil, b.failed(ctx, req.Storage, e, release, err)
+	}
+	if err := b.issued(ctx, req.Storage, t, e, key); err != nil {
+		return nil, err
+	}
+	step("issued")
+	return b.leased(ctx, req.Storage, o, e, key)
+}
+
+// open returns a role and its target, both enabled and meant for each other.
+func (b *engine) open(ctx context.Context, s logical.Storage, name string) (*role, *openTarget, error) {
+	r, err := b.role(ctx, s, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if r == nil {
+		return nil, nil, refuse(reasonUnknownRole, "there is no role %q", name)
+	}
+	t, err := b.target(ctx, s, r.Target)
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case t == nil || t.record.Deleted:
+		return nil, nil, storageError(fmt.Errorf("target %q of role %q is missing", r.Target, name))
+	case !r.Enabled:
+		return nil, nil, refuse(reasonDisabled, "role %q is disabled", name)
+	case !t.record.Enabled:
+		return nil, nil, refuse(reasonDisabled, "target %q is disabled", r.Target)
+	case !t.allows(name):
+		return nil, nil, refuse(reasonRoleNotAllowed, "target %q does not list role %q", r.Target, name)
+	case r.RequireRevocable && !t.Caps().Revoke:
+		return nil, nil, refuse(reasonNotRevocable, "target %q cannot revoke", r.Target)
+	}
+	return r, t, nil
+}
+
+// order works out what to ask the target for. It writes nothing and calls nobody.
+func (b *engine) order(r *role, t *openTarget, who *subject, a ask, budget *expr.Budget) (*order, error) {
+	o := &order{who: who, role: r, target: t, path: a.path}
+	if err := checkLeasePath(r, who, a.path, budget); err != nil {
+		return nil, err
+	}
+	params, err := r.params(who, a.parameters, budget)
+	if err != nil {
+		return nil, err
+	}
+	if o.params, err = t.Params(params); err != nil {
+		return nil, &refusal{reason: reasonParameter, text: err.Error(), detail: err.Error()}
+	}
+	if o.token, err = t.subjectToken(who); err != nil {
+		return nil, err
+	}
+	o.max = b.System().MaxLeaseTTL()
+	if most := r.MaxTTL.duration(); most > 0 {
+		o.max = min(o.max, most)
+	}
+	o.ttl, o.warnings, err = framework.CalculateTTL(b.System(), a.ttl, r.TTL.duration(), 0, r.MaxTTL.duration(), 0, time.Time{})
+	if err != nil {
+		return nil, badField("ttl", "%v", err)
+	}
+	if who.token != nil && b.now().After(who.token.Expiry.Add(who.issuer.ClockSkewLeeway.duration())) {
+		return nil, refuse(identity.Expired, "the token expired while the request was served")
+	}
+	return o, nil
+}
+
+// params joins what the role fixes, what it computes and what the request may set.
+func (r *role) params(who *subject, given map[string]any, budget *expr.Budget) (map[string]any, error) {
+	params := make(map[string]any, len(r.Parameters)+len(r.parametersFrom)+len(given))
+	for name, value := range r.Parameters {
+		params[name] = value
+	}
+	for name, program := range r.parametersFrom {
+		value, err := program.Eval(budget, who.Values())
+		if err != nil {
+			return nil, refuse(reasonParameter, "parameters_from.%s: %v", name, err)
+		}
+		params[name] = value
+	}
+	for name, value := range given {
+		if !slices.Contains(r.AllowedParameters, name) {
+			text := fmt.Sprintf("parameters.%s: the role does not allow a request to set it", name)
+			return nil, &refusal{reason: reasonParameter, text: text, detail: text}
+		}
+		params[name] = value
+	}
+	return params, nil
+}
+
+// leasePaths is the grammar of what follows creds/<role>: it becomes part of a lease id and of ACL paths.
+var leasePaths = regexp.MustCompile(`\A[A-Za-z0-9._@:~-]+(/[A-Za-z0-9._@:~-]+)*\z`)
+
+const maxLeasePath = 256
+
+func checkLeasePath(r *role, who *subject, got string, budget *expr.Budget) error {
+	want := ""
+	if r.leasePath != nil {
+		value, err := r.leasePath.Eval(budget, who.Values())
+		if err != nil {
+			return refuse(reasonLeasePath, "lease_path: %v", err)
+		}
+		want = value.(string)
+		if !leasePaths.MatchString(want) || len(want) > maxLeasePath || slices.Contains(strings.Split(want, "/"), ".") || strings.Contains(want, "..") {
+			return refuse(reasonLeasePath, "lease_path yields what is no path of segments of letters, digits and ._@:~-")
+		}
+	}
+	if got == want {
+		return nil
+	}
+	path := "creds/" + r.name
+	if want != "" {
+		path += "/" + want
+	}
+	text := fmt.Sprintf("lease_path: request <mount>/%s", path)
+	return &refusal{reason: reasonLeasePath, text: text, detail: "the request carries another path than the role's lease_path yields"}
+}
+
+// subjectToken returns what to present to the target. A caller's token is forwarded only to a host that its issuer's
+// entry names, and only if it was made for that host: whoever writes targets cannot collect tokens.
+func (t *openTarget) subjectToken(who *subject) (string, error) {
+	if t.Source() != target.SourceRequest {
+		return "", nil
+	}
+	switch {
+	case who.token == nil:
+		return "", refuse(reasonNotForwardable, "the target wants the caller's token; the caller came by login")
+	case !slices.Contains(who.issuer.ForwardTo, t.Host()):
+		return "", refuse(reasonNotForwardable, "issuer %q does not list host %q in forward_to", who.issuer.name, t.Host())
+	case len(who.token.Audience) != 1 || who.token.Audience[0] != t.Audience():
+		return "", refuse(reasonNotForwardable, "the token's audience is not exactly the target's audience")
+	}
+	return who.raw, nil
+}
+
+// intent is the ledger's entry for the key that is about to be asked for.
+func (b *engine) intent(ctx context.Context, req *logical.Request, o *order) (*entry, error) {
+	conf, err := b.named(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	now := b.now().UTC()
+	notAfter := now.Add(o.max + expirySlack)
+	if !o.target.Caps().Revoke {
+		notAfter = now.Add(o.target.Lifetime()) // nothing but its own expiry ends it
+	}
+	e := &entry{
+		ID: newID(notAfter), Role: o.role.name, LeasePath: o.path, Target: o.role.Target,
+		Issuer: o.who.issuer.name, Subject: o.who.Subject, Trust: o.who.policy.name, Revision: o.who.policy.Revision,
+		Entity: req.EntityID, DisplayName: o.who.Caller.DisplayName, RemoteAddress: o.who.Caller.RemoteAddress,
+		JTI: o.who.jti, Revocable: o.target.Caps().Revoke, IssuedAt: now, NotAfter: notAfter, RequestID: req.ID,
+	}
+	e.Claims, e.ClaimsPartial = o.who.record(o.role)
+	e.Name = "oidcx-" + conf.Instance + "-" + e.rand()
+	e.Handle = target.Handle{Name: e.Name, Params: o.params}
+	return e, nil
+}
+
+func (o *order) request(e *entry) target.Request {
+	subject := map[string]any{"issuer": o.who.issuer.Issuer, "subject": o.who.Subject}
+	for _, name := range o.target.SubjectClaims() {
+		if value, ok := o.who.Claims[name]; ok {
+			subject[name] = value
+		}
+	}
+	return target.Request{Name: e.Name, Params: o.params, Subject: subject, SubjectToken: o.token, NotAfter: e.NotAfter, TTL: o.ttl}
+}
+
+// failed ends an exchange that yielded no key. If the target may have made one all the same, the intent stays for the
+// sweeper and the token stays used.
+func (b *engine) failed(ctx context.Context, s logical.Storage, e *entry, release func(context.Context), err error) error {
+	if target.MayLive(err) {
+		b.Logger().Warn("outcome of an exchange is unknown", "id", e.ID, "target", e.Target, "role", e.Role, "request_id", e.RequestID)
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
+	defer cancel()
+	release(ctx)
+	if settleErr := b.ledger.settle(ctx, s, e.rand()); settleErr != nil {
+		b.Logger().Error("an intent without a key stays for the sweeper", "id", e.ID, "error", settleErr)
+	}
+	return err
+}
+
+// issued records a key that now lives. If that cannot be written, or nobody waits for the key any more, the key is
+// revoked at once; if that fails too the intent is still there, and the sweeper revokes what it finds by name.
+func (b *engine) issued(ctx context.Context, s logical.Storage, t *openTarget, e *entry, key target.Key) error {
+	gone := ctx.Err() != nil // a cancelled request gets no lease, so the key must not live
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
+	defer cancel()
+
+	hour := hourOf(e.NotAfter)
+	e.State, e.Accessor, e.ExpiresAt, e.Handle = stateIssued, key.Accessor, key.Expiry.UTC(), key.Handle
+	if !e.Revocable {
+		// Nothing but its own expiry ends the key, so that is what it is filed by.
+		if e.ExpiresAt.IsZero() {
+			e.ExpiresAt = e.IssuedAt.Add(t.Lifetime())
+		}
+		e.NotAfter = e.ExpiresAt
+	}
+	refiled := hourOf(e.NotAfter) > hour // else it stays where its intent says it is
+	if refiled {
+		e.ID = hourOf(e.NotAfter) + "-" + e.rand()
+	}
+	var err error
+	if gone {
+		err = refuse(reasonOutcomeUnknown, "the request ended before its key could be delivered")
+	} else {
+		err = b.ledger.file(ctx, s, e)
+	}
+	if err != nil {
+		b.undo(ctx, s, t, e)
+		return err
+	}
+	if refiled {
+		return b.ledger.settle(ctx, s, e.rand())
+	}
+	// The intent has done its work. Should this delete be lost, the sweeper sees that the key was filed.
+	b.ledger.fly(e)
+	b.background("settle", func(ctx context.Context) {
+		defer b.ledger.land(e)
+		if err := b.ledger.settle(ctx, s, e.rand()); err != nil {
+			b.Logger().Warn("an intent whose key was recorded stays for the sweeper", "id", e.ID, "error", err)
+		}
+	})
+	return nil
+}
+
+// undo revokes a key that was made and cannot be delivered.
+func (b *engine) undo(ctx context.Context, s logical.Storage, t *openTarget, e *entry) {
+	if !e.Revocable {
+		return // the ledger shows it until it expires
+	}
+	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	defer cancel()
+	err := t.Revoke(ctx, e.Handle)
+	if err == nil {
+		err = b.ledger.dead(ctx, s, e)
+	}
+	if err != nil {
+		b.Logger().Error("a key that was not delivered stays for the sweeper", "id", e.ID, "target", e.Target, "error", err)
+	}
+}
+
+// leased makes the response. Its lease never outlives the key.
+func (b *engine) leased(ctx context.Context, s logical.Storage, o *order, e *entry, key target.Key) (*logical.Response, error) {
+	l := lease{
+		ID: e.ID, Role: e.Role, Target: e.Target, Trust: e.Trust, Issuer: e.Issuer, Revocable: e.Revocable,
+		Handle: key.Handle, ExpiresAt: e.ExpiresAt, LastEnd: e.IssuedAt.Add(o.max),
+	}
+	now := b.now()
+	if l.remaining(now) < time.Second {
+		b.undo(context.WithoutCancel(ctx), s, o.target, e) // Vault would give no lease time its own default
+		return nil, refuse(reasonTargetProtocol, "the key's expiry leaves no time for a lease")
+	}
+	data := map[string]any{
+		"api_key": key.Secret, "id": e.ID, "accessor": key.Accessor, "expires_at": timeOrNil(e.ExpiresAt), "revocable": e.Revocable,
+		"header_name": o.target.HeaderName(), "target": e.Target, "issuer": e.Issuer, "subject": e.Subject, "trust": e.Trust,
+	}
+	if key.Header != "" {
+		data["header_value"] = key.Header
+	}
+	for name, value := range key.Fields {
+		data[name] = value
+	}
+	resp := b.Secret(secretType).Response(data, l.internal())
+	resp.Warnings = o.warnings
+	resp.Secret.TTL = min(o.ttl, l.remaining(now))
+	resp.Secret.MaxTTL = o.max
+	resp.Secret.Renewable = l.renewable(o.target)
+	if !resp.Secret.Renewable {
+		resp.Secret.MaxTTL = min(o.max, l.remaining(now))
+	}
+	if resp.Secret.TTL < o.ttl {
+		resp.AddWarning(fmt.Sprintf("the key ends at %s, so the lease is shorter than asked", e.ExpiresAt.Format(time.RFC3339)))
+	}
+	if !e.Revocable {
+		resp.AddWarning("the target cannot revoke keys: this key lives until it expires, whatever becomes of its lease")
+	}
+	return resp, nil
+}
+
+func timeOrNil(t time.Time) any {
+	if t.IsZero() {
+		return nil
+	}
+	return t.UTC().Format(time.RFC3339)
+}

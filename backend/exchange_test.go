@@ -1,0 +1,86 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+func TestKeyLivesAsLongAsItsLease(t *testing.T) {
+	w := newWorld(t)
+	resp := w.issue("deploy")
+	data := resp.Data
+	if len(w.keys.Live()) != 1 || !w.keys.Valid(data["api_key"].(string)) {
+		t.Fatalf("the key does not live at the target: %v", w.keys.Live())
+	}
+	if got, want := resp.Secret.TTL, 15*time.Minute; got != want || !resp.Secret.Renewable || resp.Secret.MaxTTL != 2*time.Hour {
+		t.Errorf("lease %v, max %v, renewable %v", got, resp.Secret.MaxTTL, resp.Secret.Renewable)
+	}
+	for field, want := range map[string]any{"revocable": true, "header_name": "X-Acme-Key", "target": "acme", "issuer": "github",
+		"trust": "main", "subject": "repo:acme/widget:ref:refs/heads/main", "accessor": w.keys.Live()[0].ID} {
+		if data[field] != want {
+			t.Errorf("%s is %v; want %v", field, data[field], want)
+		}
+	}
+	end := w.clock.now().Add(2*time.Hour + expirySlack)
+	if got := w.keys.Live()[0].ExpiresAt; !got.Equal(end) {
+		t.Errorf("the key ends at %v; want the lease's latest end and slack, %v", got, end)
+	}
+	if entries := w.ledgerEntries(); len(entries) != 1 || !strings.HasPrefix(entries[0], plainKeys) {
+		t.Errorf("ledger has %v; want one filed key", entries)
+	}
+	record := w.read("keys/" + data["id"].(string))
+	if record["state"] != stateIssued || record["role"] != "deploy" || record["claims"].(map[string]any)["repository"] != "acme/widget" {
+		t.Errorf("ledger says %v", record)
+	}
+
+	w.clock.advance(10 * time.Minute)
+	renewed, err := w.lease(logical.RenewOperation, resp)
+	if err != nil || renewed.IsError() || renewed.Secret.TTL != 15*time.Minute || renewed.Data != nil {
+		t.Fatalf("renewing: %v %v", renewed, err)
+	}
+	w.revoke(renewed)
+	if len(w.keys.Live()) != 0 || len(w.ledgerEntries()) != 0 {
+		t.Errorf("after revoke %v live, ledger has %v", w.keys.Live(), w.ledgerEntries())
+	}
+	w.revoke(resp) // again is success
+}
+
+func TestLoginNeedsNoToken(t *testing.T) {
+	w := newWorld(t)
+	resp, err := w.do(logical.ReadOperation, "creds/deploy", nil)
+	if err != nil || resp.IsError() {
+		t.Fatalf("%v %v", resp, err)
+	}
+	if resp.Data["issuer"] != "people" || resp.Data["subject"] != "alice" || resp.Data["trust"] != "alice" {
+		t.Errorf("got %v", resp.Data)
+	}
+}
+
+func TestNuGetKeyIsExposedUntilItExpires(t *testing.T) {
+	w := newWorld(t).withNuGet()
+	resp, err := w.exchange("publish", w.issuer.Token(map[string]any{"aud": "https://www.nuget.org"}))
+	if err != nil || resp.IsError() {
+		t.Fatalf("%v %v", resp, err)
+	}
+	if resp.Secret.Renewable || resp.Data["revocable"] != false || len(resp.Warnings) == 0 {
+		t.Errorf("renewable %v, data %v, warnings %v", resp.Secret.Renewable, resp.Data["revocable"], resp.Warnings)
+	}
+	if id := resp.Data["id"].(string); !strings.HasPrefix(id, w.clock.now().Add(time.Hour).UTC().Format(hourLayout)) {
+		t.Errorf("id %s is not filed by the key's own end, an hour from now", id)
+	}
+	w.revoke(resp)
+	if record := w.read("keys/" + resp.Data["id"].(string)); record["state"] != stateExposed {
+		t.Errorf("after revoke the ledger says %v; the key lives", record)
+	}
+	w.clock.advance(3 * time.Hour)
+	w.settleAll()
+	if len(w.nuget.Live()) != 0 || len(w.ledgerEntries()) != 0 {
+		t.Errorf("%v live, ledger has %v", w.nuget.Live(), w.ledgerEntries())
+	}
+}

@@ -1,0 +1,267 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// seconds is a duration as the API has it: written as "15m" or as a number, stored and read back as whole seconds.
+type seconds int64
+
+func (s seconds) duration() time.Duration { return time.Duration(s) * time.Second }
+
+func inSeconds(d time.Duration) seconds { return seconds(d / time.Second) }
+
+// names are lower-case and match Vault's generic pattern. Others are refused, not folded: a folded name escapes the ACLs
+// and lease prefixes that spell it otherwise.
+var names = regexp.MustCompile(`\A[a-z0-9_]([a-z0-9_.-]{0,126}[a-z0-9_])?\z`)
+
+func checkName(field, name string) error {
+	if !names.MatchString(name) || strings.Contains(name, "..") {
+		return badField(field, "want 1 to 128 lower-case letters, digits, '_', '-' or '.' (not at the ends, not twice in a row)")
+	}
+	return nil
+}
+
+// decodeJSON decodes one JSON value without rounding numbers.
+func decodeJSON(raw []byte, into any) error {
+	d := json.NewDecoder(bytes.NewReader(raw))
+	d.UseNumber()
+	if err := d.Decode(into); err != nil {
+		return err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("more than one JSON value")
+	}
+	return nil
+}
+
+// overlay returns old with the fields that the request gives: what is not named stays, lists and maps are replaced
+// whole, and null resets a field to its default where the field allows that. JSON names of T are the API's names.
+func overlay[T any](old T, defaults T, d *framework.FieldData) (T, error) {
+	var fields, reset map[string]json.RawMessage
+	for _, part := range []struct {
+		from T
+		to   *map[string]json.RawMessage
+	}{{old, &fields}, {defaults, &reset}} {
+		raw, err := json.Marshal(part.from)
+		if err != nil {
+			return old, fmt.Errorf("encoding a record: %w", err)
+		}
+		if err := json.Unmarshal(raw, part.to); err != nil {
+			return old, fmt.Errorf("decoding a record: %w", err)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(d.Raw)) {
+		if _, isField := fields[name]; !isField || d.Schema[name] == nil {
+			continue
+		}
+		if d.Raw[name] == nil {
+			fields[name] = reset[name]
+			continue
+		}
+		value, _, err := d.GetOkErr(name)
+		if err != nil {
+			return old, badField(name, "%s", wanted(d.Schema[name].Type))
+		}
+		if fields[name], err = json.Marshal(value); err != nil {
+			return old, badField(name, "%s", wanted(d.Schema[name].Type))
+		}
+	}
+	raw, err := json.Marshal(fields)
+	if err != nil {
+		return old, fmt.Errorf("encoding a record: %w", err)
+	}
+	var record T
+	if err := decodeJSON(raw, &record); err != nil {
+		var fault *json.UnmarshalTypeError
+		if errors.As(err, &fault) {
+			return old, badField(fault.Field, "want %s", fault.Type)
+		}
+		return old, fmt.Errorf("decoding a record: %w", err)
+	}
+	return record, nil
+}
+
+// view returns a record as a read shows it: of a sensitive field only whether it is set.
+func view(record any, schema map[string]*framework.FieldSchema) (map[string]any, error) {
+	raw, err := json.Marshal(record)
+	if err != nil {
+		return nil, fmt.Errorf("encoding a record: %w", err)
+	}
+	out := map[string]any{}
+	if err := decodeJSON(raw, &out); err != nil {
+		return nil, fmt.Errorf("decoding a record: %w", err)
+	}
+	for name, field := range schema {
+		if field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive {
+			out[name+"_set"] = !empty(out[name])
+			delete(out, name)
+		}
+	}
+	return out, nil
+}
+
+func empty(v any) bool {
+	switch v := v.(type) {
+	case nil:
+		return true
+	case string:
+		return v == ""
+	case map[string]any:
+		return len(v) == 0
+	default:
+		return false
+	}
+}
+
+// normalize checks the types of a request's fields before the SDK sees them, and turns the other ways to write a map (a
+// JSON string, k=v, a list of k=v) into a map. The SDK would convert more than a reader of a policy expects, and its
+// errors show the value.
+func normalize(req *logical.Request, path *framework.Path) error {
+	for _, name := range slices.Sorted(maps.Keys(req.Data)) {
+		schema, known := path.Fields[name]
+		if !known {
+			if path.TakesArbitraryInput {
+				continue
+			}
+			return badField(name, "no such field; see: vault path-help <mount>/%s", req.Path)
+		}
+		raw := req.Data[name]
+		if raw == nil {
+			continue // overlay decides
+		}
+		if schema.Type == framework.TypeMap || schema.Type == framework.TypeKVPairs {
+			m, err := asMap(raw)
+			if err != nil {
+				return badField(name, "%s", err)
+			}
+			req.Data[name] = m
+			raw = m
+		}
+		if !fits(raw, schema.Type) {
+			return badField(name, "%s", wanted(schema.Type))
+		}
+	}
+	return nil
+}
+
+// asMap takes a map as an object, a JSON string, or repeated k=v.
+func asMap(raw any) (map[string]any, error) {
+	switch raw := raw.(type) {
+	case map[string]any:
+		return raw, nil
+	case string:
+		if strings.HasPrefix(strings.TrimSpace(raw), "{") {
+			m := map[string]any{}
+			if err := decodeJSON([]byte(raw), &m); err != nil {
+				return nil, errors.New("the text is no JSON object")
+			}
+			return m, nil
+		}
+		if raw == "" {
+			return map[string]any{}, nil
+		}
+		return pairs([]any{raw})
+	case []any:
+		return pairs(raw)
+	default:
+		return nil, errors.New(wanted(framework.TypeMap))
+	}
+}
+
+func pairs(list []any) (map[string]any, error) {
+	m := map[string]any{}
+	for _, element := range list {
+		text, ok := element.(string)
+		name, value, found := strings.Cut(text, "=")
+		if !ok || !found || name == "" {
+			return nil, errors.New(wanted(framework.TypeMap))
+		}
+		if _, twice := m[name]; twice {
+			return nil, fmt.Errorf("%q is given twice; write a JSON object to give it a list", name)
+		}
+		m[name] = value
+	}
+	return m, nil
+}
+
+const (
+	maxText   = 128 << 10            // bytes of one text
+	maxNumber = 10 * 366 * 24 * 3600 // seconds; the longest duration that is taken, and far from any overflow
+)
+
+func fits(raw any, t framework.FieldType) bool {
+	switch t {
+	case framework.TypeString:
+		text, ok := raw.(string)
+		return ok && len(text) <= maxText
+	case framework.TypeBool:
+		switch raw := raw.(type) {
+		case bool:
+			return true
+		case string:
+			return raw == "true" || raw == "false"
+		}
+		return false
+	case framework.TypeKVPairs:
+		for _, value := range raw.(map[string]any) {
+			if _, ok := value.(string); !ok {
+				return false
+			}
+		}
+		return true
+	case framework.TypeCommaStringSlice:
+		list, isList := raw.([]any)
+		_, isText := raw.(string)
+		return isText || isList && !slices.ContainsFunc(list, func(e any) bool { _, ok := e.(string); return !ok })
+	}
+	d := framework.FieldData{Raw: map[string]any{"field": raw}, Schema: map[string]*framework.FieldSchema{"field": {Type: t}}}
+	value, _, err := d.GetOkErr("field")
+	if err != nil {
+		return false
+	}
+	if t == framework.TypeDurationSecond || t == framework.TypeInt {
+		text := fmt.Sprint(raw)
+		n := value.(int)
+		return len(text) <= 20 && n >= 0 && n <= maxNumber
+	}
+	return true
+}
+
+func wanted(t framework.FieldType) string {
+	switch t {
+	case framework.TypeString:
+		return "want a text of at most 128 KiB"
+	case framework.TypeBool:
+		return "want true or false"
+	case framework.TypeInt:
+		return "want a whole number, not negative"
+	case framework.TypeFloat:
+		return "want a number"
+	case framework.TypeDurationSecond:
+		return "want a duration such as 15m, or whole seconds, at most 10 years"
+	case framework.TypeCommaStringSlice:
+		return "want a list of texts"
+	case framework.TypeKVPairs:
+		return "want a map of texts: an object, or k=v"
+	case framework.TypeMap:
+		return "want a map: an object, a JSON text, or k=v"
+	default:
+		return "want " + t.String()
+	}
+}

@@ -1,0 +1,55 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+func TestFindKeys(t *testing.T) {
+	w := newWorld(t)
+	w.issue("deploy")
+	w.clock.advance(time.Minute)
+	between := w.clock.now().Format(time.RFC3339)
+	w.clock.advance(time.Minute)
+	w.write("trust/main", map[string]any{"description": "a second revision"})
+	w.issue("deploy")
+	if _, err := w.do(logical.ReadOperation, "creds/deploy", nil); err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		data                map[string]any
+		matched, unrecorded int
+	}{
+		"all":               {nil, 3, 0},
+		"role":              {map[string]any{"role": "deploy"}, 3, 0},
+		"other role":        {map[string]any{"role": "other"}, 0, 0},
+		"trust":             {map[string]any{"trust": "main"}, 2, 0},
+		"login":             {map[string]any{"issuer": "people", "subject": "alice"}, 1, 0},
+		"claim":             {map[string]any{"claim": "repository=acme/widget"}, 2, 1},
+		"other claim":       {map[string]any{"claim": "repository=acme/gadget"}, 0, 1},
+		"claim not kept":    {map[string]any{"claim": "workflow_sha=x", "trust": "main"}, 0, 2},
+		"former revision":   {map[string]any{"trust": "main", "revision_before": "2"}, 1, 0},
+		"earlier":           {map[string]any{"issued_before": between}, 1, 0},
+		"later":             {map[string]any{"issued_after": between}, 2, 0},
+		"one page":          {map[string]any{"limit": "1"}, 1, 0},
+		"entity":            {map[string]any{"entity": "entity-1"}, 3, 0},
+		"ruled out already": {map[string]any{"claim": "workflow_sha=x", "trust": "other"}, 0, 0},
+	} {
+		resp, err := w.do(logical.ReadOperation, "keys", c.data)
+		if err != nil || resp.IsError() {
+			t.Errorf("%s: %v %v", name, resp, err)
+			continue
+		}
+		if resp.Data["matched"] != c.matched || resp.Data["unrecorded"] != c.unrecorded {
+			t.Errorf("%s: %v matched, %v unrecorded; want %d, %d", name, resp.Data["matched"], resp.Data["unrecorded"], c.matched, c.unrecorded)
+		}
+	}
+	if resp, err := w.do(logical.ReadOperation, "keys", map[string]any{"subject": ""}); err != nil || !resp.IsError() {
+		t.Errorf("an empty condition: %v %v", resp, err)
+	}
+}

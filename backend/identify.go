@@ -1,0 +1,277 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
+)
+
+// subject is a verified caller and the policy that accepted it.
+type subject struct {
+	*trust.Identity
+	issuer *issuer
+	policy *policy
+	token  *identity.Token // nil for a login
+	raw    string          // the token as presented, for targets that want it
+	jti    string          // the token's own id, if it has one
+}
+
+// identify verifies who asks and has the role's trust policies decide, in their order. With a token only policies of
+// token issuers are asked, without one only those of login issuers.
+func (b *engine) identify(ctx context.Context, req *logical.Request, r *role, token string, budget *expr.Budget) (*subject, error) {
+	policies := make([]*policy, len(r.Trust))
+	for i, name := range r.Trust {
+		var err error
+		if policies[i], err = b.policy(ctx, req.Storage, name); err != nil {
+			return nil, err
+		}
+	}
+	if token == "" {
+		return b.identifyLogin(ctx, req, policies, budget)
+	}
+	return b.identifyToken(ctx, req, r, policies, token, budget)
+}
+
+func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *role, policies []*policy, token string, budget *expr.Budget) (*subject, error) {
+	conf, err := b.config(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	claimed, err := identity.Issuer(token, conf.MaxTokenBytes)
+	if err != nil {
+		return nil, err
+	}
+	// The role's policies name the issuers; what the token claims only picks among them.
+	vouches, policies, err := b.issuerOf(ctx, req.Storage, policies, claimed)
+	if err != nil {
+		return nil, err
+	}
+	verified, err := vouches.verifier.Verify(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	who := &subject{issuer: vouches, token: verified, raw: token, Identity: &trust.Identity{
+		Kind: trust.Token, Subject: verified.Subject, Claims: verified.Claims, Now: b.now(),
+	}}
+	if who.jti, _ = verified.Claims[vouches.JTIClaim].(string); len(who.jti) > maxJTI {
+		who.jti = "" // the token is known by its hash
+	}
+	readsCaller := r.readsCaller() || slices.ContainsFunc(policies, func(p *policy) bool { return p.compiled.ReadsCaller() })
+	if who.Caller, _, err = b.caller(req, readsCaller); err != nil {
+		return nil, err
+	}
+	return who.decide(policies, budget)
+}
+
+func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*policy, claimed string) (*issuer, []*policy, error) {
+	var vouches *issuer
+	var of []*policy
+	for _, p := range policies {
+		candidate, err := b.issuer(ctx, s, p.Issuer)
+		if err != nil {
+			return nil, nil, err
+		}
+		if candidate != nil && candidate.verifier != nil && candidate.Issuer == claimed {
+			vouches, of = candidate, append(of, p)
+		}
+	}
+	switch {
+	case vouches == nil:
+		return nil, nil, refuse(identity.UnknownIssuer, "no trust policy of the role is for the token's issuer")
+	case !vouches.Enabled:
+		return nil, nil, refuse(reasonDisabled, "issuer %q is disabled", vouches.name)
+	}
+	return vouches, of, nil
+}
+
+// identifyLogin asks the policies of login issuers, each with the alias that its own mount vouches for.
+func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, policies []*policy, budget *expr.Budget) (*subject, error) {
+	var (
+		caller trust.Caller
+		entity *logical.Entity
+	)
+	best := refuse(reasonTokenRequired, "the role has no trust policy of a login issuer")
+	for _, p := range policies {
+		vouches, err := b.issuer(ctx, req.Storage, p.Issuer)
+		if err != nil {
+			return nil, err
+		}
+		if vouches == nil || vouches.Type != issuerLogin {
+			continue
+		}
+		if entity == nil {
+			if req.EntityID == "" {
+				return nil, refuse(reasonNoEntity, "the request's Vault token has no entity")
+			}
+			if caller, entity, err = b.caller(req, true); err != nil {
+				return nil, err
+			}
+		}
+		who, err := b.loginSubject(vouches, caller, entity)
+		if err == nil {
+			who, err = who.decide([]*policy{p}, budget)
+		}
+		if err == nil {
+			return who, nil
+		}
+		if asRefusal(err).reason == reasonInternal || asRefusal(err).reason == reasonStorage {
+			return nil, err
+		}
+		best = further(best, err)
+	}
+	return nil, best
+}
+
+// further returns the refusal that came further on the way: it says best what is missing.
+func further(a, b error) error {
+	order := []string{reasonTokenRequired, reasonDisabled, reasonNoAlias, trust.NotTrusted}
+	if slices.Index(order, asRefusal(b).reason) >= slices.Index(order, asRefusal(a).reason) {
+		return b
+	}
+	return a
+}
+
+// loginSubject makes the caller the subject of a login issuer: the alias that the caller's entity has on its mount.
+func (b *engine) loginSubject(vouches *issuer, caller trust.Caller, entity *logical.Entity) (*subject, error) {
+	if !vouches.Enabled {
+		return nil, refuse(reasonDisabled, "issuer %q is disabled", vouches.name)
+	}
+	var found []*logical.Alias
+	for _, alias := range entity.Aliases {
+		if alias.MountAccessor == vouches.MountAccessor {
+			found = append(found, alias)
+		}
+	}
+	if len(found) != 1 {
+		// Of several aliases on one mount nobody can say which one logged in.
+		return nil, refuse(reasonNoAlias, "entity %q has %d aliases on the mount of issuer %q; want one", entity.ID, len(found), vouches.name)
+	}
+	alias := &trust.Alias{Name: found[0].Name, CustomMetadata: found[0].CustomMetadata, Metadata: map[string]string{}}
+	for _, key := range vouches.StableMetadata {
+		// Other metadata belongs to the last login of the alias, which need not be this token's.
+		if value, ok := found[0].Metadata[key]; ok {
+			alias.Metadata[key] = value
+		}
+	}
+	caller.Alias = alias
+	return &subject{issuer: vouches, Identity: &trust.Identity{Kind: trust.Login, Subject: alias.Name, Caller: caller, Now: b.now()}}, nil
+}
+
+// caller describes the Vault client of the request; details asks Vault for its entity and groups too.
+func (b *engine) caller(req *logical.Request, details bool) (caller trust.Caller, entity *logical.Entity, err error) {
+	caller.DisplayName = req.DisplayName
+	if req.Connection != nil {
+		caller.RemoteAddress = req.Connection.RemoteAddr
+	}
+	if req.EntityID != "" && details {
+		entity, err = b.describe(&caller, req.EntityID)
+	}
+	return caller, entity, err
+}
+
+// describe adds what Vault knows of an entity.
+func (b *engine) describe(caller *trust.Caller, entityID string) (*logical.Entity, error) {
+	entity, err := b.entity(entityID)
+	if err != nil {
+		return nil, err
+	}
+	groups, err := b.System().GroupsForEntity(entityID)
+	if err != nil {
+		return nil, refuse(reasonInternal, "reading the groups of entity %q: %v", entityID, err)
+	}
+	caller.EntityID, caller.EntityName, caller.EntityMetadata = entity.ID, entity.Name, entity.Metadata
+	for _, alias := range entity.Aliases {
+		caller.Aliases = append(caller.Aliases, alias.Name)
+	}
+	caller.Groups = []string{}
+	for _, group := range groups {
+		caller.Groups = append(caller.Groups, group.Name)
+	}
+	return entity, nil
+}
+
+func (b *engine) entity(id string) (*logical.Entity, error) {
+	entity, err := b.System().EntityInfo(id)
+	switch {
+	case err != nil:
+		return nil, refuse(reasonInternal, "reading entity %q: %v", id, err)
+	case entity == nil || entity.Disabled:
+		return nil, refuse(reasonNoEntity, "entity %q does not exist or is disabled", id)
+	}
+	return entity, nil
+}
+
+// decide has policies judge the subject; the first that accepts it is recorded.
+func (who *subject) decide(policies []*policy, budget *expr.Budget) (*subject, error) {
+	best := refuse(reasonDisabled, "every trust policy that could accept the subject is disabled")
+	for _, p := range policies {
+		if !p.Enabled {
+			continue
+		}
+		d := p.compiled.Evaluate(who.Identity, budget)
+		if d.Allowed {
+			who.policy = p
+			return who, nil
+		}
+		err := refuse(d.Reason, "trust policy %q: unmet: %v", p.name, d.Unmet())
+		if r := (*refusal)(nil); errors.As(best, &r) && (r.reason == reasonDisabled || r.reason == trust.Audience || d.Reason == trust.CallerMismatch) {
+			best = err
+		}
+	}
+	return nil, best
+}
+
+// record returns the claims that are kept with the key: those that decisions read, so that they can be made again, and
+// those that the issuer's entry names, as long as they fit. partial means that a claim was left out for its size.
+func (who *subject) record(r *role) (claims map[string]any, partial bool) {
+	if who.token == nil {
+		return nil, false
+	}
+	wanted, whole := who.policy.compiled.Reads()
+	for _, program := range r.programs() {
+		members, all := program.Members("claims")
+		wanted, whole = append(wanted, members...), whole || all
+	}
+	wanted = append(wanted, who.issuer.RecordClaims...)
+	if whole {
+		for name := range who.Claims {
+			wanted = append(wanted, name)
+		}
+	}
+	return pick(who.Claims, wanted, maxRecorded)
+}
+
+const (
+	maxRecorded = 4 << 10 // bytes of claims kept with one key
+	maxJTI      = 256     // bytes of a token's own id
+)
+
+// pick returns the named claims in the order of names, as far as their JSON fits into limit bytes.
+func pick(claims map[string]any, names []string, limit int) (picked map[string]any, partial bool) {
+	picked = map[string]any{}
+	for _, name := range names {
+		value, found := claims[name]
+		if _, twice := picked[name]; !found || twice {
+			continue
+		}
+		raw, err := json.Marshal(value)
+		size := len(name) + len(raw) + len(`"":,`)
+		if err != nil || size > limit {
+			partial = true
+			continue
+		}
+		limit -= size
+		picked[name] = value
+	}
+	return picked, partial
+}

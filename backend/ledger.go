@@ -1,0 +1,295 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+// The ledger records every key that was ever asked for and is not yet known to be dead. Its invariant: a key that lives
+// at a target has an entry.
+//
+//	open/<rand>          what is not settled: intents of exchanges, and debts (keys that must die and have not yet)
+//	keys/<hour>/<rand>   what was issued, filed by the hour of the latest end that the key can have
+//
+// An id, "<hour>-<rand>", never changes, for renewals do not move that end. The sweeper reads open/ and the hours that
+// have passed, so its work does not grow with the number of live keys.
+const (
+	openEntries = "ledger/open/"
+	plainKeys   = "ledger/keys/"
+	sealedKeys  = "sealed/keys/" // entries that hold a key, because its target demands it for revoking
+	hourLayout  = "2006010215"
+)
+
+// The states of an entry.
+const (
+	statePending = "pending" // asked for; the outcome is not recorded yet
+	stateIssued  = "issued"  // a lease holds it
+	stateDebt    = "debt"    // must die; revoking it has failed so far
+	stateExposed = "exposed" // may live, and its target can neither find nor revoke it
+)
+
+// entry is one key in the ledger. It never holds the key, but in Handle where the target demands it.
+type entry struct {
+	ID            string         `json:"id"`
+	Name          string         `json:"name"` // of the key at its target
+	State         string         `json:"state"`
+	Role          string         `json:"role"`
+	LeasePath     string         `json:"lease_path"`
+	Target        string         `json:"target"`
+	Issuer        string         `json:"issuer"`
+	Subject       string         `json:"subject"`
+	Trust         string         `json:"trust"`
+	Revision      int            `json:"revision"`
+	Entity        string         `json:"entity"`
+	DisplayName   string         `json:"display_name"`
+	RemoteAddress string         `json:"remote_address"`
+	Claims        map[string]any `json:"claims"`
+	ClaimsPartial bool           `json:"claims_partial"`
+	JTI           string         `json:"jti"`
+	Accessor      string         `json:"accessor"`
+	Revocable     bool           `json:"revocable"`
+	IssuedAt      time.Time      `json:"issued_at"`
+	NotAfter      time.Time      `json:"not_after"`  // latest end that the key can have
+	ExpiresAt     time.Time      `json:"expires_at"` // the key's own expiry; zero = never
+	RequestID     string         `json:"request_id"`
+	Handle        target.Handle  `json:"handle"`
+	DebtSince     time.Time      `json:"debt_since"`
+	NextTry       time.Time      `json:"next_try"`
+	Tries         int            `json:"tries"`
+}
+
+func (e *entry) rand() string { _, r, _ := strings.Cut(e.ID, "-"); return r }
+
+// sealed reports whether the entry holds a key.
+func (e *entry) sealed() bool { return e.Handle.Secret != "" }
+
+// ledger is the store of entries. What this process is working on is in flight: the sweeper leaves it alone.
+type ledger struct {
+	mu     sync.Mutex
+	landed sync.Cond
+	flying map[string]int
+}
+
+func (l *ledger) init() {
+	l.flying = map[string]int{}
+	l.landed.L = &l.mu
+}
+
+var openTable = table[entry]{prefix: openEntries}
+
+// keyTable is the table of the keys that end in one hour.
+func keyTable(hour string, sealed bool) table[entry] {
+	if sealed {
+		return table[entry]{prefix: sealedKeys + hour + "/"}
+	}
+	return table[entry]{prefix: plainKeys + hour + "/"}
+}
+
+func hourOf(t time.Time) string { return t.UTC().Format(hourLayout) }
+
+// splitID returns the parts of an id, and false for what is no id.
+func splitID(id string) (hour, rand string, ok bool) {
+	hour, rand, ok = strings.Cut(id, "-")
+	if _, err := time.Parse(hourLayout, hour); err != nil || !names.MatchString(rand) {
+		return "", "", false
+	}
+	return hour, rand, ok
+}
+
+// newID makes the id of a key whose latest end is known: 130 random bits, filed by hour.
+func newID(notAfter time.Time) string {
+	return hourOf(notAfter) + "-" + strings.ToLower(rand.Text())
+}
+
+// fly marks an entry as in flight. Each call needs one of land.
+func (l *ledger) fly(e *entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.flying[e.rand()]++
+}
+
+func (l *ledger) land(e *entry) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.flying[e.rand()]--; l.flying[e.rand()] <= 0 {
+		delete(l.flying, e.rand())
+		l.landed.Broadcast()
+	}
+}
+
+func (l *ledger) inFlight(rand string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.flying[rand] > 0
+}
+
+// await returns when the entry is not in flight. All that flies has a deadline.
+func (l *ledger) await(rand string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.flying[rand] > 0 {
+		l.landed.Wait()
+	}
+}
+
+// intend records that a key is about to be asked for, before anything is sent.
+func (l *ledger) intend(ctx context.Context, s logical.Storage, e *entry) error {
+	e.State = statePending
+	return openTable.put(ctx, s, e.rand(), e)
+}
+
+// file records a key, and its state, under its id.
+func (l *ledger) file(ctx context.Context, s logical.Storage, e *entry) error {
+	hour, rand, _ := splitID(e.ID)
+	return keyTable(hour, e.sealed()).put(ctx, s, rand, e)
+}
+
+// settle ends an intent or a debt.
+func (l *ledger) settle(ctx context.Context, s logical.Storage, rand string) error {
+	return openTable.delete(ctx, s, rand)
+}
+
+// owe records that a key must die and does not yet. The debt itself never holds the key. It waits for what is in
+// flight, which would settle the debt as if it were its intent.
+func (l *ledger) owe(ctx context.Context, s logical.Storage, e *entry) error {
+	l.await(e.rand())
+	debt := *e
+	debt.State = stateDebt
+	debt.Handle = target.Handle{}
+	return openTable.put(ctx, s, e.rand(), &debt)
+}
+
+// dead removes a key that is known to be dead.
+func (l *ledger) dead(ctx context.Context, s logical.Storage, e *entry) error {
+	hour, rand, ok := splitID(e.ID)
+	if !ok {
+		return storageError(fmt.Errorf("%q is no ledger id", e.ID))
+	}
+	if err := keyTable(hour, e.sealed()).delete(ctx, s, rand); err != nil {
+		return err
+	}
+	return l.settle(ctx, s, rand)
+}
+
+// get returns the entry of an id, or nil. What is open says more than what is filed, but for the handle.
+func (l *ledger) get(ctx context.Context, s logical.Storage, id string) (*entry, error) {
+	_, rand, ok := splitID(id)
+	if !ok {
+		return nil, nil
+	}
+	open, err := openTable.get(ctx, s, rand)
+	if err != nil {
+		return nil, err
+	}
+	filed, err := l.filed(ctx, s, id)
+	switch {
+	case err != nil:
+		return nil, err
+	case filed == nil && open != nil && open.ID == id:
+		return open, nil
+	case filed != nil && open != nil && open.State == stateDebt:
+		filed.State, filed.DebtSince, filed.NextTry, filed.Tries = stateDebt, open.DebtSince, open.NextTry, open.Tries
+	}
+	return filed, nil
+}
+
+// filed returns what keys/ has under an id, or nil.
+func (l *ledger) filed(ctx context.Context, s logical.Storage, id string) (*entry, error) {
+	hour, rand, _ := splitID(id)
+	for _, sealed := range []bool{false, true} {
+		if e, err := keyTable(hour, sealed).get(ctx, s, rand); err != nil || e != nil {
+			return e, err
+		}
+	}
+	return nil, nil
+}
+
+// hours lists the hours under which keys are filed, in order of time.
+func (l *ledger) hours(ctx context.Context, s logical.Storage, sealed bool) ([]string, error) {
+	prefix := plainKeys
+	if sealed {
+		prefix = sealedKeys
+	}
+	found, err := s.List(ctx, prefix)
+	if err != nil {
+		return nil, storageError(err)
+	}
+	hours := found[:0]
+	for _, hour := range found {
+		if hour, isFolder := strings.CutSuffix(hour, "/"); isFolder {
+			hours = append(hours, hour)
+		}
+	}
+	return hours, nil
+}
+
+// each calls visit for the id of every key until it returns false. It lists, but reads no entry that is filed.
+func (l *ledger) each(ctx context.Context, s logical.Storage, visit func(id string) (bool, error)) error {
+	for _, sealed := range []bool{false, true} {
+		hours, err := l.hours(ctx, s, sealed)
+		if err != nil {
+			return err
+		}
+		for _, hour := range hours {
+			rands, err := keyTable(hour, sealed).list(ctx, s)
+			if err != nil {
+				return err
+			}
+			for _, rand := range rands {
+				if goOn, err := visit(hour + "-" + rand); err != nil || !goOn {
+					return err
+				}
+			}
+		}
+	}
+	return l.eachOpen(ctx, s, func(e *entry) (bool, error) {
+		if filed, err := l.filed(ctx, s, e.ID); err != nil || filed != nil {
+			return true, err // visited above
+		}
+		return visit(e.ID)
+	})
+}
+
+func (l *ledger) eachOpen(ctx context.Context, s logical.Storage, visit func(*entry) (bool, error)) error {
+	rands, err := openTable.list(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, rand := range rands {
+		e, err := openTable.get(ctx, s, rand)
+		if err != nil {
+			return err
+		}
+		if e == nil {
+			continue
+		}
+		if goOn, err := visit(e); err != nil || !goOn {
+			return err
+		}
+	}
+	return nil
+}
+
+// livesAt reports whether a key of the target may live and could be revoked there. It reads the whole ledger.
+func (l *ledger) livesAt(ctx context.Context, s logical.Storage, name string) (found bool, err error) {
+	err = l.each(ctx, s, func(id string) (bool, error) {
+		e, err := l.get(ctx, s, id)
+		if err != nil {
+			return false, err
+		}
+		found = e != nil && e.Target == name && (e.State == statePending || e.Revocable)
+		return !found, nil
+	})
+	return found, err
+}

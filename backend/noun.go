@@ -1,0 +1,273 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// noun is one kind of thing that operators write: issuers, trust policies, targets, roles. All of them have the same
+// verbs with the same rules; what differs is their fields and what is checked.
+type noun[T any] struct {
+	table  table[T]
+	what   string // "trust policy"
+	suffix string // of OpenAPI names: "trust-policy"
+	help   string
+	fields map[string]*framework.FieldSchema
+
+	// check refuses a record that does not fit, and returns warnings. old is nil for a new record.
+	check func(ctx context.Context, s logical.Storage, name string, record, old *T, d *framework.FieldData) ([]string, error)
+	// clear names the fields for which null means "back to the default"; for others null is refused.
+	clear func(field string) bool
+	// remove is asked before a delete: who still needs the record, and whether it was kept as a hidden one.
+	remove func(ctx context.Context, s logical.Storage, name string, record *T, d *framework.FieldData) (users []string, kept bool, err error)
+	// changed drops what was made of the record.
+	changed func(name string)
+	// hidden records are read as absent.
+	hidden func(*T) bool
+}
+
+// maxMetadata bounds custom_metadata, which nothing but its readers uses.
+const maxMetadata = 64
+
+func described(fields map[string]*framework.FieldSchema) map[string]*framework.FieldSchema {
+	fields["name"] = &framework.FieldSchema{Type: framework.TypeString, Required: true, Description: "Name: lower-case letters, digits, '_', '-' and '.'."}
+	fields["description"] = &framework.FieldSchema{Type: framework.TypeString, Description: "What this is for, in words."}
+	fields["custom_metadata"] = &framework.FieldSchema{Type: framework.TypeKVPairs, Description: "Texts of the operator's own; the engine does not read them."}
+	return fields
+}
+
+// paths returns the two paths of a noun: the list and the record.
+func (n *noun[T]) paths(b *engine) []*framework.Path {
+	display := func(verb string, plural bool) *framework.DisplayAttributes {
+		suffix := n.suffix
+		if plural {
+			suffix += "s"
+		}
+		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix}
+	}
+	write := &framework.PathOperation{Callback: b.handle(n.write(b)), Summary: "Create or change " + n.article() + "; what is not named stays.", DisplayAttrs: display("write", false), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true}
+	return []*framework.Path{{
+		Pattern: n.table.prefix + "?$",
+		Fields:  pagination(),
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ListOperation: &framework.PathOperation{Callback: b.handle(n.list), Summary: "List the names of all.", DisplayAttrs: display("list", true)},
+		},
+		HelpSynopsis:    "List every " + n.what + " by name.",
+		HelpDescription: n.help,
+	}, {
+		Pattern: n.table.prefix + `(?P<name>[^/]+)$`,
+		Fields:  n.fields,
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(n.read), Summary: "Read " + n.article() + "; secrets are not shown.", DisplayAttrs: display("read", false)},
+			logical.CreateOperation: write,
+			logical.UpdateOperation: write,
+			logical.PatchOperation:  &framework.PathOperation{Callback: b.handle(n.patch(b)), Summary: "Change an existing " + n.what + ".", DisplayAttrs: display("patch", false), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true},
+			logical.DeleteOperation: &framework.PathOperation{Callback: b.handle(n.delete(b)), Summary: "Delete " + n.article() + " that nothing needs.", DisplayAttrs: display("delete", false), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true},
+		},
+		ExistenceCheck:  n.exists,
+		HelpSynopsis:    "Read, write or delete " + n.article() + ".",
+		HelpDescription: n.help,
+	}}
+}
+
+func (n *noun[T]) article() string {
+	if strings.HasPrefix(n.what, "i") {
+		return "an " + n.what
+	}
+	return "a " + n.what
+}
+
+func (n *noun[T]) load(ctx context.Context, s logical.Storage, name string) (*T, error) {
+	record, err := n.table.get(ctx, s, name)
+	if record != nil && n.hidden != nil && n.hidden(record) {
+		return nil, err
+	}
+	return record, err
+}
+
+func (n *noun[T]) exists(ctx context.Context, req *logical.Request, d *framework.FieldData) (bool, error) {
+	name, _ := d.Raw["name"].(string)
+	if checkName("name", name) != nil {
+		return false, nil // the handler says what is wrong
+	}
+	record, err := n.load(ctx, req.Storage, name)
+	return record != nil, err
+}
+
+func (n *noun[T]) list(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	all, err := n.table.list(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	if n.hidden != nil {
+		visible := all[:0]
+		for _, name := range all {
+			record, err := n.load(ctx, req.Storage, name)
+			if err != nil {
+				return nil, err
+			}
+			if record != nil {
+				visible = append(visible, name)
+			}
+		}
+		all = visible
+	}
+	return logical.ListResponse(page(all, d.Get("after").(string), d.Get("limit").(int))), nil
+}
+
+func (n *noun[T]) read(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	name := d.Get("name").(string)
+	if err := checkName("name", name); err != nil {
+		return nil, err
+	}
+	record, err := n.load(ctx, req.Storage, name)
+	if err != nil || record == nil {
+		return nil, err
+	}
+	data, err := view(record, n.fields)
+	if err != nil {
+		return nil, err
+	}
+	return &logical.Response{Data: data}, nil
+}
+
+func (n *noun[T]) write(b *engine) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		b.writes.Lock()
+		defer b.writes.Unlock()
+		name := d.Get("name").(string)
+		if err := checkName("name", name); err != nil {
+			return nil, err
+		}
+		old, err := n.table.get(ctx, req.Storage, name)
+		if err != nil {
+			return nil, err
+		}
+		for _, field := range slices.Sorted(maps.Keys(d.Raw)) {
+			if d.Raw[field] == nil && !n.clear(field) {
+				return nil, badField(field, "null is refused; leave the field out to keep it, or give a value")
+			}
+		}
+		base := n.table.new()
+		if old != nil {
+			base = *old
+		}
+		record, err := overlay(base, n.table.new(), d)
+		if err != nil {
+			return nil, err
+		}
+		if metadata, ok := d.GetOk("custom_metadata"); ok && len(metadata.(map[string]string)) > maxMetadata {
+			return nil, badField("custom_metadata", "at most %d entries are allowed", maxMetadata)
+		}
+		warnings, err := n.check(ctx, req.Storage, name, &record, old, d)
+		if err != nil {
+			return nil, err
+		}
+		if err := n.table.put(ctx, req.Storage, name, &record); err != nil {
+			return nil, err
+		}
+		n.changed(name)
+		if len(warnings) == 0 {
+			return nil, nil
+		}
+		return &logical.Response{Warnings: warnings}, nil
+	}
+}
+
+// patch is a write to what exists: every write keeps what it does not name.
+func (n *noun[T]) patch(b *engine) framework.OperationFunc {
+	write := n.write(b)
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		name := d.Get("name").(string)
+		if err := checkName("name", name); err != nil {
+			return nil, err
+		}
+		if record, err := n.load(ctx, req.Storage, name); err != nil {
+			return nil, err
+		} else if record == nil {
+			return nil, logical.CodedError(404, fmt.Sprintf("there is no %s %q to patch", n.what, name))
+		}
+		return write(ctx, req, d)
+	}
+}
+
+func (n *noun[T]) delete(b *engine) framework.OperationFunc {
+	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+		b.writes.Lock()
+		defer b.writes.Unlock()
+		name := d.Get("name").(string)
+		if err := checkName("name", name); err != nil {
+			return nil, err
+		}
+		record, err := n.load(ctx, req.Storage, name)
+		if err != nil || record == nil {
+			return nil, err
+		}
+		users, kept, err := n.remove(ctx, req.Storage, name, record, d)
+		if err != nil {
+			return nil, err
+		}
+		if len(users) > 0 {
+			return nil, badField("name", "the %s %q is needed by %s", n.what, name, strings.Join(users, ", "))
+		}
+		if !kept {
+			if err := n.table.delete(ctx, req.Storage, name); err != nil {
+				return nil, err
+			}
+		}
+		n.changed(name)
+		return nil, nil
+	}
+}
+
+// users lists the records of a table that name something, as "<what> <name>".
+func users[T any](ctx context.Context, s logical.Storage, t table[T], what string, names func(*T) bool) ([]string, error) {
+	all, err := t.list(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	var found []string
+	for _, name := range all {
+		record, err := t.get(ctx, s, name)
+		if err != nil {
+			return nil, err
+		}
+		if record != nil && names(record) {
+			found = append(found, what+" "+name)
+		}
+	}
+	return found, nil
+}
+
+// pagination are the fields of a list, with the meaning that Vault gives them elsewhere.
+func pagination() map[string]*framework.FieldSchema {
+	return map[string]*framework.FieldSchema{
+		"after": {Type: framework.TypeString, Query: true, Description: "List what comes after this entry."},
+		"limit": {Type: framework.TypeInt, Query: true, Description: "List at most this many; 0 = all."},
+	}
+}
+
+// page sorts a list and cuts it: what comes after an entry, at most limit (0 = all).
+func page(all []string, after string, limit int) []string {
+	slices.Sort(all)
+	if after != "" {
+		first, found := slices.BinarySearch(all, after)
+		if found {
+			first++
+		}
+		all = all[first:]
+	}
+	if limit > 0 && limit < len(all) {
+		all = all[:limit]
+	}
+	return all
+}

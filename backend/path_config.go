@@ -1,0 +1,240 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"crypto/rand"
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
+)
+
+// configRecord holds the limits of the mount and where it may connect.
+type configRecord struct {
+	Instance          string   `json:"instance"`
+	MaxTokenBytes     int      `json:"max_token_bytes"`
+	MaxClaims         int      `json:"max_claims"`
+	MaxJWKSBytes      int      `json:"max_jwks_bytes"`
+	JWKSMinRefresh    seconds  `json:"jwks_min_refresh"`
+	JWKSMaxAge        seconds  `json:"jwks_max_age"`
+	JWKSMaxStale      seconds  `json:"jwks_max_stale"`
+	HTTPTimeout       seconds  `json:"http_timeout"`
+	RequestTimeout    seconds  `json:"request_timeout"`
+	MaxResponseBytes  int      `json:"max_response_bytes"`
+	SweepGrace        seconds  `json:"sweep_grace"`
+	AllowPrivate      []string `json:"allow_private"`
+	AllowHTTPLoopback bool     `json:"allow_http_loopback"`
+	EgressHosts       []string `json:"egress_hosts"`
+}
+
+const (
+	configName = "config"
+	maxDepth   = 16  // nesting of a token's claims
+	maxKeys    = 100 // keys of one key set
+)
+
+var configTable = table[configRecord]{defaults: defaultConfig}
+
+func defaultConfig() configRecord {
+	return configRecord{
+		MaxTokenBytes: 16 << 10, MaxClaims: 256, MaxJWKSBytes: 512 << 10,
+		JWKSMinRefresh: 30, JWKSMaxAge: 600, JWKSMaxStale: 3600,
+		HTTPTimeout: 10, RequestTimeout: 20, MaxResponseBytes: 1 << 20, SweepGrace: 180,
+		AllowPrivate: []string{}, EgressHosts: []string{},
+	}
+}
+
+// settings is the config as the engine uses it.
+type settings struct {
+	configRecord
+	egress egress.Policy
+}
+
+var configFields = map[string]*framework.FieldSchema{
+	"instance":            {Type: framework.TypeString, Description: "Name of this mount in the names of its keys at targets; random when the mount is first used. Set another one on a restored copy before its first use."},
+	"max_token_bytes":     {Type: framework.TypeInt, Description: "Longest subject token, in bytes (default 16384)."},
+	"max_claims":          {Type: framework.TypeInt, Description: "Most members of a token's claims, all depths together (default 256)."},
+	"max_jwks_bytes":      {Type: framework.TypeInt, Description: "Longest key set of an issuer, in bytes (default 524288)."},
+	"jwks_min_refresh":    {Type: framework.TypeDurationSecond, Description: "Least time between two fetches of one issuer's keys (default 30s)."},
+	"jwks_max_age":        {Type: framework.TypeDurationSecond, Description: "Age at which an issuer's keys are fetched again (default 10m)."},
+	"jwks_max_stale":      {Type: framework.TypeDurationSecond, Description: "How long known keys are used while fetching fails (default 1h)."},
+	"http_timeout":        {Type: framework.TypeDurationSecond, Description: "Limit of one call to an issuer (default 10s)."},
+	"request_timeout":     {Type: framework.TypeDurationSecond, Description: "Limit of one call to a target (default 20s)."},
+	"max_response_bytes":  {Type: framework.TypeInt, Description: "Longest answer of a target, in bytes (default 1048576)."},
+	"sweep_grace":         {Type: framework.TypeDurationSecond, Description: "Age at which the sweeper settles what an exchange left open (default 3m)."},
+	"allow_private":       {Type: framework.TypeCommaStringSlice, Description: "Private address ranges (CIDR) that may be dialled. Link-local and metadata addresses never are."},
+	"allow_http_loopback": {Type: framework.TypeBool, Description: "Allow issuers and targets on this machine's loopback, by http or https. For tests."},
+	"egress_hosts":        {Type: framework.TypeCommaStringSlice, Description: "Hosts that may be dialled (globs); empty allows any public host."},
+}
+
+func (b *engine) configPath() *framework.Path {
+	display := func(verb string) *framework.DisplayAttributes {
+		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: "configuration"}
+	}
+	write := &framework.PathOperation{Callback: b.handle(b.writeConfig), Summary: "Change limits and egress; what is not named stays.", DisplayAttrs: display("configure"), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true}
+	patch := *write
+	patch.DisplayAttrs = display("patch")
+	return &framework.Path{
+		Pattern: "config$",
+		Fields:  configFields,
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(b.readConfig), Summary: "Read limits and egress.", DisplayAttrs: display("read")},
+			logical.UpdateOperation: write,
+			logical.PatchOperation:  &patch,
+		},
+		HelpSynopsis:    "Limits of this mount, and where it may connect.",
+		HelpDescription: "All limits have defaults; null sets a field back to its default. Public hosts are reached by https alone; what is private must be listed in allow_private.",
+	}
+}
+
+func (b *engine) readConfig(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	record, err := b.config(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	data, err := view(record.configRecord, configFields)
+	if err != nil {
+		return nil, err
+	}
+	return &logical.Response{Data: data}, nil
+}
+
+func (b *engine) writeConfig(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	b.writes.Lock()
+	defer b.writes.Unlock()
+	old, err := configTable.get(ctx, req.Storage, configName)
+	if err != nil {
+		return nil, err
+	}
+	if old == nil {
+		fresh := defaultConfig()
+		fresh.Instance = newInstance()
+		old = &fresh
+	}
+	reset := defaultConfig()
+	reset.Instance = old.Instance // it has no default: keys at targets bear it
+	record, err := overlay(*old, reset, d)
+	if err != nil {
+		return nil, err
+	}
+	if err := record.check(); err != nil {
+		return nil, err
+	}
+	if err := configTable.put(ctx, req.Storage, configName, &record); err != nil {
+		return nil, err
+	}
+	b.configChanged()
+	var resp logical.Response
+	if record.AllowHTTPLoopback {
+		resp.AddWarning("allow_http_loopback lets issuers and targets be reached without TLS on this machine; it is meant for tests")
+	}
+	if record.Instance != old.Instance {
+		resp.AddWarning("keys that were issued under the former instance keep its name at their targets")
+	}
+	if len(resp.Warnings) == 0 {
+		return nil, nil
+	}
+	return &resp, nil
+}
+
+var instances = regexp.MustCompile(`\A[a-z0-9]{4,16}\z`)
+
+func newInstance() string { return strings.ToLower(rand.Text()[:8]) }
+
+func (c *configRecord) check() error {
+	if !instances.MatchString(c.Instance) {
+		return badField("instance", "want 4 to 16 lower-case letters and digits")
+	}
+	for _, limit := range []struct {
+		field     string
+		value     int64
+		low, high int64
+	}{
+		{"max_token_bytes", int64(c.MaxTokenBytes), 1 << 10, 64 << 10},
+		{"max_claims", int64(c.MaxClaims), 16, 4096},
+		{"max_jwks_bytes", int64(c.MaxJWKSBytes), 4 << 10, 4 << 20},
+		{"jwks_min_refresh", int64(c.JWKSMinRefresh), 1, 3600},
+		{"jwks_max_age", int64(c.JWKSMaxAge), int64(c.JWKSMinRefresh), 24 * 3600},
+		{"jwks_max_stale", int64(c.JWKSMaxStale), int64(c.JWKSMaxAge), 7 * 24 * 3600},
+		{"http_timeout", int64(c.HTTPTimeout), 1, 20},
+		{"request_timeout", int64(c.RequestTimeout), 1, 20},
+		{"max_response_bytes", int64(c.MaxResponseBytes), 4 << 10, 16 << 20},
+		{"sweep_grace", int64(c.SweepGrace), 1, 3600},
+	} {
+		if limit.value < limit.low || limit.value > limit.high {
+			return badField(limit.field, "want %d to %d", limit.low, limit.high)
+		}
+	}
+	_, err := c.egress()
+	return err
+}
+
+func (c *configRecord) egress() (egress.Policy, error) {
+	p := egress.Policy{AllowHTTPLoopback: c.AllowHTTPLoopback, Hosts: c.EgressHosts}
+	for _, text := range c.AllowPrivate {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			return p, badField("allow_private", "%q is no address range; want for example 10.0.0.0/8", text)
+		}
+		p.AllowPrivate = append(p.AllowPrivate, prefix.Masked())
+	}
+	if err := p.Validate(); err != nil {
+		return p, namedField(err)
+	}
+	return p, nil
+}
+
+// config returns the mount's settings, defaults where nothing was written.
+func (b *engine) config(ctx context.Context, s logical.Storage) (*settings, error) {
+	loaded, _, err := b.settings.get(configName, func() (*settings, bool, error) {
+		record, err := configTable.get(ctx, s, configName)
+		if err != nil {
+			return nil, false, err
+		}
+		if record == nil {
+			fresh := defaultConfig()
+			record = &fresh
+		}
+		policy, err := record.egress()
+		if err != nil {
+			return nil, false, fmt.Errorf("reading config: %w", err)
+		}
+		return &settings{configRecord: *record, egress: policy}, true, nil
+	})
+	return loaded, err
+}
+
+// named returns the settings of a mount that is in use: its instance is made when it is first needed.
+func (b *engine) named(ctx context.Context, s logical.Storage) (*settings, error) {
+	conf, err := b.config(ctx, s)
+	if err != nil || conf.Instance != "" {
+		return conf, err
+	}
+	b.writes.Lock()
+	defer b.writes.Unlock()
+	record, err := configTable.get(ctx, s, configName)
+	if err != nil {
+		return nil, err
+	}
+	if record == nil {
+		fresh := defaultConfig()
+		fresh.Instance = newInstance()
+		if err := configTable.put(ctx, s, configName, &fresh); err != nil {
+			return nil, err
+		}
+	}
+	b.settings.clear()
+	return b.config(ctx, s)
+}
+
+// storageTimeout bounds work on Vault's storage that no request waits for.
+const storageTimeout = 15 * time.Second

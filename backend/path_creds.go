@@ -1,0 +1,78 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+func (b *engine) credsPath() *framework.Path {
+	display := func(verb string) *framework.DisplayAttributes {
+		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: "key"}
+	}
+	return &framework.Path{
+		Pattern: "creds/(?P<role>[^/]+)(/(?P<path>.*))?$",
+		Fields: map[string]*framework.FieldSchema{
+			"role":          {Type: framework.TypeString, Required: true, Description: "Role to issue a key for."},
+			"path":          {Type: framework.TypeString, Description: "What the role's lease_path yields for you; empty if it has none."},
+			"subject_token": {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "The token to exchange; on a write alone. Without it your Vault login decides."},
+			"ttl":           {Type: framework.TypeDurationSecond, Query: true, Description: "Lease to ask for; the role's and the mount's limits hold."},
+			"parameters":    {Type: framework.TypeMap, Description: "Parameters that the role's allowed_parameters lets a request set; on a read, each by its name."},
+		},
+		TakesArbitraryInput: true, // a read names parameters directly, for templates have no other way
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(b.readCreds), Summary: "Issue a key to your Vault login.", DisplayAttrs: display("issue"), ForwardPerformanceStandby: true},
+			logical.UpdateOperation: &framework.PathOperation{Callback: b.handle(b.writeCreds), Summary: "Issue a key to the subject of a token, or to your Vault login.", DisplayAttrs: display("exchange-for"), ForwardPerformanceStandby: true},
+		},
+		HelpSynopsis: "Issue a key.",
+		HelpDescription: "vault read <mount>/creds/<role> issues a key to your Vault login, vault write <mount>/creds/<role> subject_token=@file to the subject of a token. " +
+			"The key is leased: renew, revoke and look it up with vault lease. Refusals name a reason and the request's id, under which Vault's log has the detail.",
+	}
+}
+
+func (b *engine) readCreds(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	if _, given := d.Raw["subject_token"]; given {
+		return nil, refuse(reasonTokenInURL, "a read carries a subject_token")
+	}
+	a := newAsk(d)
+	for name, value := range d.Raw {
+		if _, isField := d.Schema[name]; !isField {
+			a.parameters[name] = value
+		}
+	}
+	return b.issue(ctx, req, a)
+}
+
+func (b *engine) writeCreds(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	for _, name := range slices.Sorted(maps.Keys(d.Raw)) {
+		if _, isField := d.Schema[name]; !isField {
+			return nil, badField(name, "no such field; give parameters as parameters=%s=…", name)
+		}
+		if d.Raw[name] == nil {
+			return nil, badField(name, "null is refused; leave the field out")
+		}
+	}
+	a := newAsk(d)
+	token, given := d.Raw["subject_token"].(string)
+	if given && token == "" {
+		return nil, badField("subject_token", "is empty; leave it out to use your Vault login")
+	}
+	// What wrote the file may have ended its one line; nothing else is taken off.
+	a.token = strings.TrimSuffix(strings.TrimSuffix(token, "\n"), "\r")
+	return b.issue(ctx, req, a)
+}
+
+func newAsk(d *framework.FieldData) ask {
+	return ask{
+		role: d.Get("role").(string), path: d.Get("path").(string),
+		ttl: time.Duration(d.Get("ttl").(int)) * time.Second, parameters: maps.Clone(d.Get("parameters").(map[string]any)),
+	}
+}

@@ -1,0 +1,243 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
+)
+
+// The types of issuers.
+const (
+	issuerOIDC  = "oidc"
+	issuerLogin = "login"
+)
+
+// issuerRecord says who vouches for callers.
+type issuerRecord struct {
+	Type                 string            `json:"type"`
+	Issuer               string            `json:"issuer"`
+	OIDCDiscoveryURL     string            `json:"oidc_discovery_url"`
+	JWKSURL              string            `json:"jwks_url"`
+	JWTValidationPubkeys []string          `json:"jwt_validation_pubkeys"`
+	CAPEM                string            `json:"ca_pem"`
+	ProxyURL             string            `json:"proxy_url"`
+	JWKSHosts            []string          `json:"jwks_hosts"`
+	JWTSupportedAlgs     []string          `json:"jwt_supported_algs"`
+	AllowedTypes         []string          `json:"allowed_types"`
+	ClockSkewLeeway      seconds           `json:"clock_skew_leeway"`
+	MaxAge               seconds           `json:"max_age"`
+	MaxTokenLifetime     seconds           `json:"max_token_lifetime"`
+	SingleUse            bool              `json:"single_use"`
+	JTIClaim             string            `json:"jti_claim"`
+	RecordClaims         []string          `json:"record_claims"`
+	ForwardTo            []string          `json:"forward_to"`
+	MountAccessor        string            `json:"mount_accessor"`
+	StableMetadata       []string          `json:"stable_metadata"`
+	Enabled              bool              `json:"enabled"`
+	Description          string            `json:"description"`
+	CustomMetadata       map[string]string `json:"custom_metadata"`
+}
+
+// issuer is an issuer as the engine uses it; verifier is nil for a login issuer.
+type issuer struct {
+	issuerRecord
+	name     string
+	verifier *identity.Verifier
+}
+
+var issuerFields = described(map[string]*framework.FieldSchema{
+	"type":                   {Type: framework.TypeString, Description: "oidc (default): tokens of an OpenID provider. login: the caller's Vault login. It cannot be changed."},
+	"issuer":                 {Type: framework.TypeString, Description: "The exact iss of its tokens; default the discovery URL. Unique in the mount."},
+	"oidc_discovery_url":     {Type: framework.TypeString, Description: "Key source: the issuer's base URL, without /.well-known."},
+	"jwks_url":               {Type: framework.TypeString, Description: "Key source: the URL of its key set."},
+	"jwt_validation_pubkeys": {Type: framework.TypeCommaStringSlice, Description: "Key source: public keys in PEM."},
+	"ca_pem":                 {Type: framework.TypeString, Description: "Certificate authorities of the issuer's server, in place of the system's."},
+	"proxy_url":              {Type: framework.TypeString, Description: "HTTP proxy to reach the issuer; the environment's proxy variables are not used."},
+	"jwks_hosts":             {Type: framework.TypeCommaStringSlice, Description: "Further hosts that may serve the keys, beside the issuer's own."},
+	"jwt_supported_algs":     {Type: framework.TypeCommaStringSlice, Description: "Signature algorithms that are accepted, asymmetric ones only (default RS256, ES256)."},
+	"allowed_types":          {Type: framework.TypeCommaStringSlice, Description: "Values of the typ header that are accepted, absent among them for a token without one (default absent, JWT)."},
+	"clock_skew_leeway":      {Type: framework.TypeDurationSecond, Description: "How far the issuer's clock may be off (default 30s)."},
+	"max_age":                {Type: framework.TypeDurationSecond, Description: "Oldest token that is accepted, from its iat (default 1h)."},
+	"max_token_lifetime":     {Type: framework.TypeDurationSecond, Description: "Longest life of a token that is accepted, exp less iat (default 24h)."},
+	"single_use":             {Type: framework.TypeBool, Description: "A token works once (default true). Switch off only for tokens that are meant to be presented again."},
+	"jti_claim":              {Type: framework.TypeString, Description: "Claim that makes a token unique (default jti); without it the token's hash does."},
+	"record_claims":          {Type: framework.TypeCommaStringSlice, Description: "Claims kept with each key, beside those that the policy reads (default: well-known ids)."},
+	"forward_to":             {Type: framework.TypeCommaStringSlice, Description: "Hosts to which a caller's token may be forwarded (default none)."},
+	"mount_accessor":         {Type: framework.TypeString, Description: "login: accessor of the auth mount that vouches, see: vault auth list."},
+	"stable_metadata":        {Type: framework.TypeCommaStringSlice, Description: "login: alias metadata that never changes for one alias and may be used in decisions."},
+	"enabled":                {Type: framework.TypeBool, Description: "Kill switch: false stops issue and renew; revoking goes on."},
+	"verify":                 {Type: framework.TypeBool, Description: "Fetch the issuer's keys before saving, and refuse if that fails."},
+})
+
+// defaultRecordClaims are the ids that say later whose key a key is.
+var defaultRecordClaims = []string{
+	"actor_id", "environment", "job_id", "job_workflow_ref", "namespace_id", "namespace_path", "oid", "organization_id",
+	"pipeline_id", "project_id", "project_path", "ref", "repository", "repository_id", "repository_owner_id", "run_id",
+	"tid", "user_id", "workflow_ref",
+}
+
+func defaultIssuer() issuerRecord {
+	return issuerRecord{
+		Type: issuerOIDC, JWTSupportedAlgs: []string{"RS256", "ES256"}, AllowedTypes: []string{identity.Absent, "JWT"},
+		ClockSkewLeeway: 30, MaxAge: 3600, MaxTokenLifetime: 24 * 3600, SingleUse: true, JTIClaim: "jti",
+		RecordClaims: slices.Clone(defaultRecordClaims), JWTValidationPubkeys: []string{}, JWKSHosts: []string{},
+		ForwardTo: []string{}, StableMetadata: []string{}, Enabled: true, CustomMetadata: map[string]string{},
+	}
+}
+
+func (b *engine) newIssuerNoun() noun[issuerRecord] {
+	return noun[issuerRecord]{
+		table:  table[issuerRecord]{prefix: "issuers/", defaults: defaultIssuer},
+		what:   "issuer",
+		suffix: "issuer",
+		help: "An issuer vouches for callers: an OpenID provider by its tokens (type oidc), or an auth mount of this Vault by the caller's login (type login). " +
+			"An issuer only verifies; which of its subjects are trusted is written in trust policies.",
+		fields: issuerFields,
+		check:  b.checkIssuer,
+		clear:  func(field string) bool { return field != "issuer" && field != "mount_accessor" },
+		remove: func(ctx context.Context, s logical.Storage, name string, _ *issuerRecord, _ *framework.FieldData) ([]string, bool, error) {
+			found, err := users(ctx, s, b.trustNoun.table, "trust policy", func(t *trustRecord) bool { return t.Issuer == name })
+			return found, false, err
+		},
+		changed: func(name string) {
+			b.issuers.drop(name)
+			b.policies.clear() // a policy's kind is its issuer's
+		},
+	}
+}
+
+func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string, record, old *issuerRecord, d *framework.FieldData) ([]string, error) {
+	if old != nil && old.Type != record.Type {
+		return nil, badField("type", "cannot be changed; make another issuer")
+	}
+	if record.Type == issuerOIDC && record.Issuer == "" {
+		record.Issuer = record.OIDCDiscoveryURL
+	}
+	conf, err := b.config(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	made, err := newIssuer(name, record, conf, b)
+	if err != nil {
+		return nil, err
+	}
+	if err := b.uniqueIssuer(ctx, s, name, record); err != nil {
+		return nil, err
+	}
+	if d.Get("verify").(bool) && made.verifier != nil {
+		if err := made.verifier.Probe(ctx); err != nil {
+			return nil, badField("verify", "the issuer's keys cannot be had: %v", err)
+		}
+	}
+	var warnings []string
+	if record.Type == issuerOIDC && !record.SingleUse {
+		warnings = append(warnings, "single_use is off: whoever sees a token can use it until it expires; bind_caller in the trust policy narrows that")
+	}
+	return warnings, nil
+}
+
+// uniqueIssuer refuses a second entry for the same iss: which of two sets of rules a token met would be chance.
+func (b *engine) uniqueIssuer(ctx context.Context, s logical.Storage, name string, record *issuerRecord) error {
+	all, err := b.issuerNoun.table.list(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, other := range all {
+		if other == name {
+			continue
+		}
+		existing, err := b.issuerNoun.table.get(ctx, s, other)
+		switch {
+		case err != nil:
+			return err
+		case existing == nil || existing.Type != record.Type:
+		case record.Type == issuerOIDC && existing.Issuer == record.Issuer:
+			return badField("issuer", "issuer %q already has it", other)
+		case record.Type == issuerLogin && existing.MountAccessor == record.MountAccessor:
+			return badField("mount_accessor", "issuer %q already has it", other)
+		}
+	}
+	return nil
+}
+
+// newIssuer checks a record whole and makes it usable, without I/O.
+func newIssuer(name string, r *issuerRecord, conf *settings, b *engine) (*issuer, error) {
+	made := &issuer{issuerRecord: *r, name: name}
+	switch r.Type {
+	case issuerLogin:
+		return made, r.checkLogin()
+	case issuerOIDC:
+	default:
+		return nil, badField("type", "%q is unknown; want oidc or login", r.Type)
+	}
+	switch {
+	case r.MountAccessor != "":
+		return nil, badField("mount_accessor", "is for issuers of type login")
+	case len(r.StableMetadata) > 0:
+		return nil, badField("stable_metadata", "is for issuers of type login")
+	case r.JTIClaim == "":
+		return nil, badField("jti_claim", "want the name of a claim")
+	}
+	var err error
+	made.verifier, err = identity.New(identity.Config{
+		Issuer: r.Issuer, DiscoveryURL: r.OIDCDiscoveryURL, JWKSURL: r.JWKSURL, PublicKeys: r.JWTValidationPubkeys,
+		JWKSHosts: r.JWKSHosts, Algorithms: r.JWTSupportedAlgs, AllowedTypes: r.AllowedTypes,
+		Leeway: r.ClockSkewLeeway.duration(), MaxAge: r.MaxAge.duration(), MaxTokenLifetime: r.MaxTokenLifetime.duration(),
+		CAPEM: r.CAPEM, ProxyURL: r.ProxyURL, Egress: conf.egress, HTTPTimeout: conf.HTTPTimeout.duration(),
+		MaxTokenBytes: conf.MaxTokenBytes, MaxClaims: conf.MaxClaims, MaxDepth: maxDepth,
+		MaxJWKSBytes: int64(conf.MaxJWKSBytes), MaxKeys: maxKeys,
+		MinRefresh: conf.JWKSMinRefresh.duration(), KeysMaxAge: conf.JWKSMaxAge.duration(), KeysMaxStale: conf.JWKSMaxStale.duration(),
+		Now: b.now,
+	})
+	if err != nil {
+		if rest, isIssuer := strings.CutPrefix(err.Error(), "issuer:"); isIssuer && r.Issuer == r.OIDCDiscoveryURL {
+			return nil, badField("oidc_discovery_url", "%s", strings.TrimSpace(rest)) // where the issuer came from
+		}
+		return nil, namedField(err)
+	}
+	return made, nil
+}
+
+func (r *issuerRecord) checkLogin() error {
+	for field, set := range map[string]bool{
+		"issuer": r.Issuer != "", "oidc_discovery_url": r.OIDCDiscoveryURL != "", "jwks_url": r.JWKSURL != "",
+		"jwt_validation_pubkeys": len(r.JWTValidationPubkeys) > 0, "forward_to": len(r.ForwardTo) > 0,
+		"ca_pem": r.CAPEM != "", "proxy_url": r.ProxyURL != "", "jwks_hosts": len(r.JWKSHosts) > 0,
+	} {
+		if set {
+			return badField(field, "is for issuers of type oidc")
+		}
+	}
+	if r.MountAccessor == "" {
+		return badField("mount_accessor", "missing; name the auth mount that vouches, see: vault auth list")
+	}
+	return nil
+}
+
+// issuer returns an issuer ready for use, or nil if there is none of that name.
+func (b *engine) issuer(ctx context.Context, s logical.Storage, name string) (*issuer, error) {
+	made, _, err := b.issuers.get(name, func() (*issuer, bool, error) {
+		record, err := b.issuerNoun.table.get(ctx, s, name)
+		if err != nil || record == nil {
+			return nil, false, err
+		}
+		conf, err := b.config(ctx, s)
+		if err != nil {
+			return nil, false, err
+		}
+		made, err := newIssuer(name, record, conf, b)
+		if err != nil { // it was sound when it was written, by the rules of that time
+			return nil, false, refuse(reasonEgress, "issuer %q no longer fits config: %v", name, err)
+		}
+		return made, true, nil
+	})
+	return made, err
+}

@@ -1,0 +1,108 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+func (b *engine) keysPaths() []*framework.Path {
+	display := func(verb, suffix string) *framework.DisplayAttributes {
+		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix}
+	}
+	const description = "The ledger has every key that was asked for and is not yet known to be dead. " +
+		"state is pending (asked for, outcome not recorded), issued (a lease holds it), debt (must die, revoking has failed so far) or exposed (may live, and its target can neither find nor revoke it). A key is never shown."
+	return []*framework.Path{{
+		Pattern: "keys/?$",
+		Fields:  filterFields(pagination()),
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.findKeys), Summary: "Read the records of the keys that a filter matches; a scan of the ledger.", DisplayAttrs: display("find", "keys")},
+			logical.ListOperation: &framework.PathOperation{Callback: b.handle(b.listKeys), Summary: "List the ids of keys.", DisplayAttrs: display("list", "keys")},
+		},
+		HelpSynopsis:    "List the keys that are out.",
+		HelpDescription: description,
+	}, {
+		Pattern: "keys/(?P<id>[^/]+)$",
+		Fields:  map[string]*framework.FieldSchema{"id": {Type: framework.TypeString, Required: true, Description: "Id of the key, as issuing it returned and list shows it."}},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.readKey), Summary: "Read whose a key is and what state it is in.", DisplayAttrs: display("read", "key-record")},
+		},
+		HelpSynopsis:    "Read whose a key is, and what state it is in.",
+		HelpDescription: description,
+	}}
+}
+
+func (b *engine) listKeys(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	var ids []string
+	err := b.ledger.each(ctx, req.Storage, func(id string) (bool, error) {
+		ids = append(ids, id)
+		return true, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return logical.ListResponse(page(ids, d.Get("after").(string), d.Get("limit").(int))), nil
+}
+
+func (b *engine) readKey(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	e, err := b.ledger.get(ctx, req.Storage, d.Get("id").(string))
+	if err != nil || e == nil {
+		return nil, err
+	}
+	return &logical.Response{Data: e.view()}, nil
+}
+
+// findKeys answers which keys match a filter, and how many it cannot judge because a claim was not recorded with them.
+func (b *engine) findKeys(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	f, err := parseFilter(d)
+	if err != nil {
+		return nil, err
+	}
+	var ids []string
+	if err := b.ledger.each(ctx, req.Storage, func(id string) (bool, error) {
+		ids = append(ids, id)
+		return true, nil
+	}); err != nil {
+		return nil, err
+	}
+	limit := d.Get("limit").(int)
+	found, unrecorded := []map[string]any{}, 0
+	for _, id := range page(ids, d.Get("after").(string), 0) {
+		e, err := b.ledger.get(ctx, req.Storage, id)
+		switch {
+		case err != nil:
+			return nil, err
+		case e == nil: // it died while we looked
+			continue
+		}
+		switch f.judge(e) {
+		case matched:
+			found = append(found, e.view())
+		case unjudged:
+			unrecorded++
+		}
+		if limit > 0 && len(found) == limit {
+			break
+		}
+	}
+	return &logical.Response{Data: map[string]any{"keys": found, "matched": len(found), "unrecorded": unrecorded}}, nil
+}
+
+// view is an entry as readers see it: never with what its target needs to end the key.
+func (e *entry) view() map[string]any {
+	data := map[string]any{
+		"id": e.ID, "name": e.Name, "state": e.State, "role": e.Role, "lease_path": e.LeasePath, "target": e.Target,
+		"issuer": e.Issuer, "subject": e.Subject, "trust": e.Trust, "revision": e.Revision, "entity": e.Entity,
+		"display_name": e.DisplayName, "remote_address": e.RemoteAddress, "claims": e.Claims, "claims_partial": e.ClaimsPartial,
+		"jti": e.JTI, "accessor": e.Accessor, "revocable": e.Revocable, "issued_at": timeOrNil(e.IssuedAt),
+		"not_after": timeOrNil(e.NotAfter), "expires_at": timeOrNil(e.ExpiresAt), "request_id": e.RequestID,
+	}
+	if e.State == stateDebt {
+		data["debt_since"], data["next_try"], data["tries"] = timeOrNil(e.DebtSince), timeOrNil(e.NextTry), e.Tries
+	}
+	return data
+}

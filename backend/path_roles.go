@@ -1,0 +1,194 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
+)
+
+// roleRecord joins trust policies and a target: who gets which key, and for how long.
+type roleRecord struct {
+	Trust             []string          `json:"trust"`
+	Target            string            `json:"target"`
+	Parameters        map[string]any    `json:"parameters"`
+	ParametersFrom    map[string]string `json:"parameters_from"`
+	AllowedParameters []string          `json:"allowed_parameters"`
+	TTL               seconds           `json:"ttl"`
+	MaxTTL            seconds           `json:"max_ttl"`
+	LeasePath         string            `json:"lease_path"`
+	RequireRevocable  bool              `json:"require_revocable"`
+	Enabled           bool              `json:"enabled"`
+	Description       string            `json:"description"`
+	CustomMetadata    map[string]string `json:"custom_metadata"`
+}
+
+// role is a role as the engine uses it.
+type role struct {
+	roleRecord
+	name           string
+	leasePath      *expr.Program
+	parametersFrom map[string]*expr.Program
+}
+
+const (
+	maxPolicies   = 32 // trust policies of one role
+	maxParameters = 64
+)
+
+var roleFields = described(map[string]*framework.FieldSchema{
+	"trust":              {Type: framework.TypeCommaStringSlice, Description: "Trust policies; the first that accepts the caller decides."},
+	"target":             {Type: framework.TypeString, Description: "Target that issues the keys; it must list the role in allowed_roles."},
+	"parameters":         {Type: framework.TypeMap, Description: "What to ask the target for, fixed."},
+	"parameters_from":    {Type: framework.TypeKVPairs, Description: "Parameter -> CEL expression over claims, vault and now that yields its value."},
+	"allowed_parameters": {Type: framework.TypeCommaStringSlice, Description: "Parameters that a request may set (default none)."},
+	"ttl":                {Type: framework.TypeDurationSecond, Description: "Lease of a key; default the mount's."},
+	"max_ttl":            {Type: framework.TypeDurationSecond, Description: "Longest lease of a key, renewals included; default the mount's."},
+	"lease_path":         {Type: framework.TypeString, Description: "CEL expression that yields the path which a request must carry after creds/<role>, and so the lease's prefix."},
+	"require_revocable":  {Type: framework.TypeBool, Description: "Refuse to issue where the target cannot revoke."},
+	"enabled":            {Type: framework.TypeBool, Description: "Kill switch: false stops issue and renew; revoking goes on."},
+})
+
+func (b *engine) newRoleNoun() noun[roleRecord] {
+	return noun[roleRecord]{
+		table: table[roleRecord]{prefix: "roles/", defaults: func() roleRecord {
+			return roleRecord{
+				Trust: []string{}, Parameters: map[string]any{}, ParametersFrom: map[string]string{},
+				AllowedParameters: []string{}, Enabled: true, CustomMetadata: map[string]string{},
+			}
+		}},
+		what:   "role",
+		suffix: "role",
+		help: "A role joins trust policies and a target: reading creds/<role> issues a key there to whom one of the policies accepts. " +
+			"Changing or deleting a role does not touch the keys that it has issued.",
+		fields: roleFields,
+		check:  b.checkRole,
+		clear: func(field string) bool {
+			return !slices.Contains([]string{"trust", "target", "lease_path", "require_revocable"}, field)
+		},
+		remove: func(context.Context, logical.Storage, string, *roleRecord, *framework.FieldData) ([]string, bool, error) {
+			return nil, false, nil
+		},
+		changed: b.roles.drop,
+	}
+}
+
+func (b *engine) checkRole(ctx context.Context, s logical.Storage, name string, record, _ *roleRecord, _ *framework.FieldData) ([]string, error) {
+	if _, err := newRole(name, record); err != nil {
+		return nil, err
+	}
+	for _, p := range record.Trust {
+		if existing, err := b.trustNoun.table.get(ctx, s, p); err != nil {
+			return nil, err
+		} else if existing == nil {
+			return nil, badField("trust", "there is no trust policy %q", p)
+		}
+	}
+	existing, err := b.target(ctx, s, record.Target)
+	if err != nil {
+		return nil, err
+	}
+	if existing == nil || existing.record.Deleted {
+		return nil, badField("target", "there is no target %q", record.Target)
+	}
+	if len(record.ParametersFrom) == 0 && len(record.AllowedParameters) == 0 {
+		if _, err := existing.Params(record.Parameters); err != nil {
+			return nil, err
+		}
+	}
+	return b.roleWarnings(name, record, existing), nil
+}
+
+func (b *engine) roleWarnings(name string, record *roleRecord, t *openTarget) []string {
+	var warnings []string
+	warn := func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }
+	if !t.allows(name) {
+		warn("target %q does not list this role in allowed_roles; issuing is refused until it does", record.Target)
+	}
+	if !t.Caps().Revoke {
+		warn("target %q cannot revoke keys: a lease's end does not end the key, which lives until it expires by itself", record.Target)
+	}
+	limit := b.System().MaxLeaseTTL()
+	for field, ttl := range map[string]seconds{"ttl": record.TTL, "max_ttl": record.MaxTTL} {
+		if ttl.duration() > limit {
+			warn("%s is above the mount's maximum of %s, which holds", field, limit)
+		}
+	}
+	slices.Sort(warnings)
+	return warnings
+}
+
+// newRole checks what can be checked of a role by itself and compiles its expressions.
+func newRole(name string, r *roleRecord) (*role, error) {
+	made := &role{roleRecord: *r, name: name, parametersFrom: map[string]*expr.Program{}}
+	switch {
+	case len(r.Trust) == 0:
+		return nil, badField("trust", "missing; name the trust policies that may use this role")
+	case len(r.Trust) > maxPolicies:
+		return nil, badField("trust", "at most %d trust policies are allowed", maxPolicies)
+	case r.Target == "":
+		return nil, badField("target", "missing; name the target that issues the keys")
+	case r.MaxTTL > 0 && r.TTL > r.MaxTTL:
+		return nil, badField("ttl", "is above max_ttl")
+	case len(r.Parameters)+len(r.ParametersFrom)+len(r.AllowedParameters) > maxParameters:
+		return nil, badField("parameters", "at most %d parameters are allowed", maxParameters)
+	}
+	if r.LeasePath != "" {
+		program, err := expr.Compile(r.LeasePath, expr.String, trust.Variables...)
+		if err != nil {
+			return nil, badField("lease_path", "%v", err)
+		}
+		made.leasePath = program
+	}
+	for _, param := range slices.Sorted(maps.Keys(r.ParametersFrom)) {
+		program, err := expr.Compile(r.ParametersFrom[param], expr.Any, trust.Variables...)
+		if err != nil {
+			return nil, badField("parameters_from."+param, "%v", err)
+		}
+		if _, fixed := r.Parameters[param]; fixed {
+			return nil, badField("parameters_from."+param, "parameters has it too; give it once")
+		}
+		made.parametersFrom[param] = program
+	}
+	for _, param := range r.AllowedParameters {
+		if _, computed := r.ParametersFrom[param]; computed {
+			return nil, badField("allowed_parameters", "%q is set by parameters_from; a request may not set it", param)
+		}
+	}
+	return made, nil
+}
+
+// programs are the role's expressions over who asks.
+func (r *role) programs() []*expr.Program {
+	all := slices.Collect(maps.Values(r.parametersFrom))
+	if r.leasePath != nil {
+		all = append(all, r.leasePath)
+	}
+	return all
+}
+
+func (r *role) readsCaller() bool {
+	return slices.ContainsFunc(r.programs(), func(p *expr.Program) bool { return p.Uses("vault") })
+}
+
+// role returns a role ready for use, or nil if there is none of that name.
+func (b *engine) role(ctx context.Context, s logical.Storage, name string) (*role, error) {
+	made, _, err := b.roles.get(name, func() (*role, bool, error) {
+		record, err := b.roleNoun.table.get(ctx, s, name)
+		if err != nil || record == nil {
+			return nil, false, err
+		}
+		made, err := newRole(name, record)
+		return made, err == nil, err
+	})
+	return made, err
+}

@@ -1,0 +1,243 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+// targetRecord is an API that gives out keys.
+type targetRecord struct {
+	Driver             string            `json:"driver"`
+	URL                string            `json:"url"`
+	Profile            string            `json:"profile"`
+	Credential         map[string]string `json:"credential"`
+	AllowedRoles       []string          `json:"allowed_roles"`
+	Condition          string            `json:"condition"`
+	SubjectTokenSource string            `json:"subject_token_source"`
+	Audience           string            `json:"audience"`
+	CAPEM              string            `json:"ca_pem"`
+	ClientCert         string            `json:"client_cert"`
+	ClientKey          string            `json:"client_key"`
+	ProxyURL           string            `json:"proxy_url"`
+	RequestTimeout     seconds           `json:"request_timeout"`
+	Rate               float64           `json:"rate"`
+	Burst              int               `json:"burst"`
+	Concurrency        int               `json:"concurrency"`
+	Enabled            bool              `json:"enabled"`
+	Deleted            bool              `json:"deleted,omitempty"` // a tombstone: kept until the last of its keys is gone
+	Description        string            `json:"description"`
+	CustomMetadata     map[string]string `json:"custom_metadata"`
+}
+
+// openTarget is a target as the engine uses it.
+type openTarget struct {
+	*target.Target
+	record targetRecord
+}
+
+var targetFields = described(map[string]*framework.FieldSchema{
+	"driver":               {Type: framework.TypeString, Description: "A built-in driver or profile by name, or http with a profile of your own. It cannot be changed."},
+	"url":                  {Type: framework.TypeString, Description: "Base address of the API; known public APIs have a default. Its origin cannot be changed."},
+	"profile":              {Type: framework.TypeString, Description: "http: the profile, as YAML."},
+	"credential":           {Type: framework.TypeKVPairs, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "What the driver needs to administer the API. Never read back."},
+	"allowed_roles":        {Type: framework.TypeCommaStringSlice, Description: "Roles that may use this target; globs (default none)."},
+	"condition":            {Type: framework.TypeString, Description: "CEL expression over params that every request must meet, whoever asks."},
+	"subject_token_source": {Type: framework.TypeString, Description: "What is sent as the subject token: request (the caller's) or none; default by driver."},
+	"audience":             {Type: framework.TypeString, Description: "The aud that the API wants in a subject token; default by driver."},
+	"ca_pem":               {Type: framework.TypeString, Description: "Certificate authorities of the API's server, in place of the system's."},
+	"client_cert":          {Type: framework.TypeString, Description: "Client certificate (PEM) for mutual TLS."},
+	"client_key":           {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "Key (PEM) of client_cert. Never read back."},
+	"proxy_url":            {Type: framework.TypeString, Description: "HTTP proxy to reach the API; the environment's proxy variables are not used."},
+	"request_timeout":      {Type: framework.TypeDurationSecond, Description: "Limit of one call; default config's request_timeout."},
+	"rate":                 {Type: framework.TypeFloat, Description: "Calls a second; 0 = no limit."},
+	"burst":                {Type: framework.TypeInt, Description: "Calls that may exceed rate for a moment."},
+	"concurrency":          {Type: framework.TypeInt, Description: "Calls at a time; default 10."},
+	"enabled":              {Type: framework.TypeBool, Description: "Kill switch: false stops issue and renew; revoking goes on."},
+	"force":                {Type: framework.TypeBool, Query: true, Description: "On delete: delete although keys live there. What revoking them needs is kept until they are gone."},
+})
+
+func (b *engine) newTargetNoun() noun[targetRecord] {
+	return noun[targetRecord]{
+		table: table[targetRecord]{prefix: "targets/", defaults: func() targetRecord {
+			return targetRecord{Credential: map[string]string{}, AllowedRoles: []string{}, Enabled: true, CustomMetadata: map[string]string{}}
+		}},
+		what:   "target",
+		suffix: "target",
+		help: "A target is an API that gives out keys: its address, the driver or profile that speaks its protocol, and the engine's own credential there if it needs one. " +
+			"A target serves only the roles that it lists in allowed_roles.",
+		fields:  targetFields,
+		check:   b.checkTarget,
+		clear:   func(field string) bool { return field != "driver" && field != "condition" && field != "allowed_roles" },
+		remove:  b.removeTarget,
+		changed: b.targets.drop,
+		hidden:  func(t *targetRecord) bool { return t.Deleted },
+	}
+}
+
+func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string, record, old *targetRecord, d *framework.FieldData) ([]string, error) {
+	if old != nil && old.Deleted {
+		// A tombstone serves the keys that live; only the same target may take its place.
+		record.Deleted = false
+	}
+	if old != nil && old.Driver != record.Driver {
+		return nil, badField("driver", "cannot be changed; make another target")
+	}
+	for _, pattern := range record.AllowedRoles {
+		if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
+			return nil, badField("allowed_roles", "%q is no name or glob", pattern)
+		}
+	}
+	conf, err := b.config(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	made, err := b.openTarget(name, record, conf)
+	if err != nil {
+		return nil, err
+	}
+	made.Close()
+	record.URL = made.URL()
+	if old == nil {
+		return nil, nil
+	}
+	if origin(old.URL) != origin(record.URL) {
+		return nil, badField("url", "its origin cannot be changed, for the credential and the live keys belong to it; make another target")
+	}
+	return nil, retold(record, old, d)
+}
+
+// retold refuses to send the stored credential by another way than the one that it was given for: who may write
+// targets could otherwise collect it.
+func retold(record, old *targetRecord, d *framework.FieldData) error {
+	if len(old.Credential) == 0 && old.ClientKey == "" {
+		return nil
+	}
+	for field, changed := range map[string]bool{
+		"url": old.URL != record.URL, "ca_pem": old.CAPEM != record.CAPEM, "proxy_url": old.ProxyURL != record.ProxyURL,
+		"profile": old.Profile != record.Profile, "client_cert": old.ClientCert != record.ClientCert,
+	} {
+		if !changed {
+			continue
+		}
+		if _, given := d.GetOk("credential"); !given && len(old.Credential) > 0 {
+			return badField("credential", "changing %s asks for it again", field)
+		}
+		if _, given := d.GetOk("client_key"); !given && old.ClientKey != "" && record.ClientKey != "" {
+			return badField("client_key", "changing %s asks for it again", field)
+		}
+	}
+	return nil
+}
+
+// origin is scheme and host of a URL (RFC 6454).
+func origin(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return raw
+	}
+	return u.Scheme + "://" + u.Host
+}
+
+func (b *engine) openTarget(name string, r *targetRecord, conf *settings) (*openTarget, error) {
+	timeout := r.RequestTimeout
+	if timeout == 0 || timeout > conf.RequestTimeout {
+		timeout = conf.RequestTimeout
+	}
+	made, err := target.Open(target.Config{
+		Name: name, Driver: r.Driver, URL: r.URL, Profile: r.Profile, Credential: r.Credential,
+		Source: r.SubjectTokenSource, Audience: r.Audience, Condition: r.Condition,
+		CAPEM: r.CAPEM, ClientCert: r.ClientCert, ClientKey: r.ClientKey, ProxyURL: r.ProxyURL,
+		RequestTimeout: timeout.duration(), MaxResponseBytes: int64(conf.MaxResponseBytes),
+		Rate: r.Rate, Burst: r.Burst, Concurrency: r.Concurrency,
+		Egress: conf.egress, UserAgent: "vault-plugin-secrets-oidcexchange/" + strings.TrimPrefix(Version, "v"), Now: b.now,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &openTarget{Target: made, record: *r}, nil
+}
+
+// allows reports whether the target lists the role.
+func (t *openTarget) allows(role string) bool {
+	return slices.ContainsFunc(t.record.AllowedRoles, func(pattern string) bool {
+		matched, err := path.Match(pattern, role)
+		return err == nil && matched
+	})
+}
+
+// removeTarget refuses to delete a target that something needs. With force its record stays, hidden, for as long as
+// keys live there: revoking them needs its address and credential.
+func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name string, record *targetRecord, d *framework.FieldData) ([]string, bool, error) {
+	found, err := users(ctx, s, b.roleNoun.table, "role", func(r *roleRecord) bool { return r.Target == name })
+	if err != nil || len(found) > 0 {
+		return found, false, err
+	}
+	live, err := b.ledger.livesAt(ctx, s, name)
+	if err != nil || !live {
+		return nil, false, err
+	}
+	if !d.Get("force").(bool) {
+		return []string{"keys that live there; revoke them first, or add force=true to keep what revoking them needs"}, false, nil
+	}
+	record.Deleted = true
+	return nil, true, b.targetNoun.table.put(ctx, s, name, record)
+}
+
+// buryTargets deletes the tombstones of targets whose last key is gone.
+func (b *engine) buryTargets(ctx context.Context, s logical.Storage) error {
+	b.writes.Lock()
+	defer b.writes.Unlock()
+	all, err := b.targetNoun.table.list(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, name := range all {
+		record, err := b.targetNoun.table.get(ctx, s, name)
+		if err != nil {
+			return err
+		}
+		if record == nil || !record.Deleted {
+			continue
+		}
+		if live, err := b.ledger.livesAt(ctx, s, name); err != nil || live {
+			return err
+		}
+		if err := b.targetNoun.table.delete(ctx, s, name); err != nil {
+			return err
+		}
+		b.targets.drop(name)
+	}
+	return nil
+}
+
+// target returns a target ready for use, or nil if there is none of that name. A deleted one is still returned: who
+// issues checks for it, who revokes needs it.
+func (b *engine) target(ctx context.Context, s logical.Storage, name string) (*openTarget, error) {
+	made, _, err := b.targets.get(name, func() (*openTarget, bool, error) {
+		record, err := b.targetNoun.table.get(ctx, s, name)
+		if err != nil || record == nil {
+			return nil, false, err
+		}
+		conf, err := b.config(ctx, s)
+		if err != nil {
+			return nil, false, err
+		}
+		made, err := b.openTarget(name, record, conf)
+		if err != nil { // it was sound when it was written, by the rules of that time
+			return nil, false, refuse(reasonEgress, "target %q no longer fits config: %v", name, err)
+		}
+		return made, true, nil
+	})
+	return made, err
+}

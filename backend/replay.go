@@ -1,0 +1,113 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// usedTokens are the records of tokens that were used: used/<hour>/<hash>, filed by the hour in which the token can
+// no longer be presented, so that forgetting them needs no scan.
+const usedTokens = "used/"
+
+// replay lets each token of a single-use issuer work once per cluster. Vault's storage has no compare-and-set, so this
+// rests on the one active node and a lock per stripe of hashes.
+type replay struct {
+	now   func() time.Time
+	locks [64]sync.Mutex
+}
+
+// use is the record of a token that was used.
+type use struct {
+	RequestID string `json:"request_id"`
+	Resent    bool   `json:"resent"`
+}
+
+func usedTable(hour string) table[use] { return table[use]{prefix: usedTokens + hour + "/"} }
+
+// claim takes a subject's token for this request. release gives it back; it is called when the target has definitely
+// issued nothing.
+func (r *replay) claim(ctx context.Context, req *logical.Request, who *subject) (release func(context.Context), err error) {
+	if who.token == nil || !who.issuer.SingleUse {
+		return func(context.Context) {}, nil
+	}
+	hash := who.tokenHash()
+	hour := hourOf(who.token.Expiry.Add(who.issuer.ClockSkewLeeway.duration()))
+	used, name := usedTable(hour), hex.EncodeToString(hash[:])
+	lock := &r.locks[int(hash[0])%len(r.locks)]
+	lock.Lock()
+	defer lock.Unlock()
+	before, err := used.get(ctx, req.Storage, name)
+	if err != nil {
+		return nil, err
+	}
+	now := &use{RequestID: req.ID}
+	if before != nil {
+		// Vault itself sends a request again, under the same id, when the plugin's process dies in it.
+		if req.ID == "" || before.RequestID != req.ID || before.Resent {
+			return nil, refuse(reasonReplayed, "request %q used the token", before.RequestID)
+		}
+		now.Resent = true
+	}
+	if err := used.put(ctx, req.Storage, name, now); err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) { _ = used.delete(ctx, req.Storage, name) }, nil // kept, the token stays used: safe
+}
+
+// tokenHash names a token: by the id that its issuer gave it, or else by what was signed. The signature is not part of
+// it, for a signature can be rewritten so that it still verifies.
+func (who *subject) tokenHash() [sha256.Size]byte {
+	h := sha256.New()
+	h.Write([]byte(who.issuer.Issuer))
+	h.Write([]byte{0})
+	if who.jti != "" {
+		h.Write([]byte("id\x00" + who.jti))
+	} else {
+		h.Write([]byte("digest\x00"))
+		h.Write(who.token.Digest[:])
+	}
+	return [sha256.Size]byte(h.Sum(nil))
+}
+
+// forget deletes at most limit records of tokens that can no longer be presented.
+func (r *replay) forget(ctx context.Context, s logical.Storage, limit int) error {
+	hours, err := s.List(ctx, usedTokens)
+	if err != nil {
+		return storageError(err)
+	}
+	for _, hour := range hours {
+		hour = strings.TrimSuffix(hour, "/")
+		if !passed(hour, r.now()) {
+			continue
+		}
+		used := usedTable(hour)
+		all, err := used.list(ctx, s)
+		if err != nil {
+			return err
+		}
+		for _, name := range all {
+			if limit--; limit < 0 {
+				return nil
+			}
+			if err := used.delete(ctx, s, name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// passed reports whether the whole hour, and a margin for clocks, lies before now.
+func passed(hour string, now time.Time) bool {
+	start, err := time.Parse(hourLayout, hour)
+	return err == nil && now.After(start.Add(time.Hour+time.Minute))
+}

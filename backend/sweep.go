@@ -1,0 +1,312 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+// Bounds of one sweep. Vault gives the periodic function 90 seconds, and holds a lock of its core while it runs.
+const (
+	sweepTimeout = 30 * time.Second
+	sweepEntries = 1000 // open entries read in one sweep; the next one goes on where it stopped
+	sweepForget  = 5000 // records of used tokens deleted in one sweep
+	maxBackoff   = time.Hour
+)
+
+// swept is what a sweep did.
+type swept struct {
+	Settled int // intents whose outcome is known now
+	Revoked int // keys that were revoked because nobody held them any more, or because they were owed
+	Expired int // entries of keys that have expired by themselves
+}
+
+// sweeper is one sweep. A target that does not answer is left alone for the rest of it.
+type sweeper struct {
+	*engine
+	s      logical.Storage
+	grace  time.Duration
+	eager  bool // try debts whose next try is not due yet
+	down   map[string]bool
+	done   swept
+	faults []error
+}
+
+// tick is Vault's periodic call, about once a minute on each node that may write.
+func (b *engine) tick(ctx context.Context, req *logical.Request) error {
+	if b.System().ReplicationState().HasState(consts.ReplicationPerformanceStandby | consts.ReplicationDRSecondary) {
+		return nil
+	}
+	defer b.recovered(req, nil, new(error))
+	if _, err := b.sweep(ctx, req.Storage, false); err != nil {
+		b.Logger().Error("sweeping", "error", err) // Vault drops what a periodic function returns
+	}
+	return nil
+}
+
+// sweep brings the ledger and the targets together: it settles intents past their grace, pays debts, and revokes what
+// has outlived its lease. It reads what is open and the hours that have passed, nothing else.
+func (b *engine) sweep(ctx context.Context, s logical.Storage, eager bool) (swept, error) {
+	b.sweeps.Lock()
+	defer b.sweeps.Unlock()
+	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
+	defer cancel()
+	conf, err := b.config(ctx, s)
+	if err != nil {
+		return swept{}, err
+	}
+	w := &sweeper{engine: b, s: s, grace: conf.SweepGrace.duration(), eager: eager, down: map[string]bool{}}
+	for _, step := range []func(context.Context) error{w.open, w.passedHours, w.forget} {
+		if err := step(ctx); err != nil {
+			w.faults = append(w.faults, err)
+		}
+	}
+	if w.done != (swept{}) {
+		b.Logger().Info("swept", "settled", w.done.Settled, "revoked", w.done.Revoked, "expired", w.done.Expired)
+	}
+	return w.done, errors.Join(w.faults...)
+}
+
+func (w *sweeper) forget(ctx context.Context) error {
+	if err := w.replay.forget(ctx, w.s, sweepForget); err != nil {
+		return err
+	}
+	return w.buryTargets(ctx, w.s)
+}
+
+// open goes through what is not settled, from where the last sweep stopped.
+func (w *sweeper) open(ctx context.Context) error {
+	rands, err := openTable.list(ctx, w.s)
+	if err != nil {
+		return err
+	}
+	slices.Sort(rands)
+	start, found := slices.BinarySearch(rands, w.sweptTo)
+	if found {
+		start++
+	}
+	rands = append(rands[start:], rands[:start]...)
+	for _, rand := range rands[:min(len(rands), sweepEntries)] {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		w.sweptTo = rand
+		if w.inFlight(rand) {
+			continue
+		}
+		e, err := openTable.get(ctx, w.s, rand)
+		if err != nil {
+			return err
+		}
+		if e == nil || w.down[e.Target] {
+			continue
+		}
+		w.note(e, w.openEntry(ctx, e))
+	}
+	return nil
+}
+
+func (w *sweeper) inFlight(rand string) bool { return w.ledger.inFlight(rand) }
+
+// note keeps the error of one entry and goes on with the next.
+func (w *sweeper) note(e *entry, err error) {
+	if err == nil {
+		return
+	}
+	if errors.Is(err, target.ErrBusy) || errors.Is(err, target.ErrUnknown) {
+		w.down[e.Target] = true
+	}
+	w.faults = append(w.faults, fmt.Errorf("key %s at target %q: %w", e.ID, e.Target, err))
+}
+
+func (w *sweeper) openEntry(ctx context.Context, e *entry) error {
+	now := w.now()
+	switch {
+	case e.State == stateDebt && (w.eager || !now.Before(e.NextTry)):
+		return w.pay(ctx, e)
+	case e.State == statePending && now.Sub(e.IssuedAt) >= w.grace:
+		return w.settle(ctx, e)
+	}
+	return nil
+}
+
+// pay tries once more to revoke a key that must die.
+func (w *sweeper) pay(ctx context.Context, debt *entry) error {
+	filed, err := w.ledger.get(ctx, w.s, debt.ID)
+	if err != nil {
+		return err
+	}
+	if filed == nil || filed.State != stateDebt {
+		return w.ledger.settle(ctx, w.s, debt.rand()) // paid; only its removal was lost
+	}
+	if err = w.revokeAt(ctx, w.s, filed.Target, filed.Handle); err == nil {
+		w.done.Revoked++
+		return w.ledger.dead(ctx, w.s, filed)
+	}
+	filed.Tries++
+	filed.NextTry = w.now().UTC().Add(min(maxBackoff, time.Minute<<min(filed.Tries, 6)))
+	return errors.Join(err, w.ledger.owe(ctx, w.s, filed))
+}
+
+// settle finds out what became of an exchange whose answer was never recorded. A key that lives is revoked, for nobody
+// holds it.
+func (w *sweeper) settle(ctx context.Context, e *entry) error {
+	filed, err := w.ledger.filed(ctx, w.s, e.ID)
+	if err != nil {
+		return err
+	}
+	if filed != nil { // the key was recorded; only the intent's removal was lost
+		w.done.Settled++
+		return w.ledger.settle(ctx, w.s, e.rand())
+	}
+	t, err := w.target(ctx, w.s, e.Target)
+	if err != nil {
+		return err
+	}
+	if t == nil {
+		return refuse(reasonStorage, "target %q is missing", e.Target)
+	}
+	if caps := t.Caps(); !caps.Find || !caps.Revoke {
+		return w.giveUp(ctx, t, e)
+	}
+	handles, err := t.Find(ctx, e.Handle)
+	if err != nil {
+		return err
+	}
+	for _, h := range handles {
+		if err := t.Revoke(ctx, h); err != nil {
+			return err
+		}
+		w.done.Revoked++
+	}
+	w.done.Settled++
+	return w.ledger.settle(ctx, w.s, e.rand())
+}
+
+// giveUp shows as exposed what may live and can be neither found nor revoked, until it must have expired.
+func (w *sweeper) giveUp(ctx context.Context, t *openTarget, e *entry) error {
+	rand := e.rand()
+	e.State, e.Revocable = stateExposed, false
+	e.ExpiresAt = e.IssuedAt.Add(w.grace + t.Lifetime())
+	e.NotAfter = e.ExpiresAt
+	e.ID = hourOf(e.NotAfter) + "-" + rand
+	if err := w.ledger.file(ctx, w.s, e); err != nil {
+		return err
+	}
+	w.done.Settled++
+	return w.ledger.settle(ctx, w.s, rand)
+}
+
+// passedHours goes through the keys whose latest end has passed. A lease would have ended them, so whoever is still here
+// has lost its lease.
+func (w *sweeper) passedHours(ctx context.Context) error {
+	for _, sealed := range []bool{false, true} {
+		hours, err := w.ledger.hours(ctx, w.s, sealed)
+		if err != nil {
+			return err
+		}
+		for _, hour := range hours {
+			if !passed(hour, w.now()) {
+				continue
+			}
+			if err := w.passedHour(ctx, keyTable(hour, sealed)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func (w *sweeper) passedHour(ctx context.Context, keys table[entry]) error {
+	rands, err := keys.list(ctx, w.s)
+	if err != nil {
+		return err
+	}
+	for _, rand := range rands {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		e, err := keys.get(ctx, w.s, rand)
+		if err != nil {
+			return err
+		}
+		if e == nil || w.inFlight(rand) || w.down[e.Target] {
+			continue
+		}
+		w.note(e, w.outlived(ctx, e))
+	}
+	return nil
+}
+
+func (w *sweeper) outlived(ctx context.Context, e *entry) error {
+	if !e.Revocable {
+		if w.now().Before(e.NotAfter) {
+			return nil
+		}
+		w.done.Expired++
+		return w.ledger.dead(ctx, w.s, e)
+	}
+	if debt, err := openTable.get(ctx, w.s, e.rand()); err != nil || debt != nil {
+		return err // paid where it is open
+	}
+	err := w.revokeAt(ctx, w.s, e.Target, e.Handle)
+	if err == nil {
+		w.done.Revoked++
+		return w.ledger.dead(ctx, w.s, e)
+	}
+	e.State, e.DebtSince, e.NextTry = stateDebt, w.now().UTC(), w.now().UTC().Add(time.Minute)
+	return errors.Join(err, w.ledger.owe(ctx, w.s, e))
+}
+
+func (b *engine) sweepPath() *framework.Path {
+	return &framework.Path{
+		Pattern: "sweep$",
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: &framework.PathOperation{
+				Callback: b.handle(b.sweepNow), Summary: "Run the sweeper now.", ForwardPerformanceStandby: true,
+				DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: "sweep"},
+			},
+		},
+		HelpSynopsis:    "Run the sweeper now, and see what is still open.",
+		HelpDescription: "The sweeper settles exchanges whose outcome is not known, and revokes keys that must die. It runs by itself about once a minute; what is younger than config's sweep_grace is left alone.",
+	}
+}
+
+func (b *engine) sweepNow(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	done, faults := b.sweep(ctx, req.Storage, true)
+	pending, debt, oldest := 0, 0, b.now()
+	err := b.ledger.eachOpen(ctx, req.Storage, func(e *entry) (bool, error) {
+		if e.State == stateDebt {
+			debt++
+		} else if !b.ledger.inFlight(e.rand()) {
+			pending++
+		}
+		if e.IssuedAt.Before(oldest) {
+			oldest = e.IssuedAt
+		}
+		return true, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	resp := &logical.Response{Data: map[string]any{
+		"settled": done.Settled, "revoked": done.Revoked, "expired": done.Expired,
+		"pending": pending, "debt": debt, "oldest_seconds": int(b.now().Sub(oldest) / time.Second),
+	}}
+	if faults != nil {
+		b.Logger().Error("sweeping", "error", faults)
+		resp.AddWarning("not everything could be settled; Vault's log says why (request " + req.ID + ")")
+	}
+	return resp, nil
+}

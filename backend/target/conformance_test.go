@@ -1,0 +1,144 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package target_test
+
+import (
+	"encoding/json"
+	"net/http"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target/targettest"
+)
+
+func bearer(r *http.Request) string {
+	token, found := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if !found {
+		return ""
+	}
+	return token
+}
+
+func TestNuGet(t *testing.T) {
+	targettest.Run(t, targettest.Suite{
+		Config: target.Config{Driver: "nuget"},
+		Params: map[string]any{"username": "jim"},
+		Token:  true, Expiry: true,
+		Denied: []int{400, 401, 403, 404, 415, 422},
+		Header: "X-NuGet-ApiKey",
+		Wire: targettest.Wire{
+			Read: func(r *http.Request, body []byte) targettest.Call {
+				var in struct{ Username, TokenType string }
+				if r.Method != http.MethodPost || r.URL.RequestURI() != "/api/v2/token" || json.Unmarshal(body, &in) != nil ||
+					in.Username != "jim" || in.TokenType != "ApiKey" || r.Header.Get("Content-Type") != "application/json" {
+					return targettest.Call{}
+				}
+				return targettest.Call{Op: targettest.Exchange, Token: bearer(r)}
+			},
+			Write: func(_ targettest.Op, keys []targettest.Key) (int, any) {
+				const dotNet = "2006-01-02T15:04:05.0000000-07:00"
+				return 200, map[string]any{"tokenType": "ApiKey", "expires": keys[0].Expiry.Format(dotNet), "apiKey": keys[0].Secret}
+			},
+		},
+	})
+}
+
+// acme is the example of the profile grammar, with renew added.
+const acme = `
+name: acme
+url: https://api.acme.example
+subject_token_source: none
+params:
+  project: {required: true, pattern: "[a-z0-9-]{1,40}"}
+  scopes:  {type: list, default: [read]}
+credential: [token]
+header: {name: X-Acme-Key, value: "key.secret"}
+exchange:
+  method: POST
+  path: '["v1", "projects", params.project, "keys"]'
+  headers: {Authorization: '"Bearer " + credential.token'}
+  json: '{"name": name, "scopes": params.scopes, "expires_at": not_after}'
+  ok: [201]
+  busy: [429, 503]
+  denied: [400, 401, 403, 404, 422]
+  key: {secret: response.json.secret, accessor: string(response.json.id), expires: timestamp(response.json.expires_at)}
+renew:
+  method: PATCH
+  path: '["v1", "projects", params.project, "keys", accessor]'
+  json: '{"expires_at": not_after}'
+  ok: [200]
+  expires: timestamp(response.json.expires_at)
+revoke:
+  method: DELETE
+  path: '["v1", "projects", params.project, "keys", accessor]'
+  ok: [204]
+  gone: [404]
+find:
+  method: GET
+  path: '["v1", "projects", params.project, "keys"]'
+  query: {name: name}
+  ok: [200]
+  found: 'response.json.filter(k, k.name == name).map(k, string(k.id))'
+check: {method: GET, path: '["v1", "whoami"]', headers: {Authorization: '"Bearer " + credential.token'}, ok: [200]}
+`
+
+func TestProfileOfOnesOwn(t *testing.T) {
+	const keys = "/v1/projects/widget/keys"
+	targettest.Run(t, targettest.Suite{
+		Config:     target.Config{Driver: "http", Profile: acme},
+		Params:     map[string]any{"project": "widget"},
+		Caps:       target.Caps{Revoke: true, Renew: true, Find: true, Check: true},
+		Credential: []string{"token"},
+		Accessor:   true, Expiry: true,
+		Denied: []int{400, 401, 403, 404, 422},
+		Header: "X-Acme-Key",
+		Wire: targettest.Wire{
+			Read: func(r *http.Request, body []byte) targettest.Call {
+				c := targettest.Call{Credential: map[string]string{"token": bearer(r)}}
+				var in struct {
+					Name      string
+					Scopes    []string
+					ExpiresAt time.Time `json:"expires_at"`
+				}
+				if len(body) > 0 && (json.Unmarshal(body, &in) != nil || r.Header.Get("Content-Type") != "application/json") {
+					return c
+				}
+				id, isKey := strings.CutPrefix(r.URL.Path, keys+"/")
+				switch {
+				case r.Method == http.MethodPost && r.URL.Path == keys && len(in.Scopes) == 1 && in.Scopes[0] == "read":
+					c.Op, c.Name, c.NotAfter = targettest.Exchange, in.Name, in.ExpiresAt
+				case r.Method == http.MethodPatch && isKey:
+					c.Op, c.Key, c.NotAfter = targettest.Renew, id, in.ExpiresAt
+				case r.Method == http.MethodDelete && isKey:
+					c.Op, c.Key = targettest.Revoke, id
+				case r.Method == http.MethodGet && r.URL.Path == keys:
+					c.Op, c.Name = targettest.Find, r.URL.Query().Get("name")
+				case r.Method == http.MethodGet && r.URL.Path == "/v1/whoami":
+					c.Op = targettest.Check
+				}
+				return c
+			},
+			Write: func(op targettest.Op, keys []targettest.Key) (int, any) {
+				list := []map[string]any{}
+				for _, k := range keys {
+					list = append(list, map[string]any{"id": k.Accessor, "name": k.Name, "expires_at": k.Expiry})
+				}
+				switch op {
+				case targettest.Exchange:
+					list[0]["secret"] = keys[0].Secret
+					return 201, list[0]
+				case targettest.Renew:
+					return 200, list[0]
+				case targettest.Find:
+					return 200, list
+				case targettest.Revoke:
+					return 204, nil
+				}
+				return 200, map[string]any{"name": "engine"}
+			},
+		},
+	})
+}

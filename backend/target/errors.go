@@ -1,0 +1,96 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package target
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// How a call ended, where it did not succeed. Every error of Exchange, Renew, Revoke, Find and Check is an [*Error] that
+// wraps exactly one of these.
+var (
+	// ErrDenied means that the target refused, and nothing was issued or changed. Repeating the call does not help; for
+	// calls other than Exchange it is the engine's own credential that was refused.
+	ErrDenied = errors.New("denied by the target")
+	// ErrBusy means that nothing happened and that the same call may be made again later: see Error.RetryAfter.
+	ErrBusy = errors.New("target is busy")
+	// ErrUnknown means that the call may have had its effect: after Exchange a key may exist.
+	ErrUnknown = errors.New("outcome is unknown")
+	// ErrProtocol means that the target's answer made no sense: after Exchange a key may exist.
+	ErrProtocol = errors.New("target's answer makes no sense")
+	// ErrUnsupported means that the target cannot do this and never will: see Caps. Nothing was sent.
+	ErrUnsupported = errors.New("not supported by the target")
+	// ErrEgress means that the egress rules forbid the connection. Nothing was sent; the text says what to change.
+	ErrEgress = errors.New("connection is not permitted")
+	// ErrParameter means that the request could not be made from what was given. Nothing was sent.
+	ErrParameter = errors.New("request cannot be made")
+)
+
+// Error says which call failed and how. It holds no byte of what the target sent and nothing of what it was sent.
+type Error struct {
+	Op         string        // exchange, renew, revoke, find or check
+	Status     int           // the HTTP status that decided; 0 = none
+	Text       string        // what happened, in this package's words
+	RetryAfter time.Duration // with ErrBusy: how long the target asks to be left alone; 0 = it does not say
+
+	outcome error // one of the sentinels above
+	cause   error // the context's own error, if that ended the call
+}
+
+// Error returns the operation, the outcome and what led to it.
+func (e *Error) Error() string {
+	text := fmt.Sprintf("%s: %v: %s", e.Op, e.outcome, e.Text)
+	if e.Status != 0 {
+		text += fmt.Sprintf(" (status %d)", e.Status)
+	}
+	return text
+}
+
+// Unwrap returns the outcome and, if the call's context ended it, that context's error.
+func (e *Error) Unwrap() []error {
+	if e.cause != nil {
+		return []error{e.outcome, e.cause}
+	}
+	return []error{e.outcome}
+}
+
+// MayLive reports whether a key may exist after Exchange returned err. Only an error that is known to exclude it says no.
+func MayLive(err error) bool {
+	for _, nothing := range []error{ErrDenied, ErrBusy, ErrUnsupported, ErrEgress, ErrParameter} {
+		if errors.Is(err, nothing) {
+			return false
+		}
+	}
+	return true
+}
+
+// FieldError says which field of the API is wrong and why. Its text names fields and rules, never a value that may be
+// secret.
+type FieldError struct {
+	Field string // as the API spells it: "url", "parameters.project"
+	Text  string
+}
+
+// Error returns the field and the text.
+func (e *FieldError) Error() string { return e.Field + ": " + e.Text }
+
+func fieldErrorf(field, format string, args ...any) *FieldError {
+	return &FieldError{Field: field, Text: fmt.Sprintf(format, args...)}
+}
+
+// The constructors of Error by outcome.
+
+func unsupported(op string) *Error {
+	return &Error{Op: op, Text: "this kind of target has no such call", outcome: ErrUnsupported}
+}
+
+func protocol(op, format string, args ...any) *Error {
+	return &Error{Op: op, Text: fmt.Sprintf(format, args...), outcome: ErrProtocol}
+}
+
+func unbuildable(op, format string, args ...any) *Error {
+	return &Error{Op: op, Text: fmt.Sprintf(format, args...), outcome: ErrParameter}
+}

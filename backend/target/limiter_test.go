@@ -1,0 +1,164 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package target
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+// enter enters or fails the test.
+func enter(t *testing.T, l *limiter, urgent bool) func() {
+	t.Helper()
+	leave, err := l.enter(t.Context(), "exchange", urgent)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return leave
+}
+
+// While all slots are taken, calls queue up. When they are freed one by one, urgent calls get them before ordinary ones
+// that came earlier; only the one ordinary call whose turn it is already goes before.
+func TestUrgentCallsGoFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(0, 0, 1, time.Now)
+		leave := enter(t, l, false)
+		order := make(chan string, 6)
+		wait := func(name string, urgent bool) {
+			go func() {
+				leave, err := l.enter(t.Context(), name, urgent)
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				order <- name
+				leave()
+			}()
+			synctest.Wait()
+		}
+		for range 3 {
+			wait("issue", false)
+		}
+		for range 3 {
+			wait("revoke", true)
+		}
+		leave()
+		synctest.Wait()
+		close(order)
+		got := []string{}
+		for name := range order {
+			got = append(got, name)
+		}
+		// The first ordinary call had its turn when the urgent ones came.
+		if diff := cmp.Diff([]string{"issue", "revoke", "revoke", "revoke", "issue", "issue"}, got); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+	})
+}
+
+func TestConcurrencyIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(0, 0, 3, time.Now)
+		var running, entered atomic.Int64
+		for range 20 {
+			go func() {
+				leave := enter(t, l, false)
+				entered.Add(1)
+				if n := running.Add(1); n > 3 {
+					t.Errorf("%d run at a time; want at most 3", n)
+				}
+				time.Sleep(time.Second)
+				running.Add(-1)
+				leave()
+			}()
+		}
+		synctest.Wait()
+		if n := running.Load(); n != 3 {
+			t.Errorf("%d run at first; want 3", n)
+		}
+		time.Sleep(8 * time.Second) // of the test's clock
+		synctest.Wait()
+		if n := entered.Load(); n != 20 {
+			t.Errorf("%d had their turn; want 20", n)
+		}
+	})
+}
+
+func TestRateIsKept(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(2, 1, 10, time.Now)
+		start := time.Now()
+		for range 5 {
+			enter(t, l, true)()
+		}
+		if took := time.Since(start); took != 2*time.Second {
+			t.Errorf("five calls at two a second took %v; want 2s", took)
+		}
+	})
+}
+
+func TestWaitIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(0, 0, 1, time.Now)
+		defer enter(t, l, false)()
+		start := time.Now()
+		_, err := l.enter(t.Context(), "exchange", false)
+		if took := time.Since(start); !errors.Is(err, ErrBusy) || took != maxWait {
+			t.Errorf("an ordinary call waited %v and got %v; want ErrBusy after %v", took, err, maxWait)
+		}
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		start = time.Now()
+		_, err = l.enter(ctx, "revoke", true)
+		if took := time.Since(start); !errors.Is(err, ErrBusy) || !errors.Is(err, context.DeadlineExceeded) || took != time.Hour {
+			t.Errorf("an urgent call waited %v and got %v; want ErrBusy when its context ends", took, err)
+		}
+	})
+}
+
+func TestPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(0, 0, 1, time.Now)
+		l.pause(time.Hour)
+		l.pause(time.Second) // does not shorten it
+		_, err := l.enter(t.Context(), "exchange", false)
+		var e *Error
+		if !errors.As(err, &e) || !errors.Is(err, ErrBusy) || e.RetryAfter != maxPause {
+			t.Errorf("an ordinary call got %v; want ErrBusy, %v to go", err, maxPause)
+		}
+		start := time.Now()
+		enter(t, l, true)()
+		if took := time.Since(start); took != maxPause {
+			t.Errorf("an urgent call waited %v; want %v", took, maxPause)
+		}
+		l.pause(time.Minute)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		start = time.Now()
+		_, err = l.enter(ctx, "revoke", true)
+		if took := time.Since(start); !errors.Is(err, ErrBusy) || took != 0 {
+			t.Errorf("an urgent call that cannot wait long enough waited %v and got %v; want ErrBusy at once", took, err)
+		}
+	})
+}
+
+func TestRetryAfter(t *testing.T) {
+	now := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
+	for text, want := range map[string]time.Duration{
+		"": 0, "0": 0, "1": time.Second, "300": 5 * time.Minute, "301": 5 * time.Minute, "2147483647": 5 * time.Minute,
+		"-1": 0, "1.5": 0, "99999999999999999999": 0, "soon": 0,
+		"Wed, 02 Jan 2030 03:04:15 GMT": 10 * time.Second, "Wed, 02 Jan 2030 03:04:00 GMT": 0, "Wed, 02 Jan 2030 13:04:00 GMT": 5 * time.Minute,
+	} {
+		if got := retryAfter(http.Header{"Retry-After": {text}}, now); got != want {
+			t.Errorf("%q: got %v; want %v", text, got, want)
+		}
+	}
+}

@@ -1,0 +1,350 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package target
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
+)
+
+// profile is a kind of target told as data: what its API is asked and what its answers mean. parseProfile makes one; it is
+// immutable.
+type profile struct {
+	name, url, source, audience string
+	params                      parameters
+	credential                  []string // fields
+	claims                      []string // of the subject, that its expressions may read
+	lifetime                    time.Duration
+	headerName                  string
+	header                      *expr.Program // nil = the key itself
+
+	exchange, renew, revoke, find, check *operation // all but exchange may be nil
+
+	secret, accessor, expires *expr.Program // of exchange; all but secret may be nil
+	renewed                   *expr.Program // of renew: the new expiry
+	found                     *expr.Program // of find: the accessors
+
+	endsByAccessor, endsByKey bool // what renew and revoke need of a key
+}
+
+// operation is one request of a profile and the statuses that its answer may have.
+type operation struct {
+	method         string
+	path           *expr.Program
+	query, headers []entry
+	body           *expr.Program // nil = none
+	form           bool          // the body is a form; else JSON
+
+	ok, gone, busy, denied []int
+}
+
+// entry is a named value of a query or header.
+type entry struct {
+	name  string
+	value *expr.Program
+}
+
+// profileDriver speaks to a target as its profile says.
+type profileDriver struct {
+	*profile
+	api        *api
+	credential map[string]any
+	now        func() time.Time
+}
+
+// driver returns what the profile can do.
+func (p *profileDriver) driver() driver {
+	d := driver{exchange: p.doExchange}
+	if p.renew != nil {
+		d.renew = p.doRenew
+	}
+	if p.revoke != nil {
+		d.revoke = p.doRevoke
+	}
+	if p.find != nil {
+		d.find = p.doFind
+	}
+	if p.check != nil {
+		d.check = p.doCheck
+	}
+	return d
+}
+
+func (p *profileDriver) doExchange(ctx context.Context, r Request) (Key, error) {
+	const op = "exchange"
+	b := expr.NewBudget()
+	vars := map[string]any{
+		"params": r.Params, "name": r.Name, "subject": p.visible(r.Subject),
+		"credential": p.credential, "subject_token": r.SubjectToken,
+	}
+	if !r.NotAfter.IsZero() {
+		vars["not_after"] = r.NotAfter.UTC().Truncate(time.Second)
+	}
+	if r.TTL > 0 {
+		vars["ttl"] = r.TTL
+	}
+	c, err := p.exchange.call(op, b, vars)
+	if err != nil {
+		return Key{}, err
+	}
+	sent := p.now()
+	c.wantBody = true
+	answered, err := p.api.do(ctx, c)
+	if err != nil {
+		return Key{}, err
+	}
+	delete(vars, "credential") // what follows reads the answer
+	delete(vars, "subject_token")
+	return p.key(answerOf(op, b, answered, vars), r, sent)
+}
+
+// visible is what expressions see of a subject: who it is, and the claims that the profile declares.
+func (p *profile) visible(subject map[string]any) map[string]any {
+	out := map[string]any{}
+	for _, name := range append([]string{"issuer", "subject"}, p.claims...) {
+		if value, ok := subject[name]; ok {
+			out[name] = expr.Value(value)
+		}
+	}
+	return out
+}
+
+// key takes the key out of an answer. From here on a key exists, so every fault is ErrProtocol.
+func (p *profileDriver) key(a *reading, r Request, sent time.Time) (Key, error) {
+	k := Key{
+		Secret:   a.text("key.secret", p.secret),
+		Accessor: a.text("key.accessor", p.accessor),
+		Expiry:   a.expiry("key.expires", p.expires, sent),
+	}
+	if p.expires == nil && p.lifetime > 0 {
+		k.Expiry = sent.Add(p.lifetime).UTC()
+	}
+	if p.accessor != nil && k.Accessor == "" {
+		a.failf("key.accessor: yields nothing")
+	}
+	if a.err != nil {
+		return Key{}, a.err
+	}
+	if fault := k.check(p.now()); fault != "" {
+		return Key{}, protocol(a.op, "%s", fault)
+	}
+	a.vars = map[string]any{"key": map[string]any{"secret": k.Secret, "accessor": k.Accessor}}
+	if k.Header = a.text("header.value", p.header); a.err != nil || !printable(k.Header) {
+		return Key{}, protocol(a.op, "header.value: yields no printable text for this key")
+	}
+	if k.Header == k.Secret {
+		k.Header = ""
+	}
+	k.Handle = Handle{Name: r.Name, Params: r.Params}
+	if p.endsByAccessor {
+		k.Handle.Accessor = k.Accessor
+	}
+	if p.endsByKey {
+		k.Handle.Secret = k.Secret
+	}
+	return k, nil
+}
+
+func (p *profileDriver) doRenew(ctx context.Context, h Handle, notAfter time.Time) (time.Time, error) {
+	const op = "renew"
+	b, vars := expr.NewBudget(), p.handleVars(h)
+	vars["not_after"] = notAfter.UTC().Truncate(time.Second)
+	c, err := p.renew.call(op, b, vars)
+	if err != nil {
+		return time.Time{}, err
+	}
+	sent := p.now()
+	c.wantBody = true
+	answered, err := p.api.do(ctx, c)
+	if err != nil {
+		return time.Time{}, err
+	}
+	a := answerOf(op, b, answered, map[string]any{"params": vars["params"], "name": h.Name, "not_after": vars["not_after"]})
+	expiry := a.expiry("expires", p.renewed, sent)
+	if a.err == nil && !expiry.After(p.now()) {
+		a.failf("the new expiry is in the past")
+	}
+	if a.err != nil {
+		return time.Time{}, a.err
+	}
+	return expiry, nil
+}
+
+func (p *profileDriver) doRevoke(ctx context.Context, h Handle) error {
+	c, err := p.revoke.call("revoke", expr.NewBudget(), p.handleVars(h))
+	if err != nil {
+		return err
+	}
+	c.urgent = true
+	_, err = p.api.do(ctx, c)
+	return err
+}
+
+func (p *profileDriver) doFind(ctx context.Context, h Handle) ([]Handle, error) {
+	const op = "find"
+	b := expr.NewBudget()
+	vars := map[string]any{"params": numbers(h.Params), "name": h.Name, "credential": p.credential}
+	c, err := p.find.call(op, b, vars)
+	if err != nil {
+		return nil, err
+	}
+	c.urgent, c.wantBody = true, true
+	answered, err := p.api.do(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	delete(vars, "credential")
+	a := answerOf(op, b, answered, vars)
+	accessors := a.accessors("found", p.found)
+	if a.err != nil {
+		return nil, a.err
+	}
+	handles := make([]Handle, len(accessors))
+	for i, accessor := range accessors {
+		handles[i] = Handle{Name: h.Name, Accessor: accessor, Params: h.Params}
+	}
+	return handles, nil
+}
+
+func (p *profileDriver) doCheck(ctx context.Context) error {
+	c, err := p.check.call("check", expr.NewBudget(), map[string]any{"credential": p.credential})
+	if err != nil {
+		return err
+	}
+	_, err = p.api.do(ctx, c)
+	return err
+}
+
+// handleVars is what renew and revoke see. What the handle lacks is left out, so that an expression that needs it fails
+// instead of asking the target about the empty name.
+func (p *profileDriver) handleVars(h Handle) map[string]any {
+	key := map[string]any{}
+	vars := map[string]any{"params": numbers(h.Params), "name": h.Name, "credential": p.credential, "key": key}
+	if h.Accessor != "" {
+		vars["accessor"], key["accessor"] = h.Accessor, h.Accessor
+	}
+	if h.Secret != "" {
+		key["secret"] = h.Secret
+	}
+	return vars
+}
+
+// numbers restores the integers of parameters that have been through JSON. A parameter is never a fraction.
+func numbers(params map[string]any) map[string]any {
+	out := maps.Clone(params)
+	for name, value := range out {
+		switch value := value.(type) {
+		case json.Number:
+			out[name] = expr.Value(value)
+		case float64:
+			out[name] = int64(value)
+		}
+	}
+	return out
+}
+
+// reading evaluates expressions over an answer and keeps the first fault.
+type reading struct {
+	op     string
+	budget *expr.Budget
+	vars   map[string]any
+	isJSON bool
+	err    error
+}
+
+// answerOf prepares an answer for reading; it adds response to vars.
+func answerOf(op string, b *expr.Budget, a answer, vars map[string]any) *reading {
+	headers := map[string]any{}
+	for name, values := range a.header {
+		headers[strings.ToLower(name)] = strings.Join(values, ", ")
+	}
+	response := map[string]any{"status": int64(a.status), "headers": headers}
+	body, isJSON := decodeJSON(a.body)
+	if isJSON {
+		response["json"] = expr.Value(body)
+	}
+	vars["response"] = response
+	return &reading{op: op, budget: b, vars: vars, isJSON: isJSON}
+}
+
+// decodeJSON decodes exactly one JSON value.
+func decodeJSON(text []byte) (value any, ok bool) {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber()
+	if d.Decode(&value) != nil {
+		return nil, false
+	}
+	_, err := d.Token()
+	return value, errors.Is(err, io.EOF)
+}
+
+func (a *reading) failf(format string, args ...any) {
+	if a.err == nil {
+		a.err = protocol(a.op, format, args...)
+	}
+}
+
+// eval evaluates p, which may be nil; false means that there is no value.
+func (a *reading) eval(member string, p *expr.Program) (any, bool) {
+	if p == nil || a.err != nil {
+		return nil, false
+	}
+	value, err := p.Eval(a.budget, a.vars)
+	switch {
+	case err != nil && !a.isJSON && p.Uses("response"):
+		a.failf("the answer is not JSON")
+	case err != nil:
+		a.failf("%s: %v", member, err)
+	}
+	return value, err == nil
+}
+
+func (a *reading) text(member string, p *expr.Program) string {
+	value, ok := a.eval(member, p)
+	text, isText := value.(string)
+	if ok && !isText {
+		a.failf("%s: yields no text", member)
+	}
+	return text
+}
+
+// expiry takes an instant, or a time that begins when the request was sent.
+func (a *reading) expiry(member string, p *expr.Program, sent time.Time) time.Time {
+	value, ok := a.eval(member, p)
+	switch value := value.(type) {
+	case time.Time:
+		return value.UTC()
+	case time.Duration:
+		return sent.Add(value).UTC()
+	}
+	if ok {
+		a.failf("%s: yields neither a timestamp nor a duration", member)
+	}
+	return time.Time{}
+}
+
+func (a *reading) accessors(member string, p *expr.Program) []string {
+	value, ok := a.eval(member, p)
+	list, isList := value.([]any)
+	if ok && !isList {
+		a.failf("%s: yields no list", member)
+	}
+	out := make([]string, len(list))
+	for i, element := range list {
+		if out[i], ok = element.(string); !ok || !validAccessor(out[i]) {
+			a.failf("%s: %s", member, accessorRule)
+		}
+	}
+	slices.Sort(out)
+	return slices.Compact(out)
+}

@@ -1,0 +1,324 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package target
+
+import (
+	"net/http"
+	"net/textproto"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
+)
+
+// allVariables are the names that some expression of a profile may use.
+var allVariables = []string{
+	"params", "subject", "name", "not_after", "ttl", "credential", "subject_token", "accessor", "key", "response",
+}
+
+// scope is what the expressions of one operation may use: in the URL, and beyond it in headers and body. Secrets are in
+// url only where the design of an API leaves no other way (a key, to end it).
+type scope struct{ url, inside []string }
+
+var (
+	exchangeScope = scope{url: []string{"params", "subject", "name", "not_after", "ttl"}, inside: []string{"credential", "subject_token"}}
+	renewScope    = scope{url: []string{"params", "name", "not_after", "accessor", "key"}, inside: []string{"credential"}}
+	revokeScope   = scope{url: []string{"params", "name", "accessor", "key"}, inside: []string{"credential"}}
+	findScope     = scope{url: []string{"params", "name"}, inside: []string{"credential"}}
+	checkScope    = scope{inside: []string{"credential"}}
+)
+
+// What the expressions that read an answer may use.
+var (
+	keyVariables    = []string{"response", "params", "subject", "name", "not_after", "ttl"}
+	renewVariables  = []string{"response", "params", "name", "not_after"}
+	foundVariables  = []string{"response", "params", "name"}
+	headerVariables = []string{"key"}
+)
+
+// sources are the values of subject_token_source that this package knows.
+var sources = []string{SourceNone, SourceRequest}
+
+var (
+	profileName = regexp.MustCompile(`\A[a-z0-9][a-z0-9-]{0,63}\z`)
+	fieldName   = regexp.MustCompile(`\A[a-z][a-z0-9_]{0,63}\z`)
+	claimName   = regexp.MustCompile(`\A[A-Za-z_][A-Za-z0-9_:/.-]{0,127}\z`)
+)
+
+// parseProfile reads a profile. The error names line and member of the first fault.
+func parseProfile(text string) (*profile, error) {
+	s, doc := readDocument(text)
+	if doc.fault != nil {
+		return nil, doc.fault
+	}
+	s.only("name", "url", "subject_token_source", "audience", "params", "credential", "claims", "lifetime", "header",
+		"exchange", "renew", "revoke", "find", "check")
+	p := &profile{
+		name: s.text("name"), url: s.text("url"),
+		source: s.text("subject_token_source"), audience: s.text("audience"),
+		params: parseParameters(s.section("params")), lifetime: s.duration("lifetime"),
+		credential: names(s, "credential", fieldName), claims: names(s, "claims", claimName),
+	}
+	doc.declared = map[string][]string{
+		"params": p.params.names(), "credential": p.credential, "subject": append([]string{"issuer", "subject"}, p.claims...),
+	}
+	if !profileName.MatchString(p.name) {
+		s.fault("name", "want 1 to 64 of a-z, 0-9 and hyphens")
+	}
+	if p.source == "" {
+		p.source = SourceNone
+	}
+	if !slices.Contains(sources, p.source) {
+		s.fault("subject_token_source", "want one of %s", strings.Join(sources, ", "))
+	}
+	if slices.Contains(p.claims, "issuer") || slices.Contains(p.claims, "subject") {
+		s.fault("claims", "has issuer or subject, which are there without being named")
+	}
+	p.parseHeader(s)
+	p.parseOperations(s)
+	p.checkWhole(s)
+	if doc.fault != nil {
+		return nil, doc.fault
+	}
+	return p, nil
+}
+
+// names reads a list of unique names.
+func names(s section, member string, rule *regexp.Regexp) []string {
+	var out []string
+	for _, n := range s.list(member, "names") {
+		switch {
+		case !rule.MatchString(n.Value):
+			s.doc.failf(n.Line, s.member(member), "has a name that does not match %s", rule)
+		case slices.Contains(out, n.Value):
+			s.doc.failf(n.Line, s.member(member), "has %q twice", n.Value)
+		}
+		out = append(out, n.Value)
+	}
+	return out
+}
+
+func (p *profile) parseHeader(s section) {
+	if !s.has("header") {
+		return
+	}
+	h := s.section("header")
+	h.only("name", "value")
+	p.headerName = h.text("name")
+	if !validHeaderName(p.headerName) {
+		h.fault("name", "want the name of a header")
+	}
+	p.header = h.cel("value", expr.String, headerVariables...)
+}
+
+func (p *profile) parseOperations(s section) {
+	p.exchange = parseOperation(s, "exchange", exchangeScope, "denied", "key")
+	if p.exchange == nil {
+		s.fault("exchange", "is missing")
+		return
+	}
+	key := s.section("exchange").section("key")
+	key.only("secret", "accessor", "expires")
+	p.secret = key.required("secret", expr.String, keyVariables...)
+	p.accessor = key.cel("accessor", expr.String, keyVariables...)
+	p.expires = key.cel("expires", expr.Any, keyVariables...)
+
+	if p.renew = parseOperation(s, "renew", renewScope, "denied", "expires"); p.renew != nil {
+		p.renewed = s.section("renew").required("expires", expr.Any, renewVariables...)
+	}
+	p.revoke = parseOperation(s, "revoke", revokeScope, "gone")
+	if p.find = parseOperation(s, "find", findScope, "found"); p.find != nil {
+		p.found = s.section("find").required("found", expr.Any, foundVariables...)
+	}
+	p.check = parseOperation(s, "check", checkScope)
+}
+
+// required reads an expression that must be there.
+func (s section) required(name string, want expr.Type, variables ...string) *expr.Program {
+	if !s.has(name) {
+		s.fault(name, "is missing")
+	}
+	return s.cel(name, want, variables...)
+}
+
+// parseOperation reads an operation's request and statuses; nil if the profile has no such operation. own are the members
+// that not every operation has.
+func parseOperation(s section, name string, scope scope, own ...string) *operation {
+	if !s.has(name) {
+		return nil
+	}
+	o := s.section(name)
+	o.only(append([]string{"method", "path", "query", "headers", "json", "form", "ok", "busy"}, own...)...)
+	inside := slices.Concat(scope.url, scope.inside)
+	op := &operation{
+		method: parseMethod(o, name),
+		path:   o.required("path", expr.Any, scope.url...),
+		query:  entries(o.section("query"), expr.Any, scope.url),
+		form:   o.has("form"),
+	}
+	op.body = o.cel("json", expr.Any, inside...)
+	if op.form {
+		op.body = o.cel("form", expr.Any, inside...)
+	}
+	if op.form && o.has("json") {
+		o.fault("form", "stands beside json; want one of them")
+	}
+	if op.body != nil && op.method == http.MethodGet {
+		o.fault("method", "is GET, which has no body")
+	}
+	op.headers = parseHeaders(s, o, inside)
+	parseStatuses(op, o, name)
+	return op
+}
+
+func parseMethod(o section, name string) string {
+	method := o.text("method")
+	allowed := []string{http.MethodPost, http.MethodPut, http.MethodPatch}
+	if name != "exchange" {
+		allowed = append(allowed, http.MethodGet, http.MethodDelete)
+	}
+	if !slices.Contains(allowed, method) {
+		o.fault("method", "want one of %s", strings.Join(allowed, ", "))
+	}
+	return method
+}
+
+// entries reads a mapping from names to expressions.
+func entries(s section, want expr.Type, variables []string) []entry {
+	var out []entry
+	for _, name := range s.names {
+		out = append(out, entry{name, s.cel(name, want, variables...)})
+	}
+	return out
+}
+
+// parseHeaders reads an operation's headers, or those of exchange if it has none of its own.
+func parseHeaders(s, o section, variables []string) []entry {
+	h := o.section("headers")
+	if !o.has("headers") {
+		h = s.section("exchange").section("headers")
+		h.path = o.path + ".headers (from exchange)"
+	}
+	seen := map[string]bool{}
+	for _, name := range h.names {
+		canonical := textproto.CanonicalMIMEHeaderKey(name)
+		switch {
+		case !validHeaderName(name) || slices.Contains(ownHeaders, canonical):
+			h.fault(name, "cannot be set by a profile")
+		case seen[canonical]:
+			h.fault(name, "stands here twice")
+		}
+		seen[canonical] = true
+	}
+	return entries(h, expr.String, variables)
+}
+
+// ownHeaders are the headers that the transport owns: set by a profile they would change where a request ends, or how its
+// answer is read.
+var ownHeaders = []string{
+	"Accept-Encoding", "Connection", "Content-Encoding", "Content-Length", "Expect", "Host", "Keep-Alive",
+	"Proxy-Authorization", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "User-Agent",
+}
+
+func validHeaderName(name string) bool {
+	valid := func(c rune) bool {
+		return c < 0x80 && (c >= '0' && c <= '9' || c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || strings.ContainsRune("-_.!#$%&'*+^`|~", c))
+	}
+	return name != "" && !strings.ContainsFunc(name, func(c rune) bool { return !valid(c) })
+}
+
+// parseStatuses reads what an operation's statuses mean. A status that is written down somewhere leaves the defaults of
+// the other lists. Only exchange and renew can be denied for what they ask; for the others a refusal is one of the
+// engine's credential, and that is never taken for a key that is gone.
+func parseStatuses(op *operation, o section, name string) {
+	lists := []struct {
+		member      string
+		to          *[]int
+		least, most int
+		def         []int
+	}{
+		{"ok", &op.ok, 200, 299, []int{200, 204}},
+		{"gone", &op.gone, 400, 499, nil},
+		{"busy", &op.busy, 400, 599, []int{429, 503}},
+		{"denied", &op.denied, 400, 599, []int{401, 403}},
+	}
+	if name == "exchange" {
+		lists[3].def = []int{400, 401, 403, 404, 422}
+		if !o.has("ok") {
+			o.fault("ok", "is missing: the statuses that bring a key")
+		}
+	}
+	written := map[int]string{}
+	for _, l := range lists {
+		for _, n := range o.list(l.member, "statuses") {
+			status, err := strconv.Atoi(n.Value)
+			switch {
+			case err != nil || status < l.least || status > l.most:
+				o.fault(l.member, "want statuses from %d to %d", l.least, l.most)
+			case written[status] != "":
+				o.fault(l.member, "has %d, which stands in %s already", status, written[status])
+			case l.member == "gone" && slices.Contains([]int{401, 403}, status):
+				o.fault(l.member, "has %d, which refuses the credential and says nothing of the key", status)
+			}
+			written[status] = l.member
+			*l.to = append(*l.to, status)
+		}
+		if l.member == "ok" && o.has("ok") && len(op.ok) == 0 {
+			o.fault("ok", "is empty")
+		}
+	}
+	for _, l := range lists {
+		if !o.has(l.member) {
+			*l.to = slices.DeleteFunc(l.def, func(status int) bool { return written[status] != "" })
+		}
+	}
+}
+
+// checkWhole checks what no member shows by itself.
+func (p *profile) checkWhole(s section) {
+	if s.doc.fault != nil {
+		return
+	}
+	p.endsByAccessor = p.endsBy(func(e *expr.Program) bool { return e.Uses("accessor") || readsMember(e, "key", "accessor") })
+	p.endsByKey = p.endsBy(func(e *expr.Program) bool { return readsMember(e, "key", "secret") })
+	switch {
+	case p.lifetime == 0 && (p.find == nil || p.revoke == nil):
+		s.fault("lifetime", "is missing: without find and revoke, a key that was lost lives that long")
+	case p.endsByAccessor && p.accessor == nil:
+		s.fault("exchange", "key.accessor is missing: renew or revoke uses it")
+	case p.endsByKey && p.find != nil:
+		s.fault("find", "is of no use: what it finds are accessors, but renew or revoke needs the key itself")
+	case p.source == SourceNone && p.exchange.uses("subject_token"):
+		s.fault("subject_token_source", "is none, but exchange uses subject_token")
+	}
+}
+
+// endsBy reports whether an expression of renew or revoke has the property.
+func (p *profile) endsBy(property func(*expr.Program) bool) bool {
+	return p.renew != nil && slices.ContainsFunc(p.renew.programs(), property) ||
+		p.revoke != nil && slices.ContainsFunc(p.revoke.programs(), property)
+}
+
+func readsMember(e *expr.Program, variable, member string) bool {
+	names, whole := e.Members(variable)
+	return whole || slices.Contains(names, member)
+}
+
+// programs are the expressions of the request.
+func (o *operation) programs() []*expr.Program {
+	out := []*expr.Program{o.path}
+	if o.body != nil {
+		out = append(out, o.body)
+	}
+	for _, e := range slices.Concat(o.query, o.headers) {
+		out = append(out, e.value)
+	}
+	return out
+}
+
+func (o *operation) uses(variable string) bool {
+	return slices.ContainsFunc(o.programs(), func(p *expr.Program) bool { return p.Uses(variable) })
+}

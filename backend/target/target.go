@@ -1,0 +1,370 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package target speaks to the APIs that issue keys: it exchanges a subject token or the engine's own credential for a
+// key, renews and revokes keys, finds lost ones, and checks that the target can be reached.
+//
+// A [Target] is opened from a [Config] and knows nothing of roles, leases or trust: when it is called, the decision has
+// been made. Its one promise is to tell what happened. Every call is sent at most once, and its error says whether the
+// target refused, nothing happened, or nobody knows (see [ErrDenied], [ErrBusy], [ErrUnknown], [MayLive]); it is the
+// caller who knows whether to try again. Nothing here logs, and no error holds a token, a key, a credential or a byte of
+// an answer.
+//
+// Kinds of targets are drivers. Most are profiles: YAML that tells an API as data and CEL, built in (profiles/*.yaml) or
+// an operator's own (driver "http").
+package target
+
+import (
+	"context"
+	"embed"
+	"math"
+	"net/url"
+	"path"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
+)
+
+// Defaults of a Config.
+const (
+	DefaultRequestTimeout   = 20 * time.Second
+	DefaultMaxResponseBytes = 1 << 20
+	DefaultConcurrency      = 10
+)
+
+const (
+	maxConcurrency     = 1000
+	maxCredentialBytes = 16 << 10 // of one field
+)
+
+// The values of subject_token_source: what is sent to the target as the subject token.
+const (
+	SourceNone    = "none"    // nothing
+	SourceRequest = "request" // the caller's own
+)
+
+// Config describes one target. Zero values are the defaults named here.
+type Config struct {
+	Name    string // how messages call it
+	Driver  string // one of Drivers
+	URL     string // base address; "" = the profile's
+	Profile string // YAML; with driver http, and only then
+
+	Credential map[string]string // exactly the fields that CredentialFields names
+
+	Source    string // subject_token_source; "" = the profile's
+	Audience  string // what the subject token's aud must be; "" = the profile's. Required with SourceRequest
+	Condition string // CEL over params: what may be asked of this target; "" = anything
+
+	CAPEM, ClientCert, ClientKey, ProxyURL string // PEM, and the address of a proxy; see egress.Options
+
+	RequestTimeout   time.Duration // of one HTTP call; 0 = DefaultRequestTimeout
+	MaxResponseBytes int64         // 0 = DefaultMaxResponseBytes
+	Rate             float64       // calls a second; 0 = no bound
+	Burst            int           // with Rate, calls that may come at once; 0 = those of one second
+	Concurrency      int           // calls at a time; 0 = DefaultConcurrency
+
+	Egress    egress.Policy
+	UserAgent string           // "" = oidcexchange
+	Now       func() time.Time // nil = time.Now
+}
+
+// Caps is what a target can do beside exchanging. The zero Caps is nothing.
+type Caps struct {
+	Revoke bool // end a key before its time
+	Renew  bool // move a key's end
+	Find   bool // find keys by the name that they were asked under, after a lost answer
+	Check  bool // say that it is there and takes our credential
+}
+
+// driver is one way to speak to a target; a nil member is what it cannot do.
+type driver struct {
+	exchange func(context.Context, Request) (Key, error)
+	renew    func(context.Context, Handle, time.Time) (time.Time, error)
+	revoke   func(context.Context, Handle) error
+	find     func(context.Context, Handle) ([]Handle, error)
+	check    func(context.Context) error
+}
+
+// Target is an API that issues keys. Open makes one; it is safe for concurrent use and stores nothing.
+type Target struct {
+	name, driverName string
+	profile          *profile
+	url              *url.URL
+	source, audience string
+	condition        *expr.Program // nil = anything
+	api              *api
+	driver           driver
+}
+
+//go:embed profiles/*.yaml
+var profiles embed.FS
+
+// profileDriverName is the driver whose profile comes with the Config.
+const profileDriverName = "http"
+
+// Drivers returns the names that Config.Driver may have, sorted.
+func Drivers() []string {
+	out := []string{profileDriverName}
+	entries, err := profiles.ReadDir("profiles")
+	if err != nil {
+		panic(err) // the directory is part of the program
+	}
+	for _, e := range entries {
+		out = append(out, strings.TrimSuffix(e.Name(), path.Ext(e.Name())))
+	}
+	slices.Sort(out)
+	return out
+}
+
+// Open checks the whole of c and makes a Target of it, without any I/O. Every error is a *FieldError that names the field
+// as the API spells it. Close the target when it is done with.
+func Open(c Config) (*Target, error) {
+	p, err := profileOf(c)
+	if err != nil {
+		return nil, err
+	}
+	t := &Target{name: c.Name, driverName: c.Driver, profile: p}
+	if t.url, err = baseURL(c, p); err != nil {
+		return nil, err
+	}
+	if err := t.setSource(c); err != nil {
+		return nil, err
+	}
+	if err := checkCredential(c.Credential, p.credential); err != nil {
+		return nil, err
+	}
+	if t.condition, err = compileCondition(c.Condition, p); err != nil {
+		return nil, err
+	}
+	if t.api, err = newAPI(c, t.url); err != nil {
+		return nil, err
+	}
+	credential := make(map[string]any, len(c.Credential))
+	for name, value := range c.Credential {
+		credential[name] = value
+	}
+	speaker := &profileDriver{profile: p, api: t.api, credential: credential, now: t.api.now}
+	t.driver = speaker.driver()
+	return t, nil
+}
+
+// profileOf reads the profile that c's driver stands for.
+func profileOf(c Config) (*profile, error) {
+	text := c.Profile
+	switch {
+	case !slices.Contains(Drivers(), c.Driver):
+		return nil, fieldErrorf("driver", "want one of %s", strings.Join(Drivers(), ", "))
+	case c.Driver == profileDriverName && text == "":
+		return nil, fieldErrorf("profile", "is required with driver %q", profileDriverName)
+	case c.Driver != profileDriverName && text != "":
+		return nil, fieldErrorf("profile", "is for driver %q only", profileDriverName)
+	case c.Driver != profileDriverName:
+		built, err := profiles.ReadFile("profiles/" + c.Driver + ".yaml")
+		if err != nil {
+			return nil, fieldErrorf("driver", "has no profile")
+		}
+		text = string(built)
+	}
+	p, err := parseProfile(text)
+	if err != nil {
+		return nil, fieldErrorf("profile", "%v", err)
+	}
+	return p, nil
+}
+
+func baseURL(c Config, p *profile) (*url.URL, error) {
+	raw := c.URL
+	if raw == "" {
+		raw = p.url
+	}
+	if raw == "" {
+		return nil, fieldErrorf("url", "is required: the profile has none")
+	}
+	u, err := c.Egress.ParseURL(raw)
+	if err != nil {
+		return nil, fieldErrorf("url", "%v", err)
+	}
+	return u, nil
+}
+
+// setSource settles what is sent as the subject token.
+func (t *Target) setSource(c Config) error {
+	t.source, t.audience = t.profile.source, t.profile.audience
+	if c.Source != "" {
+		t.source = c.Source
+	}
+	if c.Audience != "" {
+		t.audience = c.Audience
+	}
+	switch {
+	case !slices.Contains(sources, t.source):
+		return fieldErrorf("subject_token_source", "want one of %s", strings.Join(sources, ", "))
+	case t.source == SourceNone && t.profile.exchange.uses("subject_token"):
+		return fieldErrorf("subject_token_source", "is none, but this kind of target wants a subject token")
+	case t.source == SourceRequest && t.audience == "":
+		return fieldErrorf("audience", "is required with subject_token_source request")
+	case len(t.audience) > maxTextBytes || !printable(t.audience):
+		return fieldErrorf("audience", "want printable ASCII of at most %d bytes", maxTextBytes)
+	}
+	return nil
+}
+
+func checkCredential(given map[string]string, fields []string) error {
+	for name := range given {
+		if slices.Contains(fields, name) {
+			continue
+		}
+		if len(fields) == 0 {
+			return fieldErrorf("credential", "this kind of target has none")
+		}
+		return fieldErrorf("credential", "has a field that is unknown; want %s", strings.Join(fields, ", "))
+	}
+	for _, name := range fields {
+		if value := given[name]; value == "" || len(value) > maxCredentialBytes {
+			return fieldErrorf("credential", "field %q is missing or longer than %d bytes", name, maxCredentialBytes)
+		}
+	}
+	return nil
+}
+
+func compileCondition(source string, p *profile) (*expr.Program, error) {
+	if source == "" {
+		return nil, nil
+	}
+	condition, err := expr.Compile(source, expr.Bool, "params")
+	if err != nil {
+		return nil, fieldErrorf("condition", "%v", err)
+	}
+	if text := undeclared(condition, map[string][]string{"params": p.params.names()}); text != "" {
+		return nil, fieldErrorf("condition", "%s", text)
+	}
+	return condition, nil
+}
+
+// newAPI checks what concerns transport and limits.
+func newAPI(c Config, base *url.URL) (*api, error) {
+	a := &api{base: base, userAgent: c.UserAgent, timeout: c.RequestTimeout, maxBytes: c.MaxResponseBytes, now: c.Now}
+	if a.userAgent == "" {
+		a.userAgent = "oidcexchange"
+	}
+	if a.timeout == 0 {
+		a.timeout = DefaultRequestTimeout
+	}
+	if a.maxBytes == 0 {
+		a.maxBytes = DefaultMaxResponseBytes
+	}
+	if a.now == nil {
+		a.now = time.Now
+	}
+	if c.Concurrency == 0 {
+		c.Concurrency = DefaultConcurrency
+	}
+	switch {
+	case a.timeout < 0:
+		return nil, fieldErrorf("request_timeout", "is negative")
+	case a.maxBytes < 0:
+		return nil, fieldErrorf("max_response_bytes", "is negative")
+	case c.Rate < 0 || math.IsNaN(c.Rate) || c.Rate > math.MaxInt32:
+		return nil, fieldErrorf("rate", "want calls a second, 0 for no bound")
+	case c.Burst < 0:
+		return nil, fieldErrorf("burst", "is negative")
+	case c.Concurrency < 0 || c.Concurrency > maxConcurrency:
+		return nil, fieldErrorf("concurrency", "want 1 to %d", maxConcurrency)
+	}
+	a.limiter = newLimiter(c.Rate, c.Burst, c.Concurrency, a.now)
+	var err error
+	a.client, err = c.Egress.Client(egress.Options{
+		CAPEM: c.CAPEM, ClientCert: c.ClientCert, ClientKey: c.ClientKey, ProxyURL: c.ProxyURL,
+		Timeout: a.timeout, MaxConns: c.Concurrency,
+	})
+	if err != nil { // its text begins with the field, or with two
+		fields, text, _ := strings.Cut(err.Error(), ": ")
+		field, _, _ := strings.Cut(fields, ",")
+		return nil, fieldErrorf(field, "%s", text)
+	}
+	return a, nil
+}
+
+// URL returns the base address.
+func (t *Target) URL() string { return t.url.String() }
+
+// Host returns the base address's host, with its port if it has one.
+func (t *Target) Host() string { return t.url.Host }
+
+// Source returns what is sent as the subject token: SourceRequest or SourceNone.
+func (t *Target) Source() string { return t.source }
+
+// Audience returns the aud that the subject token must have; "" only with SourceNone.
+func (t *Target) Audience() string { return t.audience }
+
+// HeaderName returns the header in which a key is presented; "" if the profile does not say.
+func (t *Target) HeaderName() string { return t.profile.headerName }
+
+// Lifetime returns the longest that a key of this target lives; 0 if that is not known.
+func (t *Target) Lifetime() time.Duration { return t.profile.lifetime }
+
+// CredentialFields returns the fields of the target's credential; empty if it needs none.
+func (t *Target) CredentialFields() []string { return slices.Clone(t.profile.credential) }
+
+// SubjectClaims returns the claims that the target's expressions read: beside them, only issuer and subject are looked at.
+func (t *Target) SubjectClaims() []string { return slices.Clone(t.profile.claims) }
+
+// Caps returns what the target can do.
+func (t *Target) Caps() Caps {
+	return Caps{
+		Revoke: t.driver.revoke != nil, Renew: t.driver.renew != nil,
+		Find: t.driver.find != nil, Check: t.driver.check != nil,
+	}
+}
+
+// Exchange asks for a key, once: most targets accept a subject token only once. See MayLive for what an error leaves
+// behind; with one there is never a key. Exchange returns at once when ctx ends.
+func (t *Target) Exchange(ctx context.Context, r Request) (Key, error) {
+	if t.source == SourceRequest && r.SubjectToken == "" {
+		return Key{}, unbuildable("exchange", "there is no subject token")
+	}
+	return t.driver.exchange(ctx, r)
+}
+
+// Renew moves the end of the key that h names to notAfter or, as the target sees fit, earlier, and returns the new end.
+// After an error the key has the old end or, if the outcome is unknown, perhaps the new one; Renew may be called again.
+func (t *Target) Renew(ctx context.Context, h Handle, notAfter time.Time) (time.Time, error) {
+	if t.driver.renew == nil {
+		return time.Time{}, unsupported("renew")
+	}
+	return t.driver.renew(ctx, h, notAfter)
+}
+
+// Revoke ends the key that h names. It may be called again for the same key: a key that is already gone is success. After
+// any error but ErrUnsupported the key may live, and Revoke should be called again; ErrDenied then means that the target
+// refuses the engine's credential. Revoke goes before calls that issue keys, and returns at once when ctx ends.
+func (t *Target) Revoke(ctx context.Context, h Handle) error {
+	if t.driver.revoke == nil {
+		return unsupported("revoke")
+	}
+	return t.driver.revoke(ctx, h)
+}
+
+// Find returns the handles of the keys that live under h.Name; of h it needs Name and Params. No handle and no error means
+// that there is no such key.
+func (t *Target) Find(ctx context.Context, h Handle) ([]Handle, error) {
+	if t.driver.find == nil {
+		return nil, unsupported("find")
+	}
+	return t.driver.find(ctx, h)
+}
+
+// Check asks whether the target is there and takes the engine's credential.
+func (t *Target) Check(ctx context.Context) error {
+	if t.driver.check == nil {
+		return unsupported("check")
+	}
+	return t.driver.check(ctx)
+}
+
+// Close lets go of idle connections; calls that are under way go on.
+func (t *Target) Close() { t.api.client.CloseIdleConnections() }

@@ -1,0 +1,40 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Command vault-plugin-secrets-oidcexchange is the plugin that Vault starts. Run by hand it only tells its version.
+package main
+
+import (
+	"fmt"
+	"os"
+	"slices"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/vault/api"
+	"github.com/hashicorp/vault/sdk/plugin"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend"
+)
+
+func main() {
+	if slices.Contains(os.Args[1:], "-version") || slices.Contains(os.Args[1:], "--version") {
+		fmt.Println("vault-plugin-secrets-oidcexchange", backend.Version)
+		return
+	}
+	if err := serve(os.Args[1:]); err != nil {
+		hclog.New(&hclog.LoggerOptions{}).Error("plugin shutting down", "error", err)
+		os.Exit(1)
+	}
+}
+
+func serve(args []string) error {
+	meta := &api.PluginAPIClientMeta{}
+	if err := meta.FlagSet().Parse(args); err != nil {
+		return fmt.Errorf("parsing flags: %w", err)
+	}
+	return plugin.ServeMultiplex(&plugin.ServeOpts{
+		BackendFactoryFunc: backend.Factory,
+		// Servers older than AutoMTLS take their TLS configuration from here.
+		TLSProviderFunc: api.VaultPluginTLSProvider(meta.GetTLSConfig()),
+	})
+}
