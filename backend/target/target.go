@@ -30,9 +30,9 @@ import (
 
 // Defaults of a Config.
 const (
-	DefaultRequestTimeout   = 20 * time.Second
-	DefaultMaxResponseBytes = 1 << 20
-	DefaultConcurrency      = 10
+	defaultRequestTimeout   = 20 * time.Second
+	defaultMaxResponseBytes = 1 << 20
+	defaultConcurrency      = 10
 )
 
 const (
@@ -61,11 +61,11 @@ type Config struct {
 
 	CAPEM, ClientCert, ClientKey, ProxyURL string // PEM, and the address of a proxy; see egress.Options
 
-	RequestTimeout   time.Duration // of one HTTP call; 0 = DefaultRequestTimeout
-	MaxResponseBytes int64         // 0 = DefaultMaxResponseBytes
+	RequestTimeout   time.Duration // of one HTTP call; 0 = 20 s
+	MaxResponseBytes int64         // 0 = 1 MiB
 	Rate             float64       // calls a second; 0 = no bound
 	Burst            int           // with Rate, calls that may come at once; 0 = those of one second
-	Concurrency      int           // calls at a time; 0 = DefaultConcurrency
+	Concurrency      int           // calls at a time, at most 1000; 0 = 10
 
 	Egress    egress.Policy
 	UserAgent string           // "" = oidcexchange
@@ -252,16 +252,16 @@ func newAPI(c Config, base *url.URL) (*api, error) {
 		a.userAgent = "oidcexchange"
 	}
 	if a.timeout == 0 {
-		a.timeout = DefaultRequestTimeout
+		a.timeout = defaultRequestTimeout
 	}
 	if a.maxBytes == 0 {
-		a.maxBytes = DefaultMaxResponseBytes
+		a.maxBytes = defaultMaxResponseBytes
 	}
 	if a.now == nil {
 		a.now = time.Now
 	}
 	if c.Concurrency == 0 {
-		c.Concurrency = DefaultConcurrency
+		c.Concurrency = defaultConcurrency
 	}
 	switch {
 	case a.timeout < 0:

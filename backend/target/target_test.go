@@ -27,6 +27,18 @@ func acmeConfig() target.Config {
 	return target.Config{Name: "acme", Driver: "http", Profile: acme, Credential: map[string]string{"token": "t0p"}}
 }
 
+func TestSubjectClaims(t *testing.T) {
+	config := acmeConfig()
+	config.Profile = "claims: [repository, ref]\n" + acme
+	opened, err := target.Open(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"repository", "ref"}, opened.SubjectClaims()); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
 // fieldError wants err to be a FieldError and returns its whole text; "" if there is no error.
 func fieldError(t *testing.T, err error) string {
 	t.Helper()

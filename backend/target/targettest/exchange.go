@@ -1,0 +1,228 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package targettest
+
+import (
+	"encoding/json"
+	"reflect"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+// testCaps checks what the target says of itself against what the test declares. For what it cannot do it must say so,
+// and send nothing.
+func (s Suite) testCaps(t *testing.T) {
+	b := s.start(t)
+	if diff := cmp.Diff(s.Caps, b.target.Caps()); diff != "" {
+		t.Errorf("Caps (-declared +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(s.Credential, b.target.CredentialFields()); diff != "" && len(s.Credential)+len(b.target.CredentialFields()) > 0 {
+		t.Errorf("CredentialFields (-declared +got):\n%s", diff)
+	}
+	if got := b.target.Source() == target.SourceRequest; got != s.Token {
+		t.Errorf("Source is %q; declared is a subject token: %v", b.target.Source(), s.Token)
+	}
+	if got := b.target.HeaderName(); got != s.Header {
+		t.Errorf("HeaderName is %q; declared is %q", got, s.Header)
+	}
+	if !(s.Caps.Find && s.Caps.Revoke) && b.target.Lifetime() <= 0 {
+		t.Error("Lifetime is 0; a key that is lost here lives for ever")
+	}
+	key := b.issue()
+	before := b.fake.requests()
+	for _, op := range []Op{Renew, Revoke, Find, Check} {
+		if !s.supports(op) {
+			b.expect(b.call(t.Context(), op, key), target.ErrUnsupported)
+		}
+	}
+	if got := b.fake.requests() - before; got != 0 {
+		t.Errorf("%d requests were sent for what the target cannot do", got)
+	}
+}
+
+// testExchange checks a key that is issued: it is the one that the server made, for what was asked.
+func (s Suite) testExchange(t *testing.T) {
+	b := s.start(t)
+	r := b.request()
+	got, err := b.target.Exchange(t.Context(), r)
+	if err != nil {
+		t.Fatalf("Exchange: %v", err)
+	}
+	b.once(0)
+	seen, living := b.fake.last(), b.fake.living()
+	if len(living) != 1 {
+		t.Fatalf("%d keys live; want 1", len(living))
+	}
+	made := living[0]
+	want := target.Key{Secret: made.Secret, Header: got.Header, Fields: got.Fields, Handle: target.Handle{Name: r.Name, Params: r.Params}}
+	if s.Accessor {
+		want.Accessor = made.Accessor
+	}
+	switch {
+	case s.Expiry:
+		want.Expiry = made.Expiry
+	case b.target.Lifetime() > 0:
+		want.Expiry = b.clock.now().Add(b.target.Lifetime())
+	}
+	want.Handle.Accessor, want.Handle.Secret = got.Handle.Accessor, got.Handle.Secret // judged below
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("Exchange (-want +got):\n%s", diff)
+	}
+	if got.Header != "" && !strings.Contains(got.Header, got.Secret) {
+		t.Errorf("Header does not hold the key")
+	}
+	s.judgeHandle(t, got)
+	if s.Caps.Find && seen.Name != r.Name {
+		t.Errorf("the server was told the name %q; want %q", seen.Name, r.Name)
+	}
+	if !seen.NotAfter.IsZero() && !seen.NotAfter.Equal(r.NotAfter) {
+		t.Errorf("the server was told the end %v; want %v", seen.NotAfter, r.NotAfter)
+	}
+	if agent := b.fake.lastAgent(); agent != userAgent {
+		t.Errorf("User-Agent is %q; want %q", agent, userAgent)
+	}
+	if s.Token {
+		r.SubjectToken = ""
+		_, err = b.target.Exchange(t.Context(), r)
+		b.expect(err, target.ErrParameter)
+		r.SubjectToken = tokenCanary + "x"
+		_, err = b.target.Exchange(t.Context(), r)
+		b.expect(err, target.ErrDenied)
+	}
+}
+
+// judgeHandle checks that a handle holds what ends the key, and nothing more that is secret.
+func (s Suite) judgeHandle(t *testing.T, key target.Key) {
+	t.Helper()
+	if !s.NeedsKey && key.Handle.Secret != "" {
+		t.Error("the handle holds the key without need")
+	}
+	if s.NeedsKey && key.Handle.Secret != key.Secret {
+		t.Error("the handle lacks the key")
+	}
+	if !s.Caps.Revoke && !s.Caps.Renew && key.Handle.Accessor != "" {
+		t.Error("the handle holds an accessor that nothing needs")
+	}
+}
+
+// testAnswers checks answers to exchange that are JSON, and wrong. A key was made each time.
+func (s Suite) testAnswers(t *testing.T) {
+	long := keyCanary + strings.Repeat("x", 8<<10)
+	wrong := map[string]func(k Key, body any) any{
+		"secret missing":     func(k Key, body any) any { return replace(body, k.Secret, nil) },
+		"secret null":        func(k Key, body any) any { return replace(body, k.Secret, json.RawMessage("null")) },
+		"secret empty":       func(k Key, body any) any { return replace(body, k.Secret, "") },
+		"secret number":      func(k Key, body any) any { return replace(body, k.Secret, 12345) },
+		"secret list":        func(k Key, body any) any { return replace(body, k.Secret, []string{k.Secret}) },
+		"secret object":      func(k Key, body any) any { return replace(body, k.Secret, map[string]any{"key": k.Secret}) },
+		"secret line break":  func(k Key, body any) any { return replace(body, k.Secret, k.Secret+"\r\nX-Evil: 1") },
+		"secret not ASCII":   func(k Key, body any) any { return replace(body, k.Secret, k.Secret+"é") },
+		"secret overlong":    func(k Key, body any) any { return replace(body, k.Secret, long) },
+		"everything missing": func(Key, any) any { return map[string]any{} },
+	}
+	if s.Accessor {
+		for name, with := range map[string]func(Key) any{
+			"missing": func(Key) any { return nil }, "empty": func(Key) any { return "" }, "is the key": func(k Key) any { return k.Secret },
+			"line break": func(k Key) any { return k.Accessor + "\n" }, "overlong": func(Key) any { return strings.Repeat("x", 513) },
+			"object": func(k Key) any { return map[string]any{"id": k.Accessor} },
+		} {
+			wrong["accessor "+name] = func(k Key, body any) any { return replace(body, k.Accessor, with(k)) }
+		}
+	}
+	if s.Expiry {
+		for name, with := range map[string]any{"missing": nil, "garbage": wireCanary, "empty": "", "bool": true, "object": map[string]any{}} {
+			wrong["expiry "+name] = func(k Key, body any) any { return s.replaceExpiry(k, with) }
+		}
+	}
+	for name, change := range wrong {
+		t.Run(name, func(t *testing.T) {
+			b := s.start(t)
+			b.fake.suffer(raw(func([]byte) string {
+				made := b.fake.living()[0]
+				_, body := s.Wire.Write(Exchange, []Key{made})
+				return string(encode(change(made, body)))
+			}))
+			err := b.call(t.Context(), Exchange, target.Key{})
+			b.expect(err, target.ErrProtocol)
+			if !target.MayLive(err) {
+				t.Error("MayLive says that no key can exist")
+			}
+			b.once(0)
+		})
+	}
+	if s.Expiry {
+		for name, d := range map[string]time.Duration{"expired": -time.Second, "expires now": -1} {
+			t.Run(name, func(t *testing.T) {
+				b := s.start(t)
+				b.fake.ends(d)
+				b.expect(b.call(t.Context(), Exchange, target.Key{}), target.ErrProtocol)
+			})
+		}
+	}
+}
+
+// replace returns a JSON value in which every text from is with; nil removes the member or element.
+func replace(body any, from string, with any) any {
+	switch v := plain(body).(type) {
+	case string:
+		if v == from {
+			return with
+		}
+		return v
+	case map[string]any:
+		for name, member := range v {
+			if v[name] = replace(member, from, with); v[name] == nil {
+				delete(v, name)
+			}
+		}
+		return v
+	case []any:
+		for i := range v {
+			v[i] = replace(v[i], from, with)
+		}
+		return slices.DeleteFunc(v, func(e any) bool { return e == nil })
+	default:
+		return v
+	}
+}
+
+// plain is a value as JSON decodes it.
+func plain(v any) any {
+	var out any
+	if err := json.Unmarshal(encode(v), &out); err != nil {
+		panic(err) // a test's wire format
+	}
+	return out
+}
+
+// replaceExpiry writes with where the wire format has a key's end, which it finds by comparing two answers.
+func (s Suite) replaceExpiry(k Key, with any) any {
+	_, body := s.Wire.Write(Exchange, []Key{k})
+	k.Expiry = k.Expiry.Add(time.Hour)
+	_, later := s.Wire.Write(Exchange, []Key{k})
+	return replaceDifference(plain(body), plain(later), with)
+}
+
+func replaceDifference(a, b, with any) any {
+	object, isObject := a.(map[string]any)
+	if !isObject {
+		if reflect.DeepEqual(a, b) {
+			return a
+		}
+		return with
+	}
+	other, _ := b.(map[string]any)
+	for name := range object {
+		if object[name] = replaceDifference(object[name], other[name], with); object[name] == nil {
+			delete(object, name)
+		}
+	}
+	return object
+}

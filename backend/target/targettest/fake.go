@@ -1,0 +1,239 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package targettest
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"sync"
+	"testing"
+	"time"
+)
+
+// wireCanary is in everything that the server writes beside answers: it must not come back in an error.
+const wireCanary = "wire-canary"
+
+// answer is what the server would say to a call.
+type answer struct {
+	status int
+	body   any // nil = none
+}
+
+// fault stands between a request and its answer. It may let the call happen (act), and says what goes out over the wire.
+type fault func(w http.ResponseWriter, act func() answer)
+
+// fake is the server: it judges tokens and credentials as the wire format found them, and keeps the ledger.
+type fake struct {
+	suite      Suite
+	server     *httptest.Server
+	credential map[string]string
+	now        func() time.Time
+	released   chan struct{}
+	release    func() // lets blocked answers go; may be called more than once
+
+	mu     sync.Mutex
+	live   map[string]Key // by accessor
+	minted []Key          // all that were ever made
+	calls  []Call
+	agents []string
+	fault  fault
+	expiry time.Duration // instead of what the call asks for, if not 0
+}
+
+func newFake(t *testing.T, s Suite, now func() time.Time) *fake {
+	t.Helper()
+	f := &fake{suite: s, now: now, live: map[string]Key{}, credential: map[string]string{}, released: make(chan struct{})}
+	f.release = sync.OnceFunc(func() { close(f.released) })
+	for _, name := range s.Credential {
+		f.credential[name] = credentialCanary + name
+	}
+	f.server = httptest.NewServer(f)
+	t.Cleanup(func() {
+		f.release()
+		f.server.Close()
+	})
+	return f
+}
+
+// ServeHTTP reads the whole request first: net/http notices that a client has gone only when nothing is left to read.
+func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	body, err := io.ReadAll(r.Body)
+	if err != nil {
+		return
+	}
+	call := f.suite.Wire.Read(r, body)
+	f.mu.Lock()
+	f.calls = append(f.calls, call)
+	f.agents = append(f.agents, r.UserAgent())
+	hurt := f.fault
+	f.mu.Unlock()
+	if hurt != nil {
+		hurt(w, func() answer { return f.act(call) })
+		return
+	}
+	write(w, f.act(call))
+}
+
+func write(w http.ResponseWriter, a answer) {
+	if a.body == nil {
+		w.WriteHeader(a.status)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(a.status)
+	_, _ = w.Write(encode(a.body))
+}
+
+func encode(body any) []byte {
+	text, err := json.Marshal(body)
+	if err != nil {
+		panic(err) // a test's wire format
+	}
+	return text
+}
+
+// refusal is an answer that repeats what a client must keep to itself.
+func (f *fake) refusal(status int) answer {
+	return answer{status, map[string]any{
+		"error": wireCanary, "token": tokenCanary, "credential": credentialCanary, "keys": f.keyCanaries(),
+	}}
+}
+
+// act does what the call asks.
+func (f *fake) act(c Call) answer {
+	if c.Op == Exchange && f.suite.Token && c.Token != tokenCanary || !maps.Equal(c.Credential, f.credential) {
+		return f.refusal(http.StatusUnauthorized)
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	switch c.Op {
+	case Exchange:
+		return f.mint(c)
+	case Renew, Revoke:
+		key, found := f.lookup(c.Key)
+		switch {
+		case !found:
+			return answer{http.StatusNotFound, map[string]any{"error": wireCanary}}
+		case c.Op == Revoke:
+			delete(f.live, key.Accessor)
+		case c.NotAfter.IsZero():
+			return answer{http.StatusBadRequest, map[string]any{"error": wireCanary}}
+		default:
+			key.Expiry = f.end(c)
+			f.live[key.Accessor] = key
+		}
+		return f.answer(c.Op, key)
+	case Find:
+		// All of them, whatever the name: there are servers that match names loosely or ignore a filter that they do not
+		// know, and a key that is found is ended.
+		var keys []Key
+		for _, accessor := range slices.Sorted(maps.Keys(f.live)) {
+			keys = append(keys, f.live[accessor])
+		}
+		return f.answer(c.Op, keys...)
+	case Check:
+		return f.answer(c.Op)
+	}
+	return answer{http.StatusNotImplemented, map[string]any{"error": wireCanary}}
+}
+
+// mint makes a key. Where keys can be found they must have a name, and where they can be extended an end.
+func (f *fake) mint(c Call) answer {
+	if f.suite.Caps.Find && c.Name == "" || f.suite.Caps.Renew && c.NotAfter.IsZero() {
+		return answer{http.StatusBadRequest, map[string]any{"error": wireCanary}}
+	}
+	n := len(f.minted) + 1
+	key := Key{
+		Secret: fmt.Sprintf("%s%04d", keyCanary, n), Accessor: fmt.Sprintf("id-%04d", n), Name: c.Name, Expiry: f.end(c),
+	}
+	f.minted = append(f.minted, key)
+	f.live[key.Accessor] = key
+	return f.answer(Exchange, key)
+}
+
+func (f *fake) end(c Call) time.Time {
+	switch {
+	case f.expiry != 0:
+		return f.now().Add(f.expiry)
+	case !c.NotAfter.IsZero():
+		return c.NotAfter.UTC()
+	}
+	return f.now().Add(time.Hour)
+}
+
+func (f *fake) lookup(key string) (Key, bool) {
+	for _, k := range f.live {
+		if key != "" && (key == k.Accessor || key == k.Secret) {
+			return k, true
+		}
+	}
+	return Key{}, false
+}
+
+func (f *fake) answer(op Op, keys ...Key) answer {
+	status, body := f.suite.Wire.Write(op, keys)
+	return answer{status, body}
+}
+
+// suffer sets the fault of all calls to come; nil is none.
+func (f *fake) suffer(hurt fault) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.fault = hurt
+}
+
+// ends makes every key end that long from now, whatever was asked for; 0 is as asked.
+func (f *fake) ends(d time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.expiry = d
+}
+
+func (f *fake) requests() int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return len(f.calls)
+}
+
+// last is the latest call, as the wire format read it.
+func (f *fake) last() Call {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.calls) == 0 {
+		return Call{}
+	}
+	return f.calls[len(f.calls)-1]
+}
+
+func (f *fake) lastAgent() string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.agents[len(f.agents)-1]
+}
+
+// living returns the keys that live, sorted by accessor.
+func (f *fake) living() []Key {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := []Key{}
+	for _, accessor := range slices.Sorted(maps.Keys(f.live)) {
+		out = append(out, f.live[accessor])
+	}
+	return out
+}
+
+func (f *fake) keyCanaries() []string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	out := []string{}
+	for _, k := range f.minted {
+		out = append(out, k.Secret)
+	}
+	return out
+}

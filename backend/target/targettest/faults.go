@@ -1,0 +1,311 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package targettest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"slices"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+// The faults.
+
+// status refuses the call with a status; everything else of the answer is a trap.
+func (f *fake) status(code int, header ...string) fault {
+	return func(w http.ResponseWriter, _ func() answer) {
+		for i := 0; i+1 < len(header); i += 2 {
+			w.Header().Set(header[i], header[i+1])
+		}
+		write(w, f.refusal(code))
+	}
+}
+
+// cutBefore breaks the connection before the call happens, cutAfter once it has.
+func cutBefore(http.ResponseWriter, func() answer) { panic(http.ErrAbortHandler) }
+
+func cutAfter(_ http.ResponseWriter, act func() answer) {
+	act()
+	panic(http.ErrAbortHandler)
+}
+
+// half writes the status and half of the body; the rest is announced and does not come.
+func half(w http.ResponseWriter, act func() answer) {
+	a := act()
+	text := encode(a.body)
+	w.Header().Set("Content-Length", fmt.Sprint(len(text)))
+	w.WriteHeader(a.status)
+	_, _ = w.Write(text[:len(text)/2])
+	_ = http.NewResponseController(w).Flush()
+}
+
+func truncated(w http.ResponseWriter, act func() answer) {
+	half(w, act)
+	panic(http.ErrAbortHandler)
+}
+
+// blocked never answers; stuck stops in the middle of the answer. Both wait until the test lets them go, not until the
+// client leaves: the call must return while they stand.
+func (f *fake) blocked(arrived func()) fault {
+	return func(http.ResponseWriter, func() answer) {
+		arrived()
+		<-f.released
+		panic(http.ErrAbortHandler)
+	}
+}
+
+func (f *fake) stuck(arrived func()) fault {
+	return func(w http.ResponseWriter, act func() answer) {
+		half(w, act)
+		arrived()
+		<-f.released
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// raw answers a call that happened with its status and a text of the test's own.
+func raw(text func(good []byte) string) fault {
+	return func(w http.ResponseWriter, act func() answer) {
+		a := act()
+		w.Header().Set("Content-Type", "application/json")
+		w.WriteHeader(a.status)
+		_, _ = w.Write([]byte(text(encode(a.body))))
+	}
+}
+
+// reads reports whether a call takes more from its answer than the status.
+func reads(op Op) bool { return op == Exchange || op == Renew || op == Find }
+
+// testFaults checks what every call of a target has in common.
+func (s Suite) testFaults(t *testing.T, op Op) {
+	t.Run("statuses", func(t *testing.T) { s.testStatuses(t, op) })
+	t.Run("retry-after", func(t *testing.T) { s.testRetryAfter(t, op) })
+	t.Run("connections", func(t *testing.T) { s.testConnections(t, op) })
+	t.Run("redirects", func(t *testing.T) { s.testRedirects(t, op) })
+	t.Run("deadline and cancel", func(t *testing.T) { s.testEnds(t, op) })
+	if reads(op) {
+		t.Run("bodies", func(t *testing.T) { s.testBodies(t, op) })
+	}
+}
+
+// ready is a bench with a living key and a connection that is in use already: net/http sends some requests again by
+// itself if such a connection breaks.
+func (s Suite) ready(t *testing.T, change ...func(*target.Config)) (*bench, target.Key) {
+	t.Helper()
+	b := s.start(t, change...)
+	return b, b.issue()
+}
+
+func (s Suite) testStatuses(t *testing.T, op Op) {
+	want := map[int]error{
+		401: target.ErrDenied, 403: target.ErrDenied, 429: target.ErrBusy, 503: target.ErrBusy,
+		409: target.ErrUnknown, 418: target.ErrUnknown, 500: target.ErrUnknown, 502: target.ErrUnknown, 504: target.ErrUnknown,
+	}
+	if op == Exchange {
+		for _, status := range s.Denied {
+			want[status] = target.ErrDenied
+		}
+	}
+	for status, outcome := range want {
+		t.Run(fmt.Sprint(status), func(t *testing.T) {
+			b, key := s.ready(t)
+			before := b.fake.requests()
+			b.fake.suffer(b.fake.status(status))
+			err := b.call(t.Context(), op, key)
+			b.expect(err, outcome)
+			b.once(before)
+			var e *target.Error
+			if errors.As(err, &e) && (e.Status != status || e.Op != string(op)) {
+				t.Errorf("the error says %s, status %d", e.Op, e.Status)
+			}
+			if op == Exchange && target.MayLive(err) != (outcome == target.ErrUnknown) {
+				t.Errorf("MayLive(%v) is %v", err, target.MayLive(err))
+			}
+			b.fake.suffer(nil)
+			if err := b.call(t.Context(), op, key); err != nil {
+				t.Errorf("afterwards: %v", err)
+			}
+		})
+	}
+}
+
+// A target that asks to be left alone is: calls that issue or prolong keys are refused at once until the time is over;
+// calls that end keys wait for it, as long as their context lasts.
+func (s Suite) testRetryAfter(t *testing.T, op Op) {
+	for _, header := range []string{"7", s.start(t).clock.now().Add(7 * time.Second).Format(http.TimeFormat)} {
+		b, key := s.ready(t)
+		b.fake.suffer(b.fake.status(429, "Retry-After", header))
+		err := b.call(t.Context(), op, key)
+		b.expect(err, target.ErrBusy)
+		var e *target.Error
+		if errors.As(err, &e) && e.RetryAfter != 7*time.Second {
+			t.Errorf("RetryAfter is %v; want 7s", e.RetryAfter)
+		}
+		b.fake.suffer(nil)
+		before := b.fake.requests()
+		b.clock.advance(time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // shorter than what is left of the pause
+		defer cancel()
+		err = b.promptly(func() error { return b.call(ctx, op, key) })
+		b.expect(err, target.ErrBusy)
+		if errors.As(err, &e) && (e.RetryAfter != 6*time.Second || ctx.Err() != nil) {
+			t.Errorf("during the pause: RetryAfter %v, context %v; want 6s at once", e.RetryAfter, ctx.Err())
+		}
+		if got := b.fake.requests() - before; got != 0 {
+			t.Errorf("%d requests during the pause", got)
+		}
+		b.clock.advance(6 * time.Second)
+		b.expect(b.call(t.Context(), op, key), nil)
+	}
+}
+
+func (s Suite) testConnections(t *testing.T, op Op) {
+	for name, hurt := range map[string]fault{"cut before": cutBefore, "cut after": cutAfter} {
+		t.Run(name, func(t *testing.T) {
+			b, key := s.ready(t)
+			lived, before := len(b.fake.living()), b.fake.requests()
+			b.fake.suffer(hurt)
+			err := b.call(t.Context(), op, key)
+			b.expect(err, target.ErrUnknown)
+			if op != Find && op != Check { // those change nothing, and net/http may repeat them
+				b.once(before)
+			}
+			if op == Exchange && !target.MayLive(err) {
+				t.Error("MayLive says that no key can exist")
+			}
+			want := lived
+			if name == "cut after" {
+				want += map[Op]int{Exchange: 1, Revoke: -1}[op]
+			}
+			if got := len(b.fake.living()); got != want {
+				t.Errorf("%d keys live; want %d", got, want)
+			}
+		})
+	}
+	t.Run("none", func(t *testing.T) {
+		b, key := s.ready(t)
+		b.fake.server.CloseClientConnections()
+		b.fake.server.Listener.Close()
+		b.target.Close()
+		err := b.call(t.Context(), op, key)
+		b.expect(err, target.ErrBusy)
+		if target.MayLive(err) {
+			t.Error("MayLive says that a key may exist; nothing was sent")
+		}
+	})
+}
+
+func (s Suite) testRedirects(t *testing.T, op Op) {
+	var followed atomic.Int64
+	elsewhere := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { followed.Add(1) }))
+	defer elsewhere.Close()
+	for _, status := range []int{301, 302, 303, 307, 308} {
+		for _, location := range []string{elsewhere.URL + "/" + wireCanary, "/" + wireCanary} {
+			b, key := s.ready(t)
+			before := b.fake.requests()
+			b.fake.suffer(b.fake.status(status, "Location", location))
+			b.expect(b.call(t.Context(), op, key), target.ErrUnknown)
+			b.once(before)
+		}
+	}
+	if got := followed.Load(); got != 0 {
+		t.Errorf("%d redirects were followed to another server", got)
+	}
+}
+
+// testEnds checks that the call ends with its own deadline and with its context, wherever the server stands.
+func (s Suite) testEnds(t *testing.T, op Op) {
+	places := map[string]func(*fake, func()) fault{"before the answer": (*fake).blocked}
+	if reads(op) {
+		places["in the answer"] = (*fake).stuck
+	}
+	for place, stop := range places {
+		t.Run("deadline "+place, func(t *testing.T) {
+			// A key from a patient target: the deadline must fall within the call under test, however slow the machine.
+			b, key := s.ready(t)
+			hasty := b.config
+			hasty.RequestTimeout = 50 * time.Millisecond
+			opened, err := target.Open(hasty)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(opened.Close)
+			b.fake.suffer(stop(b.fake, func() {}))
+			before := b.fake.requests()
+			b.target = opened
+			err = b.promptly(func() error { return b.call(t.Context(), op, key) })
+			if errors.Is(err, target.ErrBusy) && b.fake.requests() == before {
+				return // so slow a machine that there was no connection in time
+			}
+			b.expect(err, target.ErrUnknown)
+		})
+		t.Run("cancel "+place, func(t *testing.T) {
+			b, key := s.ready(t)
+			before := b.fake.requests()
+			ctx, cancel := context.WithCancel(t.Context())
+			b.fake.suffer(stop(b.fake, cancel))
+			err := b.promptly(func() error { return b.call(ctx, op, key) })
+			b.expect(err, target.ErrUnknown)
+			if !errors.Is(err, context.Canceled) {
+				t.Errorf("%v does not say that the context was cancelled", err)
+			}
+			b.once(before)
+		})
+	}
+	t.Run("cancelled before", func(t *testing.T) {
+		b, key := s.ready(t)
+		before := b.fake.requests()
+		ctx, cancel := context.WithCancel(t.Context())
+		cancel()
+		b.expect(b.call(ctx, op, key), target.ErrBusy)
+		if got := b.fake.requests() - before; got != 0 {
+			t.Errorf("%d requests were sent", got)
+		}
+	})
+}
+
+// testBodies checks what is read beyond the status: whatever is wrong with it, the call may have happened.
+func (s Suite) testBodies(t *testing.T, op Op) {
+	text := func(text string) fault { return raw(func([]byte) string { return text }) }
+	pad := func(n int) func([]byte) string {
+		return func(good []byte) string { return string(good) + string(slices.Repeat([]byte{' '}, n-len(good))) }
+	}
+	cases := map[string]struct {
+		hurt fault
+		want error
+	}{
+		"empty":             {text(""), target.ErrProtocol},
+		"html":              {text("<html>" + wireCanary + "</html>"), target.ErrProtocol},
+		"not an object":     {text(`"` + wireCanary + `"`), target.ErrProtocol},
+		"a list":            {text(`["` + wireCanary + `"]`), target.ErrProtocol},
+		"null":              {text("null"), target.ErrProtocol},
+		"goes on":           {raw(func(good []byte) string { return string(good) + "{}" }), target.ErrProtocol},
+		"ends early":        {raw(func(good []byte) string { return string(good[:len(good)-1]) }), target.ErrProtocol},
+		"as large as may":   {raw(pad(maxBytes)), nil},
+		"larger than may":   {raw(pad(maxBytes + 1)), target.ErrProtocol},
+		"huge but valid":    {raw(pad(64 * maxBytes)), target.ErrProtocol},
+		"truncated":         {truncated, target.ErrUnknown},
+		"another ok status": {func(w http.ResponseWriter, act func() answer) { write(w, answer{206, act().body}) }, target.ErrUnknown},
+	}
+	for name, c := range cases {
+		t.Run(name, func(t *testing.T) {
+			b, key := s.ready(t)
+			before := b.fake.requests()
+			b.fake.suffer(c.hurt)
+			err := b.call(t.Context(), op, key)
+			b.expect(err, c.want)
+			if err != nil && !target.MayLive(err) {
+				t.Errorf("MayLive(%v) says that no key can exist", err)
+			}
+			b.once(before)
+		})
+	}
+}

@@ -1,0 +1,232 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package targettest
+
+import (
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"maps"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+// stored is a handle as it comes back from storage.
+func (b *bench) stored(h target.Handle) target.Handle {
+	b.Helper()
+	text, err := json.Marshal(h)
+	if err != nil {
+		b.Fatal(err)
+	}
+	var out target.Handle
+	if err := json.Unmarshal(text, &out); err != nil {
+		b.Fatal(err)
+	}
+	return out
+}
+
+// stranger is the same target with a credential that the server does not take.
+func (b *bench) stranger() *target.Target {
+	b.Helper()
+	c := b.config
+	c.Credential = maps.Clone(c.Credential)
+	for name := range c.Credential {
+		c.Credential[name] += "-wrong"
+	}
+	opened, err := target.Open(c)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(opened.Close)
+	return opened
+}
+
+func (s Suite) testRevoke(t *testing.T) {
+	if !s.Caps.Revoke {
+		b := s.start(t)
+		b.expect(b.target.Revoke(t.Context(), b.issue().Handle), target.ErrUnsupported)
+		return
+	}
+	b := s.start(t)
+	first, second := b.issue(), b.issue()
+	before := b.fake.requests()
+	b.expect(b.target.Revoke(t.Context(), b.stored(first.Handle)), nil)
+	b.once(before)
+	if living := b.fake.living(); len(living) != 1 || living[0].Secret != second.Secret {
+		t.Fatalf("after revoking the first of two keys %d live", len(living))
+	}
+	before = b.fake.requests()
+	b.expect(b.target.Revoke(t.Context(), first.Handle), nil) // it is gone: that is success, and the server was asked
+	b.once(before)
+
+	unknown := second.Handle
+	if unknown.Accessor != "" {
+		unknown.Accessor = "id-9999"
+	}
+	if unknown.Secret != "" {
+		unknown.Secret = keyCanary + "9999"
+	}
+	b.expect(b.target.Revoke(t.Context(), unknown), nil)
+	b.expect(b.target.Revoke(t.Context(), target.Handle{Name: second.Handle.Name, Params: second.Handle.Params}), target.ErrParameter)
+	if len(s.Credential) > 0 {
+		b.expect(b.stranger().Revoke(t.Context(), second.Handle), target.ErrDenied)
+	}
+	if got := len(b.fake.living()); got != 1 {
+		t.Errorf("%d keys live; want the second one still", got)
+	}
+}
+
+func (s Suite) testRenew(t *testing.T) {
+	if !s.Caps.Renew {
+		b := s.start(t)
+		_, err := b.target.Renew(t.Context(), b.issue().Handle, b.clock.now().Add(time.Hour))
+		b.expect(err, target.ErrUnsupported)
+		return
+	}
+	b := s.start(t)
+	key := b.issue()
+	before := b.fake.requests()
+	end := b.clock.now().Add(5 * time.Hour)
+	got, err := b.target.Renew(t.Context(), b.stored(key.Handle), end)
+	b.expect(err, nil)
+	b.once(before)
+	if !got.Equal(end) || !b.fake.living()[0].Expiry.Equal(end) || !b.fake.last().NotAfter.Equal(end) {
+		t.Errorf("Renew says %v, the server was told %v and has %v; want %v", got, b.fake.last().NotAfter, b.fake.living()[0].Expiry, end)
+	}
+	b.fake.ends(time.Hour) // less than asked for: what counts is what the key has
+	if got, err = b.target.Renew(t.Context(), key.Handle, end); err != nil || !got.Equal(b.clock.now().Add(time.Hour)) {
+		t.Errorf("Renew says %v, %v; the server gave one hour", got, err)
+	}
+	b.fake.ends(-time.Hour)
+	_, err = b.target.Renew(t.Context(), key.Handle, end)
+	b.expect(err, target.ErrProtocol)
+	if len(s.Credential) > 0 {
+		_, err = b.stranger().Renew(t.Context(), key.Handle, end)
+		b.expect(err, target.ErrDenied)
+	}
+}
+
+func (s Suite) testFind(t *testing.T) {
+	if !s.Caps.Find {
+		b := s.start(t)
+		_, err := b.target.Find(t.Context(), b.issue().Handle)
+		b.expect(err, target.ErrUnsupported)
+		return
+	}
+	b := s.start(t)
+	b.issue()
+	key := b.issue()
+	b.findsOnly(target.Handle{Name: key.Handle.Name, Params: key.Handle.Params}, key.Accessor)
+	b.findsOnly(target.Handle{Name: "oidcx-nobody", Params: key.Handle.Params})
+	if len(s.Credential) > 0 {
+		_, err := b.stranger().Find(t.Context(), key.Handle)
+		b.expect(err, target.ErrDenied)
+	}
+
+	// An answer is lost. The key is found by the name that it was asked under, and can be ended.
+	r := b.request()
+	b.fake.suffer(cutAfter)
+	_, err := b.target.Exchange(t.Context(), r)
+	b.expect(err, target.ErrUnknown)
+	b.fake.suffer(nil)
+	lost := b.fake.living()[2]
+	handles := b.findsOnly(b.stored(target.Handle{Name: r.Name, Params: r.Params}), lost.Accessor)
+	if !s.Caps.Revoke || len(handles) != 1 {
+		return
+	}
+	b.expect(b.target.Revoke(t.Context(), b.stored(handles[0])), nil)
+	b.findsOnly(target.Handle{Name: r.Name, Params: r.Params})
+}
+
+func (b *bench) findsOnly(h target.Handle, accessors ...string) []target.Handle {
+	b.Helper()
+	got, err := b.target.Find(b.Context(), h)
+	b.expect(err, nil)
+	var want []target.Handle
+	for _, accessor := range accessors {
+		want = append(want, target.Handle{Name: h.Name, Accessor: accessor, Params: h.Params})
+	}
+	if diff := cmp.Diff(want, got); diff != "" && len(want)+len(got) > 0 {
+		b.Errorf("Find (-want +got):\n%s", diff)
+	}
+	return got
+}
+
+func (s Suite) testCheck(t *testing.T) {
+	b := s.start(t)
+	if !s.Caps.Check {
+		b.expect(b.target.Check(t.Context()), target.ErrUnsupported)
+		return
+	}
+	b.expect(b.target.Check(t.Context()), nil)
+	b.once(0)
+	if len(s.Credential) > 0 {
+		b.expect(b.stranger().Check(t.Context()), target.ErrDenied)
+	}
+}
+
+// testSecrets checks that nothing that holds a secret shows it, however it is printed or logged.
+func (s Suite) testSecrets(t *testing.T) {
+	b := s.start(t)
+	r, key := b.request(), b.issue()
+	key.Handle.Secret = key.Secret
+	for _, v := range []any{
+		b.config, &b.config, b.target, r, &r, key, &key, key.Handle, &key.Handle, []target.Key{key}, map[string]target.Handle{"h": key.Handle},
+	} {
+		b.clean(v)
+		var logged strings.Builder
+		slog.New(slog.NewTextHandler(&logged, nil)).Info("message", "value", v)
+		slog.New(slog.NewTextHandler(&logged, nil)).Info("message", slog.Group("group", "value", v))
+		b.clean(errors.New(logged.String()))
+	}
+}
+
+// testConcurrency uses one target from many goroutines; the race detector watches.
+func (s Suite) testConcurrency(t *testing.T) {
+	const workers, rounds = 8, 5
+	b := s.start(t)
+	var (
+		mu   sync.Mutex
+		seen = map[string]bool{}
+		wg   sync.WaitGroup
+	)
+	for range workers {
+		wg.Go(func() {
+			for range rounds {
+				key, err := b.target.Exchange(t.Context(), b.request())
+				if err != nil {
+					t.Errorf("Exchange: %v", err)
+					return
+				}
+				mu.Lock()
+				if seen[key.Secret] {
+					t.Error("two requests got the same key")
+				}
+				seen[key.Secret] = true
+				mu.Unlock()
+				for _, op := range []Op{Check, Renew, Find, Revoke} {
+					if s.supports(op) {
+						if err := b.call(t.Context(), op, key); err != nil {
+							t.Errorf("%s: %v", op, err)
+						}
+					}
+				}
+			}
+		})
+	}
+	wg.Wait()
+	want := workers * rounds
+	if s.Caps.Revoke {
+		want = 0
+	}
+	if got := len(b.fake.living()); got != want {
+		t.Errorf("%d keys live; want %d", got, want)
+	}
+}

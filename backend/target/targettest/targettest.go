@@ -1,0 +1,272 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+// Package targettest is the conformance suite that every driver and profile of package target passes: one call of [Run]
+// each. The suite owns the server, its faults and the ledger of the keys that live there; a test supplies only the wire
+// format of the API ([Wire]) and declares what the target can do. What is declared is checked in both directions: a
+// target that cannot do something must say so, and nothing is skipped in silence.
+package targettest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/http"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+// Suite describes a target to Run.
+type Suite struct {
+	Config target.Config  // Driver, Profile, Source, Audience; the suite sets the rest
+	Params map[string]any // of every request
+	Caps   target.Caps    // what the target can do, and nothing else
+
+	Token      bool     // exchange presents the subject token
+	Credential []string // fields of the target's credential; every call presents it
+	Accessor   bool     // keys have an accessor
+	Expiry     bool     // the answer says when a key ends
+	NeedsKey   bool     // renew or revoke take the key itself, so that handles hold it
+	Denied     []int    // statuses by which an exchange is denied
+	Header     string   // HeaderName
+	Wire       Wire
+}
+
+// Wire is how an API is spoken, seen from its server.
+type Wire struct {
+	// Read says what a request asks for, and with what. It must take token and credential from where the API wants them,
+	// and leave out what it does not find: the suite compares.
+	Read func(r *http.Request, body []byte) Call
+	// Write is the answer to a call that succeeded: one key for Exchange, Renew and Revoke, none for Check; for Find all that
+	// live, with their names, for the target must not rely on the server to sort out others' keys. body is encoded as JSON;
+	// nil is no body.
+	Write func(op Op, keys []Key) (status int, body any)
+}
+
+// Op is a call of a target. The zero Op is a request that the API does not know.
+type Op string
+
+// The calls of a target.
+const (
+	Exchange Op = "exchange"
+	Renew    Op = "renew"
+	Revoke   Op = "revoke"
+	Find     Op = "find"
+	Check    Op = "check"
+)
+
+// Call is a request as the API understands it.
+type Call struct {
+	Op         Op
+	Token      string            // the subject token
+	Credential map[string]string // by field; nil = none
+	Name       string            // Exchange: the key's name
+	Key        string            // Renew, Revoke: the key's accessor, or the key itself
+	NotAfter   time.Time         // Exchange, Renew: the end asked for
+}
+
+// Key is a key in the suite's ledger.
+type Key struct {
+	Secret, Accessor, Name string
+	Expiry                 time.Time
+}
+
+// What must never be seen but where it belongs. Keys' secrets begin with keyCanary, fields of the credential with
+// credentialCanary.
+const (
+	tokenCanary      = "eyJhbGciOiJub25lIn0.c3ViamVjdC10b2tlbi1jYW5hcnk.c2ln"
+	credentialCanary = "credential-canary-"
+	keyCanary        = "key-canary-"
+)
+
+const (
+	userAgent = "targettest/1"
+	patience  = 10 * time.Second // a call that takes longer hangs
+	maxBytes  = 64 << 10         // of an answer
+)
+
+// Run checks that the target that s describes keeps every promise of package target.
+func Run(t *testing.T, s Suite) {
+	t.Run("caps", s.testCaps)
+	t.Run("exchange", s.testExchange)
+	t.Run("answers", s.testAnswers)
+	t.Run("revoke", s.testRevoke)
+	t.Run("renew", s.testRenew)
+	t.Run("find", s.testFind)
+	t.Run("check", s.testCheck)
+	t.Run("secrets", s.testSecrets)
+	t.Run("concurrency", s.testConcurrency)
+	for _, op := range []Op{Exchange, Renew, Revoke, Find, Check} {
+		if s.supports(op) {
+			t.Run(string(op)+" under faults", func(t *testing.T) { s.testFaults(t, op) })
+		}
+	}
+}
+
+func (s Suite) supports(op Op) bool {
+	return map[Op]bool{Exchange: true, Renew: s.Caps.Renew, Revoke: s.Caps.Revoke, Find: s.Caps.Find, Check: s.Caps.Check}[op]
+}
+
+// bench is one target at one fresh server.
+type bench struct {
+	*testing.T
+	suite  Suite
+	fake   *fake
+	target *target.Target
+	config target.Config
+	clock  *clock
+	names  atomic.Int64
+}
+
+// clock stands still until it is moved.
+type clock struct{ offset atomic.Int64 }
+
+func (c *clock) now() time.Time {
+	return time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC).Add(time.Duration(c.offset.Load()))
+}
+func (c *clock) advance(d time.Duration) { c.offset.Add(int64(d)) }
+
+// start makes a server and opens the target there; change may alter the configuration first.
+func (s Suite) start(t *testing.T, change ...func(*target.Config)) *bench {
+	t.Helper()
+	b := &bench{T: t, suite: s, clock: &clock{}}
+	b.fake = newFake(t, s, b.clock.now)
+	c := s.Config
+	c.Name, c.URL = "conformance", b.fake.server.URL
+	c.Egress = egress.Policy{AllowHTTPLoopback: true}
+	c.Credential = maps.Clone(b.fake.credential)
+	c.UserAgent, c.MaxResponseBytes, c.Now = userAgent, maxBytes, b.clock.now
+	c.RequestTimeout = time.Minute
+	for _, f := range change {
+		f(&c)
+	}
+	opened, err := target.Open(c)
+	if err != nil {
+		t.Fatalf("Open: %v", err)
+	}
+	t.Cleanup(opened.Close)
+	b.config, b.target = c, opened
+	return b
+}
+
+// request is a new request, with a name of its own.
+func (b *bench) request() target.Request {
+	b.Helper()
+	params, err := b.target.Params(b.suite.Params)
+	if err != nil {
+		b.Fatalf("Params: %v", err)
+	}
+	r := target.Request{
+		Name: fmt.Sprintf("oidcx-test-%d", b.names.Add(1)), Params: params, NotAfter: b.clock.now().Add(2 * time.Hour), TTL: time.Hour,
+		Subject: map[string]any{"issuer": "https://issuer.example", "subject": "workload"},
+	}
+	if b.suite.Token {
+		r.SubjectToken = tokenCanary
+	}
+	return r
+}
+
+// issue makes a key, which must succeed.
+func (b *bench) issue() target.Key {
+	b.Helper()
+	key, err := b.target.Exchange(b.Context(), b.request())
+	if err != nil {
+		b.Fatalf("Exchange: %v", err)
+	}
+	return key
+}
+
+// call calls the target, on an existing key where the operation wants one.
+func (b *bench) call(ctx context.Context, op Op, key target.Key) error {
+	var err error
+	switch op {
+	case Exchange:
+		var made target.Key
+		if made, err = b.target.Exchange(ctx, b.request()); err != nil && cmp.Diff(target.Key{}, made) != "" {
+			b.Errorf("Exchange returns an error and a key")
+		}
+	case Renew:
+		_, err = b.target.Renew(ctx, key.Handle, b.clock.now().Add(3*time.Hour))
+	case Revoke:
+		err = b.target.Revoke(ctx, key.Handle)
+	case Find:
+		_, err = b.target.Find(ctx, key.Handle)
+	case Check:
+		err = b.target.Check(ctx)
+	}
+	return err
+}
+
+// promptly runs f, which must not hang.
+func (b *bench) promptly(f func() error) error {
+	b.Helper()
+	done := make(chan error, 1)
+	go func() { done <- f() }()
+	select {
+	case err := <-done:
+		return err
+	case <-time.After(patience):
+		b.fake.release()
+		b.Fatalf("the call hangs")
+		return nil
+	}
+}
+
+// outcomes are the errors of which every failed call is exactly one.
+var outcomes = []error{
+	target.ErrDenied, target.ErrBusy, target.ErrUnknown, target.ErrProtocol, target.ErrUnsupported, target.ErrEgress, target.ErrParameter,
+}
+
+// expect checks an error's outcome, and that it gives nothing away.
+func (b *bench) expect(err, want error) {
+	b.Helper()
+	for _, outcome := range outcomes {
+		if is := errors.Is(err, outcome); is != (outcome == want) {
+			b.Errorf("got error %v; want one that is %v", err, want)
+			return
+		}
+	}
+	if want == nil {
+		if err != nil {
+			b.Errorf("got error %v; want none", err)
+		}
+		return
+	}
+	var typed *target.Error
+	if !errors.As(err, &typed) || typed.Text == "" || typed.Op == "" {
+		b.Errorf("got %T; want a *target.Error with Op and Text", err)
+	}
+	b.clean(err)
+}
+
+// clean checks that no way to print v shows a secret, or what the server wrote.
+func (b *bench) clean(v any) {
+	b.Helper()
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%q", "%d", "%x"} {
+		text := fmt.Sprintf(verb, v)
+		for _, canary := range append(b.fake.keyCanaries(), tokenCanary, credentialCanary, wireCanary) {
+			if strings.Contains(text, canary) || strings.Contains(text, fmt.Sprintf("%x", canary)) {
+				b.Errorf("%T with %s shows %q", v, verb, canary)
+			}
+		}
+	}
+	if err, ok := v.(error); ok && strings.Contains(err.Error(), b.fake.server.URL) {
+		b.Errorf("the error has a URL: %v", err)
+	}
+}
+
+// once checks that the server saw exactly one more request since it had seen before of them.
+func (b *bench) once(before int) {
+	b.Helper()
+	if got := b.fake.requests() - before; got != 1 {
+		b.Errorf("%d requests were sent; want exactly 1", got)
+	}
+}
