@@ -15,6 +15,8 @@ import (
 	"sync"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/env"
+	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/ext"
@@ -69,11 +71,11 @@ func Compile(src string, want Type, variables ...string) (*Program, error) {
 	for i, name := range variables {
 		declarations[i] = cel.Variable(name, cel.DynType)
 	}
-	env, err := base.Extend(declarations...)
+	environment, err := base.Extend(declarations...)
 	if err != nil {
 		return nil, fmt.Errorf("declaring variables: %v", err)
 	}
-	ast, issues := env.Compile(src)
+	ast, issues := environment.Compile(src)
 	if issues.Err() != nil {
 		first := issues.Errors()[0]
 		return nil, fmt.Errorf("line %d, column %d: %s", first.Location.Line(), first.Location.Column()+1, first.Message)
@@ -81,7 +83,7 @@ func Compile(src string, want Type, variables ...string) (*Program, error) {
 	if !yields(ast.OutputType(), want) {
 		return nil, fmt.Errorf("yields %s; want %s", ast.OutputType(), want)
 	}
-	program, err := env.Program(ast, cel.CostLimit(MaxCost), cel.EvalOptions(cel.OptOptimize, cel.OptTrackCost))
+	program, err := environment.Program(ast, cel.CostLimit(MaxCost), cel.EvalOptions(cel.OptOptimize, cel.OptTrackCost))
 	if err != nil {
 		return nil, fmt.Errorf("line 1: %v", err)
 	}
@@ -91,7 +93,12 @@ func Compile(src string, want Type, variables ...string) (*Program, error) {
 // standard is the environment that all expressions extend; CEL environments are immutable.
 var standard = sync.OnceValues(func() (*cel.Env, error) {
 	lower := func(v ref.Val) ref.Val { return types.String(strings.ToLower(string(v.(types.String)))) }
-	return cel.NewEnv(
+	// The checker takes the result of x["k"] for a value of one type, yet to be found, and commits to the first
+	// conversion around it: string(x["k"]) would then fail for all but that type. As dyn it is judged when evaluated.
+	noIndex := env.NewLibrarySubset().AddExcludedFunctions(env.NewFunction(operators.Index))
+	return cel.NewCustomEnv(
+		cel.StdLib(cel.StdLibSubset(noIndex)),
+		cel.Function(operators.Index, cel.Overload("index_any", []*cel.Type{cel.DynType, cel.DynType}, cel.DynType)),
 		cel.ParserRecursionLimit(64),
 		cel.ParserExpressionSizeLimit(MaxSource),
 		cel.CrossTypeNumericComparisons(true),

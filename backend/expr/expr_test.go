@@ -37,6 +37,9 @@ func TestEval(t *testing.T) {
 		`lower(claims.repository)`:                       "acme/widget",
 		`claims.id == 9007199254740993`:                  true,
 		`claims.id == 9007199254740992`:                  false,
+		`string(claims["id"])`:                           "9007199254740993",
+		`int(claims["list"].size()) == 2`:                true,
+		`string(claims["list"][0])`:                      "a",
 		`has(claims.bigs)`:                               false,
 		`has(claims.big)`:                                false, // no float stands in for it
 		`claims.pi > 3`:                                  true,
