@@ -87,8 +87,8 @@ func newEngine(now func() time.Time) *engine {
 	b.Paths = framework.PathAppend(
 		[]*framework.Path{b.configPath()},
 		b.issuerNoun.paths(b), b.trustNoun.paths(b), b.targetNoun.paths(b), b.roleNoun.paths(b),
-		b.keysPaths(),
-		[]*framework.Path{b.credsPath(), b.sweepPath()},
+		b.keysPaths(), b.credsPaths(),
+		[]*framework.Path{b.sweepPath()},
 	)
 	return b
 }

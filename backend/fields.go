@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/hashicorp/go-secure-stdlib/parseutil"
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 )
@@ -235,12 +236,20 @@ func fits(raw any, t framework.FieldType) bool {
 	if err != nil {
 		return false
 	}
-	if t == framework.TypeDurationSecond || t == framework.TypeInt {
-		text := fmt.Sprint(raw)
-		n := value.(int)
-		return len(text) <= 20 && n >= 0 && n <= maxNumber
+	if n, isInt := value.(int); isInt {
+		return n >= 0 && n <= maxNumber && whole(raw, t)
 	}
 	return true
+}
+
+// whole refuses what the SDK would cut: fractions, and numbers so long that they overflow on the way.
+func whole(raw any, t framework.FieldType) bool {
+	text := fmt.Sprint(raw)
+	if _, isText := raw.(string); isText && t == framework.TypeDurationSecond {
+		d, err := parseutil.ParseDurationSecond(text)
+		return err == nil && d%time.Second == 0 && len(text) <= 20
+	}
+	return !strings.ContainsAny(text, ".eE") && len(text) <= 10
 }
 
 func wanted(t framework.FieldType) string {
@@ -254,7 +263,7 @@ func wanted(t framework.FieldType) string {
 	case framework.TypeFloat:
 		return "want a number"
 	case framework.TypeDurationSecond:
-		return "want a duration such as 15m, or whole seconds, at most 10 years"
+		return "want a duration such as 15m in whole seconds, at most 10 years"
 	case framework.TypeCommaStringSlice:
 		return "want a list of texts"
 	case framework.TypeKVPairs:

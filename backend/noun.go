@@ -20,6 +20,7 @@ type noun[T any] struct {
 	table  table[T]
 	what   string // "trust policy"
 	suffix string // of OpenAPI names: "trust-policy"
+	plural string // of the same: "trust-policies"
 	help   string
 	fields map[string]*framework.FieldSchema
 
@@ -47,19 +48,15 @@ func described(fields map[string]*framework.FieldSchema) map[string]*framework.F
 
 // paths returns the two paths of a noun: the list and the record.
 func (n *noun[T]) paths(b *engine) []*framework.Path {
-	display := func(verb string, plural bool) *framework.DisplayAttributes {
-		suffix := n.suffix
-		if plural {
-			suffix += "s"
-		}
+	display := func(verb, suffix string) *framework.DisplayAttributes {
 		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix}
 	}
-	write := &framework.PathOperation{Callback: b.handle(n.write(b)), Summary: "Create or change " + n.article() + "; what is not named stays.", DisplayAttrs: display("write", false), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true}
+	write := &framework.PathOperation{Callback: b.handle(n.write(b)), Summary: "Create or change " + n.article() + "; what is not named stays.", DisplayAttrs: display("write", n.suffix), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true}
 	return []*framework.Path{{
 		Pattern: n.table.prefix + "?$",
 		Fields:  pagination(),
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ListOperation: &framework.PathOperation{Callback: b.handle(n.list), Summary: "List the names of all.", DisplayAttrs: display("list", true)},
+			logical.ListOperation: &framework.PathOperation{Callback: b.handle(n.list), Summary: "List the names of all.", DisplayAttrs: display("list", n.plural)},
 		},
 		HelpSynopsis:    "List every " + n.what + " by name.",
 		HelpDescription: n.help,
@@ -67,11 +64,11 @@ func (n *noun[T]) paths(b *engine) []*framework.Path {
 		Pattern: n.table.prefix + `(?P<name>[^/]+)$`,
 		Fields:  n.fields,
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(n.read), Summary: "Read " + n.article() + "; secrets are not shown.", DisplayAttrs: display("read", false)},
+			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(n.read), Summary: "Read " + n.article() + "; secrets are not shown.", DisplayAttrs: display("read", n.suffix)},
 			logical.CreateOperation: write,
 			logical.UpdateOperation: write,
-			logical.PatchOperation:  &framework.PathOperation{Callback: b.handle(n.patch(b)), Summary: "Change an existing " + n.what + ".", DisplayAttrs: display("patch", false), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true},
-			logical.DeleteOperation: &framework.PathOperation{Callback: b.handle(n.delete(b)), Summary: "Delete " + n.article() + " that nothing needs.", DisplayAttrs: display("delete", false), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true},
+			logical.PatchOperation:  &framework.PathOperation{Callback: b.handle(n.patch(b)), Summary: "Change an existing " + n.what + ".", DisplayAttrs: display("patch", n.suffix), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true},
+			logical.DeleteOperation: &framework.PathOperation{Callback: b.handle(n.delete(b)), Summary: "Delete " + n.article() + " that nothing needs.", DisplayAttrs: display("delete", n.suffix), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true},
 		},
 		ExistenceCheck:  n.exists,
 		HelpSynopsis:    "Read, write or delete " + n.article() + ".",

@@ -80,7 +80,7 @@ func (b *engine) configPath() *framework.Path {
 	display := func(verb string) *framework.DisplayAttributes {
 		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: "configuration"}
 	}
-	write := &framework.PathOperation{Callback: b.handle(b.writeConfig), Summary: "Change limits and egress; what is not named stays.", DisplayAttrs: display("configure"), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true}
+	write := &framework.PathOperation{Callback: b.handle(b.writeConfig), Summary: "Change limits and egress; what is not named stays.", DisplayAttrs: display("write"), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true}
 	patch := *write
 	patch.DisplayAttrs = display("patch")
 	return &framework.Path{

@@ -14,19 +14,31 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-func (b *engine) credsPath() *framework.Path {
-	display := func(verb string) *framework.DisplayAttributes {
-		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: "key"}
-	}
-	return &framework.Path{
-		Pattern: "creds/(?P<role>[^/]+)(/(?P<path>.*))?$",
-		Fields: map[string]*framework.FieldSchema{
+// credsPaths are creds/<role> and creds/<role>/<lease path>: two paths, for each has OpenAPI names of its own.
+func (b *engine) credsPaths() []*framework.Path {
+	fields := func() map[string]*framework.FieldSchema {
+		return map[string]*framework.FieldSchema{
 			"role":          {Type: framework.TypeString, Required: true, Description: "Role to issue a key for."},
-			"path":          {Type: framework.TypeString, Description: "What the role's lease_path yields for you; empty if it has none."},
 			"subject_token": {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "The token to exchange; on a write alone. Without it your Vault login decides."},
 			"ttl":           {Type: framework.TypeDurationSecond, Query: true, Description: "Lease to ask for; the role's and the mount's limits hold."},
 			"parameters":    {Type: framework.TypeMap, Description: "Parameters that the role's allowed_parameters lets a request set; on a read, each by its name."},
-		},
+		}
+	}
+	withPath := fields()
+	withPath["path"] = &framework.FieldSchema{Type: framework.TypeString, Required: true, Description: "What the role's lease_path yields for you."}
+	return []*framework.Path{
+		b.credsPath("creds/(?P<role>[^/]+)/?$", fields(), "key"),
+		b.credsPath("creds/(?P<role>[^/]+)/(?P<path>.+)$", withPath, "key-at-path"),
+	}
+}
+
+func (b *engine) credsPath(pattern string, fields map[string]*framework.FieldSchema, suffix string) *framework.Path {
+	display := func(verb string) *framework.DisplayAttributes {
+		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix}
+	}
+	return &framework.Path{
+		Pattern:             pattern,
+		Fields:              fields,
 		TakesArbitraryInput: true, // a read names parameters directly, for templates have no other way
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(b.readCreds), Summary: "Issue a key to your Vault login.", DisplayAttrs: display("issue"), ForwardPerformanceStandby: true},
@@ -34,7 +46,8 @@ func (b *engine) credsPath() *framework.Path {
 		},
 		HelpSynopsis: "Issue a key.",
 		HelpDescription: "vault read <mount>/creds/<role> issues a key to your Vault login, vault write <mount>/creds/<role> subject_token=@file to the subject of a token. " +
-			"The key is leased: renew, revoke and look it up with vault lease. Refusals name a reason and the request's id, under which Vault's log has the detail.",
+			"Where the role has a lease_path, its value follows the role. The key is leased: renew, revoke and look it up with vault lease. " +
+			"Refusals name a reason and the request's id, under which Vault's log has the detail.",
 	}
 }
 
@@ -71,8 +84,9 @@ func (b *engine) writeCreds(ctx context.Context, req *logical.Request, d *framew
 }
 
 func newAsk(d *framework.FieldData) ask {
+	path, _ := d.Raw["path"].(string)
 	return ask{
-		role: d.Get("role").(string), path: d.Get("path").(string),
+		role: d.Get("role").(string), path: path,
 		ttl: time.Duration(d.Get("ttl").(int)) * time.Second, parameters: maps.Clone(d.Get("parameters").(map[string]any)),
 	}
 }

@@ -98,6 +98,7 @@ func (b *engine) newIssuerNoun() noun[issuerRecord] {
 		table:  table[issuerRecord]{prefix: "issuers/", defaults: defaultIssuer},
 		what:   "issuer",
 		suffix: "issuer",
+		plural: "issuers",
 		help: "An issuer vouches for callers: an OpenID provider by its tokens (type oidc), or an auth mount of this Vault by the caller's login (type login). " +
 			"An issuer only verifies; which of its subjects are trusted is written in trust policies.",
 		fields: issuerFields,

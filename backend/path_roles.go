@@ -68,6 +68,7 @@ func (b *engine) newRoleNoun() noun[roleRecord] {
 		}},
 		what:   "role",
 		suffix: "role",
+		plural: "roles",
 		help: "A role joins trust policies and a target: reading creds/<role> issues a key there to whom one of the policies accepts. " +
 			"Changing or deleting a role does not touch the keys that it has issued.",
 		fields: roleFields,

@@ -74,6 +74,7 @@ func (b *engine) newTargetNoun() noun[targetRecord] {
 		}},
 		what:   "target",
 		suffix: "target",
+		plural: "targets",
 		help: "A target is an API that gives out keys: its address, the driver or profile that speaks its protocol, and the engine's own credential there if it needs one. " +
 			"A target serves only the roles that it lists in allowed_roles.",
 		fields:  targetFields,

@@ -58,6 +58,7 @@ func (b *engine) newTrustNoun() noun[trustRecord] {
 		}},
 		what:   "trust policy",
 		suffix: "trust-policy",
+		plural: "trust-policies",
 		help: "A trust policy says which subjects of one issuer may have a key: all conditions that are given must hold, and a missing claim satisfies none. " +
 			"Its revision rises with each change and is kept with every key.",
 		fields: trustFields,

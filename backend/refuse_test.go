@@ -35,6 +35,7 @@ func TestRefusals(t *testing.T) {
 		status int
 	}{
 		"unknown role":              {setup{path: "creds/none"}, reasonUnknownRole, 400},
+		"role of dots":              {setup{path: "creds/a..b"}, reasonUnknownRole, 400},
 		"role disabled":             {setup{write: map[string]map[string]any{"roles/deploy": {"enabled": false}}, token: map[string]any{}}, reasonDisabled, 403},
 		"target disabled":           {setup{write: map[string]map[string]any{"targets/acme": {"enabled": false}}, token: map[string]any{}}, reasonDisabled, 403},
 		"issuer disabled":           {setup{write: map[string]map[string]any{"issuers/github": {"enabled": false}}, token: map[string]any{}}, reasonDisabled, 403},

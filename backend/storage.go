@@ -27,8 +27,12 @@ type envelope struct {
 
 func (t table[T]) version() int { return len(t.upgrades) + 1 }
 
-// get returns nil if there is no such record.
+// get returns nil if there is no such record. What cannot be a record's name is none: Vault's storage has errors of its
+// own for some of them.
 func (t table[T]) get(ctx context.Context, s logical.Storage, name string) (*T, error) {
+	if checkName("name", name) != nil {
+		return nil, nil
+	}
 	raw, err := s.Get(ctx, t.prefix+name)
 	if err != nil {
 		return nil, storageError(err)
