@@ -223,7 +223,7 @@ func TestRevokeWithABadCredentialIsNoSuccess(t *testing.T) {
 	w.keys.Fault("revoke", lab.Fault{Kind: lab.KindStatus, Status: 401})
 	if _, err := w.lease(logical.RevokeOperation, resp); err == nil {
 		t.Fatal("a 401 passed for success")
-	} else if strings.Contains(err.Error(), http.StatusText(401)) || !strings.Contains(err.Error(), reasonTargetDenied) {
+	} else if strings.Contains(err.Error(), http.StatusText(http.StatusUnauthorized)) || !strings.Contains(err.Error(), reasonTargetDenied) {
 		t.Errorf("got %v", err)
 	}
 	w.keys.ClearFaults()

@@ -25,8 +25,6 @@ type seconds int64
 
 func (s seconds) duration() time.Duration { return time.Duration(s) * time.Second }
 
-func inSeconds(d time.Duration) seconds { return seconds(d / time.Second) }
-
 // names are lower-case and match Vault's generic pattern. Others are refused, not folded: a folded name escapes the ACLs
 // and lease prefixes that spell it otherwise.
 var names = regexp.MustCompile(`\A[a-z0-9_]([a-z0-9_.-]{0,126}[a-z0-9_])?\z`)

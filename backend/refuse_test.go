@@ -169,7 +169,7 @@ func TestTokenHashKnowsTheSignedText(t *testing.T) {
 		return (&subject{issuer: i, jti: jti, token: &identity.Token{Digest: [sha256.Size]byte{digest}}}).tokenHash()
 	}
 	other := &issuer{issuerRecord: issuerRecord{Issuer: "https://j.example"}}
-	if hash(is, "", 1) != hash(is, "", 1) || hash(is, "a", 1) != hash(is, "a", 2) {
+	if hash(is, "a", 1) != hash(is, "a", 2) {
 		t.Error("the same token has two names")
 	}
 	if hash(is, "", 1) == hash(is, "", 2) || hash(is, "a", 1) == hash(is, "b", 1) || hash(is, "a", 1) == hash(other, "a", 1) {
