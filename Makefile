@@ -1,0 +1,73 @@
+PLUGIN_NAME := vault-plugin-secrets-oidcexchange
+PLUGIN_DIR  ?=
+PLUGIN_PATH ?= oidcexchange
+VERSION     ?= v0.1.0-dev
+FUZZTIME    ?= 30s
+TESTARGS    ?=
+
+PACKAGE     := github.com/oidcexchange/$(PLUGIN_NAME)
+STATICCHECK := go tool -modfile=scripts/tools/go.mod staticcheck
+
+.PHONY: default dev vault demo test unit fuzz bench lint fmt cover run configure clean need-go need-cc
+
+default: dev
+
+# The plugin, in bin/.
+dev: need-go
+	CGO_ENABLED=0 go build -trimpath -ldflags "-X $(PACKAGE)/backend.Version=$(VERSION)" -o bin/$(PLUGIN_NAME) ./cmd/$(PLUGIN_NAME)
+
+# The path of a real Vault: from PATH, else built once into the cache folder.
+vault:
+	@./scripts/vault.sh
+
+# The main job on a real Vault, step by step.
+demo: dev
+	@./scripts/demo.sh
+
+# All tests: unit, conformance, and acceptance against a real Vault.
+test: need-cc
+	vault=$$(./scripts/vault.sh) && VAULT_BIN="$$vault" CGO_ENABLED=1 go test -race -shuffle=on -count=1 $(TESTARGS) ./...
+
+# Without Vault: for the inner loop.
+unit: need-cc
+	VAULT_BIN= CGO_ENABLED=1 go test -race $(TESTARGS) ./...
+
+# Each fuzz function for FUZZTIME.
+fuzz: need-go
+	@./scripts/fuzz.sh $(FUZZTIME)
+
+bench: need-go
+	go test -run '^$$' -bench . -benchmem $(TESTARGS) ./...
+
+# scripts/vault is not vetted: that would compile all of Vault to look at one call.
+lint: need-go
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "not formatted, run make fmt:"; echo "$$unformatted"; exit 1; }
+	go vet ./...
+	go vet -tags faults ./backend
+	$(STATICCHECK) ./...
+	$(STATICCHECK) -tags faults ./backend
+
+fmt: need-go
+	gofmt -l -w .
+
+# Coverage of each package by its own tests.
+cover: need-go
+	go test -count=1 -cover $(TESTARGS) ./...
+
+# A dev Vault with the plugin mounted, until interrupted.
+run: dev
+	@./scripts/run.sh $(PLUGIN_NAME) $(PLUGIN_PATH)
+
+# The plugin into the Vault of VAULT_ADDR and VAULT_TOKEN: make configure PLUGIN_DIR=/etc/vault/plugins
+configure: dev
+	@./bootstrap/configure.sh "$(PLUGIN_DIR)" "$(PLUGIN_NAME)" "$(PLUGIN_PATH)"
+
+clean:
+	rm -rf bin
+
+need-go:
+	@command -v go >/dev/null || { echo "go is missing: install it from https://go.dev/dl" >&2; exit 1; }
+	@go list -m >/dev/null || { echo "this go cannot build the module, see above: install a newer one from https://go.dev/dl" >&2; exit 1; }
+
+need-cc: need-go
+	@cc=$$(go env CC); command -v "$${cc%% *}" >/dev/null || { echo "the race detector needs a C compiler, and $$cc is missing: install it (Debian: apt-get install gcc libc6-dev)" >&2; exit 1; }
