@@ -53,7 +53,7 @@ type engine struct {
 	replay  replay
 	sweeps  sync.Mutex // one sweep at a time
 	sweptTo string     // the open entry at which the last sweep stopped
-	tasks   sync.WaitGroup
+	turn    int        // sweeps so far; each begins with another part
 }
 
 // Factory makes the engine for one mount.
@@ -68,7 +68,6 @@ func Factory(ctx context.Context, config *logical.BackendConfig) (logical.Backen
 func newEngine(now func() time.Time) *engine {
 	b := &engine{now: now}
 	b.replay.now = now
-	b.ledger.init()
 	b.targets.dropped = func(t *openTarget) { t.Close() }
 	b.issuerNoun, b.trustNoun, b.targetNoun, b.roleNoun = b.newIssuerNoun(), b.newTrustNoun(), b.newTargetNoun(), b.newRoleNoun()
 	b.Backend = &framework.Backend{
@@ -82,7 +81,7 @@ func newEngine(now func() time.Time) *engine {
 		Secrets:      []*framework.Secret{b.keySecret()},
 		PeriodicFunc: b.tick,
 		Invalidate:   b.invalidate,
-		Clean:        func(context.Context) { b.clean() },
+		Clean:        func(context.Context) { b.configChanged() },
 	}
 	b.Paths = framework.PathAppend(
 		[]*framework.Path{b.configPath()},
@@ -187,25 +186,6 @@ func (b *engine) invalidate(_ context.Context, key string) {
 			}
 		}
 	}
-}
-
-// background runs work that outlives its request; clean waits for it.
-func (b *engine) background(what string, work func(context.Context)) {
-	b.tasks.Go(func() {
-		defer func() {
-			if p := recover(); p != nil {
-				b.Logger().Error("panic", "type", fmt.Sprintf("%T", p), "task", what, "stack", string(debug.Stack()))
-			}
-		}()
-		ctx, cancel := context.WithTimeout(context.Background(), storageTimeout)
-		defer cancel()
-		work(ctx)
-	})
-}
-
-func (b *engine) clean() {
-	b.tasks.Wait()
-	b.configChanged()
 }
 
 // configChanged drops everything: limits and egress rules are in every verifier and every target.

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"strings"
 
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -39,6 +40,7 @@ const (
 	reasonStorage        = "storage"
 	reasonInternal       = "internal"
 	maxDetail            = 512 // bytes of detail in one log line
+	maxField             = 128 // bytes of a field's name that are repeated to whoever sent it
 )
 
 // reason is what a caller learns of a refusal: a status and what to do.
@@ -110,6 +112,9 @@ func refuse(reason, format string, args ...any) error {
 
 // badField says to the caller which field is wrong.
 func badField(field, format string, args ...any) error {
+	if len(field) > maxField {
+		field = field[:maxField] + "…"
+	}
 	text := field + ": " + fmt.Sprintf(format, args...)
 	return &refusal{reason: reasonBadRequest, text: text, detail: text}
 }
@@ -156,6 +161,9 @@ func asRefusal(err error) *refusal {
 // id; the log gets the detail under the same id.
 func (b *engine) respond(req *logical.Request, err error) (*logical.Response, error) {
 	r := asRefusal(err)
+	if r.reason == reasonStorage && strings.Contains(r.detail, logical.ErrReadOnly.Error()) {
+		return nil, logical.ErrReadOnly // a node that may not write: Vault forwards the request to one that may
+	}
 	known, ok := reasons[r.reason]
 	if !ok {
 		known = reasons[reasonInternal]

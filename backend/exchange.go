@@ -5,6 +5,7 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -20,8 +21,8 @@ import (
 )
 
 const (
-	issueTimeout   = 45 * time.Second // of a whole issue; Vault gives a handler no deadline of its own
-	cleanupTimeout = 20 * time.Second // of what must be done although the request has ended
+	issueTimeout   = 30 * time.Second // of an issue up to the key; Vault gives a handler no deadline of its own
+	cleanupTimeout = 10 * time.Second // of what must be done although the request has ended
 	expirySlack    = 5 * time.Minute  // a key's own end at its target comes this long after its lease's latest end
 )
 
@@ -72,16 +73,20 @@ func (b *engine) issue(ctx context.Context, req *logical.Request, a ask) (*logic
 	step("claimed")
 	e, err := b.intent(ctx, req, o)
 	if err != nil {
-		release(context.WithoutCancel(ctx))
+		release(ctx)
 		return nil, err
 	}
 	b.ledger.fly(e)
 	defer b.ledger.land(e)
 	if err := b.ledger.intend(ctx, req.Storage, e); err != nil {
-		release(context.WithoutCancel(ctx))
+		release(ctx)
 		return nil, err
 	}
 	step("intended")
+	// A target that was deleted or switched off meanwhile is not asked; from here on the intent keeps it.
+	if _, _, err := b.open(ctx, req.Storage, a.role); err != nil {
+		return nil, b.failed(ctx, req.Storage, e, release, err)
+	}
 	key, err := t.Exchange(ctx, o.request(e))
 	step("exchanged")
 	if err != nil {
@@ -90,7 +95,6 @@ func (b *engine) issue(ctx context.Context, req *logical.Request, a ask) (*logic
 	if err := b.issued(ctx, req.Storage, t, e, key); err != nil {
 		return nil, err
 	}
-	step("issued")
 	return b.leased(ctx, req.Storage, o, e, key)
 }
 
@@ -107,7 +111,7 @@ func (b *engine) open(ctx context.Context, s logical.Storage, name string) (*rol
 	switch {
 	case err != nil:
 		return nil, nil, err
-	case t == nil || t.record.Deleted:
+	case t == nil || t.record.DeletedUntil != nil:
 		return nil, nil, storageError(fmt.Errorf("target %q of role %q is missing", r.Target, name))
 	case !r.Enabled:
 		return nil, nil, refuse(reasonDisabled, "role %q is disabled", name)
@@ -213,6 +217,9 @@ func (t *openTarget) subjectToken(who *subject) (string, error) {
 		return "", refuse(reasonNotForwardable, "the target wants the caller's token; the caller came by login")
 	case !slices.Contains(who.issuer.ForwardTo, t.Host()):
 		return "", refuse(reasonNotForwardable, "issuer %q does not list host %q in forward_to", who.issuer.name, t.Host())
+	case t.record.ProxyURL != "" && !slices.Contains(who.issuer.ForwardTo, hostOf(t.record.ProxyURL)):
+		// A proxy with a CA of its own choosing reads what passes.
+		return "", refuse(reasonNotForwardable, "issuer %q does not list the target's proxy in forward_to", who.issuer.name)
 	case len(who.token.Audience) != 1 || who.token.Audience[0] != t.Audience():
 		return "", refuse(reasonNotForwardable, "the token's audience is not exactly the target's audience")
 	}
@@ -255,27 +262,25 @@ func (o *order) request(e *entry) target.Request {
 // failed ends an exchange that yielded no key. If the target may have made one all the same, the intent stays for the
 // sweeper and the token stays used.
 func (b *engine) failed(ctx context.Context, s logical.Storage, e *entry, release func(context.Context), err error) error {
-	if target.MayLive(err) {
+	if r := (*refusal)(nil); !errors.As(err, &r) && target.MayLive(err) {
 		b.Logger().Warn("outcome of an exchange is unknown", "id", e.ID, "target", e.Target, "role", e.Role, "request_id", e.RequestID)
 		return err
 	}
+	release(ctx)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 	defer cancel()
-	release(ctx)
 	if settleErr := b.ledger.settle(ctx, s, e.rand()); settleErr != nil {
 		b.Logger().Error("an intent without a key stays for the sweeper", "id", e.ID, "error", settleErr)
 	}
 	return err
 }
 
-// issued records a key that now lives. If that cannot be written, or nobody waits for the key any more, the key is
-// revoked at once; if that fails too the intent is still there, and the sweeper revokes what it finds by name.
+// issued records a key that now lives and ends its intent, in this order: an intent that is still there although its key
+// is filed tells the sweeper that the answer was never sent. If either cannot be written, or nobody waits for the key any
+// more, the key is revoked at once; if that fails too, the sweeper does it.
 func (b *engine) issued(ctx context.Context, s logical.Storage, t *openTarget, e *entry, key target.Key) error {
-	gone := ctx.Err() != nil // a cancelled request gets no lease, so the key must not live
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-
-	hour := hourOf(e.NotAfter)
 	e.State, e.Accessor, e.ExpiresAt, e.Handle = stateIssued, key.Accessor, key.Expiry.UTC(), key.Handle
 	if !e.Revocable {
 		// Nothing but its own expiry ends the key, so that is what it is filed by.
@@ -283,33 +288,17 @@ func (b *engine) issued(ctx context.Context, s logical.Storage, t *openTarget, e
 			e.ExpiresAt = e.IssuedAt.Add(t.Lifetime())
 		}
 		e.NotAfter = e.ExpiresAt
-	}
-	refiled := hourOf(e.NotAfter) > hour // else it stays where its intent says it is
-	if refiled {
 		e.ID = hourOf(e.NotAfter) + "-" + e.rand()
 	}
-	var err error
-	if gone {
-		err = refuse(reasonOutcomeUnknown, "the request ended before its key could be delivered")
-	} else {
-		err = b.ledger.file(ctx, s, e)
+	err := b.ledger.file(ctx, s, e)
+	step("issued")
+	if err == nil {
+		err = b.ledger.settle(ctx, s, e.rand())
 	}
 	if err != nil {
 		b.undo(ctx, s, t, e)
-		return err
 	}
-	if refiled {
-		return b.ledger.settle(ctx, s, e.rand())
-	}
-	// The intent has done its work. Should this delete be lost, the sweeper sees that the key was filed.
-	b.ledger.fly(e)
-	b.background("settle", func(ctx context.Context) {
-		defer b.ledger.land(e)
-		if err := b.ledger.settle(ctx, s, e.rand()); err != nil {
-			b.Logger().Warn("an intent whose key was recorded stays for the sweeper", "id", e.ID, "error", err)
-		}
-	})
-	return nil
+	return err
 }
 
 // undo revokes a key that was made and cannot be delivered.
@@ -335,8 +324,12 @@ func (b *engine) leased(ctx context.Context, s logical.Storage, o *order, e *ent
 		Handle: key.Handle, ExpiresAt: e.ExpiresAt, LastEnd: e.IssuedAt.Add(o.max),
 	}
 	now := b.now()
-	if l.remaining(now) < time.Second {
-		b.undo(context.WithoutCancel(ctx), s, o.target, e) // Vault would give no lease time its own default
+	switch {
+	case ctx.Err() != nil: // Vault gives no lease to a caller who has left, so the key must not live
+		b.undo(context.WithoutCancel(ctx), s, o.target, e)
+		return nil, refuse(reasonOutcomeUnknown, "the request ended before its key could be delivered")
+	case l.remaining(now) < time.Second: // Vault would take no time for its default
+		b.undo(context.WithoutCancel(ctx), s, o.target, e)
 		return nil, refuse(reasonTargetProtocol, "the key's expiry leaves no time for a lease")
 	}
 	data := map[string]any{

@@ -60,7 +60,6 @@ func TestIssueWithFailingStorage(t *testing.T) {
 					return nil
 				})
 				resp, err := w.exchange("deploy", w.token(nil))
-				w.tasks.Wait()
 				w.store.set(nil)
 				var leases []*logical.Response
 				if reason, _ := reasonOf(resp, err); reason == "" {
@@ -96,7 +95,7 @@ func (w *world) revokeFirst() {
 			if err != nil {
 				w.t.Fatal(err)
 			}
-			if err := w.revokeAt(context.Background(), w.store, "acme", e.Handle); err != nil {
+			if err := w.revokeAt(context.Background(), w.store, "acme", e.Handle, e.ExpiresAt); err != nil {
 				w.t.Fatal(err)
 			}
 			if err := w.ledger.dead(context.Background(), w.store, e); err != nil {
@@ -252,6 +251,7 @@ func TestRevokeWithoutRoleAndPolicy(t *testing.T) {
 	w.restart()
 	w.revoke(resp)
 	w.wantSettled()
+	w.clock.advance(4 * time.Hour) // past the latest end that a key there could have
 	w.settleAll()
 	if left := w.stored("targets/"); len(left) != 0 {
 		t.Errorf("the tombstone outlives the last key: %v", left)
@@ -265,7 +265,6 @@ func TestKeyThatLostItsLease(t *testing.T) {
 	w.issue("deploy")
 	w.clock.advance(2 * time.Hour) // past the lease's end, before the key's own
 	w.settleAll()
-	w.tasks.Wait()
 	w.clock.advance(61 * time.Minute)
 	w.write("sweep", nil)
 	w.wantSettled()

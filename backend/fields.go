@@ -173,7 +173,7 @@ func asMap(raw any) (map[string]any, error) {
 			return m, nil
 		}
 		if raw == "" {
-			return map[string]any{}, nil
+			return nil, errors.New("is empty; write {} to empty the map")
 		}
 		return pairs([]any{raw})
 	case []any:
@@ -200,15 +200,18 @@ func pairs(list []any) (map[string]any, error) {
 }
 
 const (
-	maxText   = 128 << 10            // bytes of one text
+	maxText   = 128 << 10            // bytes of one field, as JSON
 	maxNumber = 10 * 366 * 24 * 3600 // seconds; the longest duration that is taken, and far from any overflow
 )
 
 func fits(raw any, t framework.FieldType) bool {
+	if size, err := json.Marshal(raw); err != nil || len(size) > maxText {
+		return false
+	}
 	switch t {
 	case framework.TypeString:
-		text, ok := raw.(string)
-		return ok && len(text) <= maxText
+		_, ok := raw.(string)
+		return ok
 	case framework.TypeBool:
 		switch raw := raw.(type) {
 		case bool:
@@ -253,7 +256,7 @@ func whole(raw any, t framework.FieldType) bool {
 func wanted(t framework.FieldType) string {
 	switch t {
 	case framework.TypeString:
-		return "want a text of at most 128 KiB"
+		return "want a text, of at most 128 KiB"
 	case framework.TypeBool:
 		return "want true or false"
 	case framework.TypeInt:

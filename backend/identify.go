@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"slices"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -34,6 +35,9 @@ func (b *engine) identify(ctx context.Context, req *logical.Request, r *role, to
 		var err error
 		if policies[i], err = b.policy(ctx, req.Storage, name); err != nil {
 			return nil, err
+		}
+		if policies[i] == nil { // deleting what a role names was refused
+			return nil, storageError(fmt.Errorf("trust policy %q of role %q is missing", name, r.name))
 		}
 	}
 	if token == "" {

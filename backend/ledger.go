@@ -76,14 +76,9 @@ func (e *entry) sealed() bool { return e.Handle.Secret != "" }
 
 // ledger is the store of entries. What this process is working on is in flight: the sweeper leaves it alone.
 type ledger struct {
-	mu     sync.Mutex
-	landed sync.Cond
-	flying map[string]int
-}
-
-func (l *ledger) init() {
-	l.flying = map[string]int{}
-	l.landed.L = &l.mu
+	mu      sync.Mutex
+	flying  map[string]bool
+	changes sync.Mutex // a change reads before it writes: what was removed meanwhile must not come back
 }
 
 var openTable = table[entry]{prefix: openEntries}
@@ -112,35 +107,26 @@ func newID(notAfter time.Time) string {
 	return hourOf(notAfter) + "-" + strings.ToLower(rand.Text())
 }
 
-// fly marks an entry as in flight. Each call needs one of land.
+// fly marks an entry as in flight, until land.
 func (l *ledger) fly(e *entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.flying[e.rand()]++
+	if l.flying == nil {
+		l.flying = map[string]bool{}
+	}
+	l.flying[e.rand()] = true
 }
 
 func (l *ledger) land(e *entry) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.flying[e.rand()]--; l.flying[e.rand()] <= 0 {
-		delete(l.flying, e.rand())
-		l.landed.Broadcast()
-	}
+	delete(l.flying, e.rand())
 }
 
 func (l *ledger) inFlight(rand string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.flying[rand] > 0
-}
-
-// await returns when the entry is not in flight. All that flies has a deadline.
-func (l *ledger) await(rand string) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	for l.flying[rand] > 0 {
-		l.landed.Wait()
-	}
+	return l.flying[rand]
 }
 
 // intend records that a key is about to be asked for, before anything is sent.
@@ -160,18 +146,30 @@ func (l *ledger) settle(ctx context.Context, s logical.Storage, rand string) err
 	return openTable.delete(ctx, s, rand)
 }
 
-// owe records that a key must die and does not yet. The debt itself never holds the key. It waits for what is in
-// flight, which would settle the debt as if it were its intent.
+// owe records that a key must die and does not yet. The debt itself never holds the key.
 func (l *ledger) owe(ctx context.Context, s logical.Storage, e *entry) error {
-	l.await(e.rand())
 	debt := *e
 	debt.State = stateDebt
 	debt.Handle = target.Handle{}
 	return openTable.put(ctx, s, e.rand(), &debt)
 }
 
+// update changes a filed entry, unless it is gone: found tells.
+func (l *ledger) update(ctx context.Context, s logical.Storage, id string, change func(*entry)) (found bool, err error) {
+	l.changes.Lock()
+	defer l.changes.Unlock()
+	e, err := l.filed(ctx, s, id)
+	if err != nil || e == nil {
+		return false, err
+	}
+	change(e)
+	return true, l.file(ctx, s, e)
+}
+
 // dead removes a key that is known to be dead.
 func (l *ledger) dead(ctx context.Context, s logical.Storage, e *entry) error {
+	l.changes.Lock()
+	defer l.changes.Unlock()
 	hour, rand, ok := splitID(e.ID)
 	if !ok {
 		return storageError(fmt.Errorf("%q is no ledger id", e.ID))
@@ -281,15 +279,18 @@ func (l *ledger) eachOpen(ctx context.Context, s logical.Storage, visit func(*en
 	return nil
 }
 
-// livesAt reports whether a key of the target may live and could be revoked there. It reads the whole ledger.
-func (l *ledger) livesAt(ctx context.Context, s logical.Storage, name string) (found bool, err error) {
+// lastEnd returns the latest end that a key which can be revoked at a target can have; zero if none lives there. It reads
+// the whole ledger.
+func (l *ledger) lastEnd(ctx context.Context, s logical.Storage, name string) (last time.Time, err error) {
 	err = l.each(ctx, s, func(id string) (bool, error) {
 		e, err := l.get(ctx, s, id)
 		if err != nil {
 			return false, err
 		}
-		found = e != nil && e.Target == name && (e.State == statePending || e.Revocable)
-		return !found, nil
+		if e != nil && e.Target == name && (e.State == statePending || e.Revocable) && e.NotAfter.After(last) {
+			last = e.NotAfter
+		}
+		return true, nil
 	})
-	return found, err
+	return last, err
 }

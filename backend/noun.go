@@ -26,6 +26,8 @@ type noun[T any] struct {
 
 	// check refuses a record that does not fit, and returns warnings. old is nil for a new record.
 	check func(ctx context.Context, s logical.Storage, name string, record, old *T, d *framework.FieldData) ([]string, error)
+	// probe, if there is one, tries the checked record live before it is saved.
+	probe func(ctx context.Context, s logical.Storage, record *T, d *framework.FieldData) error
 	// clear names the fields for which null means "back to the default"; for others null is refused.
 	clear func(field string) bool
 	// remove is asked before a delete: who still needs the record, and whether it was kept as a hidden one.
@@ -139,45 +141,59 @@ func (n *noun[T]) read(ctx context.Context, req *logical.Request, d *framework.F
 
 func (n *noun[T]) write(b *engine) framework.OperationFunc {
 	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-		b.writes.Lock()
-		defer b.writes.Unlock()
-		name := d.Get("name").(string)
-		if err := checkName("name", name); err != nil {
-			return nil, err
-		}
-		old, err := n.table.get(ctx, req.Storage, name)
-		if err != nil {
-			return nil, err
-		}
-		for _, field := range slices.Sorted(maps.Keys(d.Raw)) {
-			if d.Raw[field] == nil && !n.clear(field) {
-				return nil, badField(field, "null is refused; leave the field out to keep it, or give a value")
+		if n.probe != nil {
+			// Before the lock: no operator's write waits for somebody's network.
+			record, _, err := n.merge(ctx, req, d)
+			if err == nil {
+				err = n.probe(ctx, req.Storage, record, d)
+			}
+			if err != nil {
+				return nil, err
 			}
 		}
-		base := n.table.new()
-		if old != nil {
-			base = *old
-		}
-		record, err := overlay(base, n.table.new(), d)
+		b.writes.Lock()
+		defer b.writes.Unlock()
+		record, warnings, err := n.merge(ctx, req, d)
 		if err != nil {
 			return nil, err
 		}
-		if metadata, ok := d.GetOk("custom_metadata"); ok && len(metadata.(map[string]string)) > maxMetadata {
-			return nil, badField("custom_metadata", "at most %d entries are allowed", maxMetadata)
-		}
-		warnings, err := n.check(ctx, req.Storage, name, &record, old, d)
-		if err != nil {
+		name := d.Get("name").(string)
+		defer n.changed(name) // whatever storage says of it, the write may have been done
+		if err := n.table.put(ctx, req.Storage, name, record); err != nil || len(warnings) == 0 {
 			return nil, err
-		}
-		if err := n.table.put(ctx, req.Storage, name, &record); err != nil {
-			return nil, err
-		}
-		n.changed(name)
-		if len(warnings) == 0 {
-			return nil, nil
 		}
 		return &logical.Response{Warnings: warnings}, nil
 	}
+}
+
+// merge returns the record as it is to be: what is stored with the fields that the request gives, checked.
+func (n *noun[T]) merge(ctx context.Context, req *logical.Request, d *framework.FieldData) (*T, []string, error) {
+	name := d.Get("name").(string)
+	if err := checkName("name", name); err != nil {
+		return nil, nil, err
+	}
+	for _, field := range slices.Sorted(maps.Keys(d.Raw)) {
+		if d.Raw[field] == nil && (field == "enabled" || !n.clear(field)) { // a default would switch it on
+			return nil, nil, badField(field, "null is refused; leave the field out to keep it, or give a value")
+		}
+	}
+	old, err := n.table.get(ctx, req.Storage, name)
+	if err != nil {
+		return nil, nil, err
+	}
+	base := n.table.new()
+	if old != nil && (n.hidden == nil || !n.hidden(old)) { // nothing of a hidden record comes back by itself
+		base = *old
+	}
+	record, err := overlay(base, n.table.new(), d)
+	if err != nil {
+		return nil, nil, err
+	}
+	if metadata, ok := d.GetOk("custom_metadata"); ok && len(metadata.(map[string]string)) > maxMetadata {
+		return nil, nil, badField("custom_metadata", "at most %d entries are allowed", maxMetadata)
+	}
+	warnings, err := n.check(ctx, req.Storage, name, &record, old, d)
+	return &record, warnings, err
 }
 
 // patch is a write to what exists: every write keeps what it does not name.
@@ -209,6 +225,7 @@ func (n *noun[T]) delete(b *engine) framework.OperationFunc {
 		if err != nil || record == nil {
 			return nil, err
 		}
+		defer n.changed(name)
 		users, kept, err := n.remove(ctx, req.Storage, name, record, d)
 		if err != nil {
 			return nil, err
@@ -216,13 +233,10 @@ func (n *noun[T]) delete(b *engine) framework.OperationFunc {
 		if len(users) > 0 {
 			return nil, badField("name", "the %s %q is needed by %s", n.what, name, strings.Join(users, ", "))
 		}
-		if !kept {
-			if err := n.table.delete(ctx, req.Storage, name); err != nil {
-				return nil, err
-			}
+		if kept {
+			return nil, nil
 		}
-		n.changed(name)
-		return nil, nil
+		return nil, n.table.delete(ctx, req.Storage, name)
 	}
 }
 

@@ -122,6 +122,9 @@ func (b *engine) writeConfig(ctx context.Context, req *logical.Request, d *frame
 	}
 	reset := defaultConfig()
 	reset.Instance = old.Instance // it has no default: keys at targets bear it
+	if given, named := d.Raw["egress_hosts"]; named && given == nil {
+		return nil, badField("egress_hosts", "null would allow every public host; write an empty list if that is meant")
+	}
 	record, err := overlay(*old, reset, d)
 	if err != nil {
 		return nil, err
@@ -129,13 +132,16 @@ func (b *engine) writeConfig(ctx context.Context, req *logical.Request, d *frame
 	if err := record.check(); err != nil {
 		return nil, err
 	}
+	defer b.configChanged() // whatever storage says of it, the write may have been done
 	if err := configTable.put(ctx, req.Storage, configName, &record); err != nil {
 		return nil, err
 	}
-	b.configChanged()
 	var resp logical.Response
 	if record.AllowHTTPLoopback {
 		resp.AddWarning("allow_http_loopback lets issuers and targets be reached without TLS on this machine; it is meant for tests")
+	}
+	if record.SweepGrace < 60 {
+		resp.AddWarning("sweep_grace is shorter than an issue can take: after a failover the sweeper may look for a key that is not made yet")
 	}
 	if record.Instance != old.Instance {
 		resp.AddWarning("keys that were issued under the former instance keep its name at their targets")
@@ -237,4 +243,4 @@ func (b *engine) named(ctx context.Context, s logical.Storage) (*settings, error
 }
 
 // storageTimeout bounds work on Vault's storage that no request waits for.
-const storageTimeout = 15 * time.Second
+const storageTimeout = 5 * time.Second

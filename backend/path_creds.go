@@ -67,7 +67,7 @@ func (b *engine) readCreds(ctx context.Context, req *logical.Request, d *framewo
 func (b *engine) writeCreds(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	for _, name := range slices.Sorted(maps.Keys(d.Raw)) {
 		if _, isField := d.Schema[name]; !isField {
-			return nil, badField(name, "no such field; give parameters as parameters=%s=…", name)
+			return nil, badField(name, "no such field; a parameter is given as parameters=<name>=<value>")
 		}
 		if d.Raw[name] == nil {
 			return nil, badField(name, "null is refused; leave the field out")
@@ -84,9 +84,14 @@ func (b *engine) writeCreds(ctx context.Context, req *logical.Request, d *framew
 }
 
 func newAsk(d *framework.FieldData) ask {
-	path, _ := d.Raw["path"].(string)
+	path := "" // of the request's path alone; creds/<role> has no such field, so there it may be a parameter's name
+	if _, ok := d.Schema["path"]; ok {
+		path = d.Get("path").(string)
+	}
+	parameters := map[string]any{}
+	maps.Copy(parameters, d.Get("parameters").(map[string]any))
 	return ask{
 		role: d.Get("role").(string), path: path,
-		ttl: time.Duration(d.Get("ttl").(int)) * time.Second, parameters: maps.Clone(d.Get("parameters").(map[string]any)),
+		ttl: time.Duration(d.Get("ttl").(int)) * time.Second, parameters: parameters,
 	}
 }

@@ -103,6 +103,7 @@ func (b *engine) newIssuerNoun() noun[issuerRecord] {
 			"An issuer only verifies; which of its subjects are trusted is written in trust policies.",
 		fields: issuerFields,
 		check:  b.checkIssuer,
+		probe:  b.probeIssuer,
 		clear:  func(field string) bool { return field != "issuer" && field != "mount_accessor" },
 		remove: func(ctx context.Context, s logical.Storage, name string, _ *issuerRecord, _ *framework.FieldData) ([]string, bool, error) {
 			found, err := users(ctx, s, b.trustNoun.table, "trust policy", func(t *trustRecord) bool { return t.Issuer == name })
@@ -115,7 +116,26 @@ func (b *engine) newIssuerNoun() noun[issuerRecord] {
 	}
 }
 
-func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string, record, old *issuerRecord, d *framework.FieldData) ([]string, error) {
+// probeIssuer fetches the issuer's keys if the request asks for that.
+func (b *engine) probeIssuer(ctx context.Context, s logical.Storage, record *issuerRecord, d *framework.FieldData) error {
+	if record.Type != issuerOIDC || !d.Get("verify").(bool) {
+		return nil
+	}
+	conf, err := b.config(ctx, s)
+	if err != nil {
+		return err
+	}
+	made, err := newIssuer("", record, conf, b)
+	if err != nil {
+		return err
+	}
+	if err := made.verifier.Probe(ctx); err != nil {
+		return badField("verify", "the issuer's keys cannot be had: %v", err)
+	}
+	return nil
+}
+
+func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string, record, old *issuerRecord, _ *framework.FieldData) ([]string, error) {
 	if old != nil && old.Type != record.Type {
 		return nil, badField("type", "cannot be changed; make another issuer")
 	}
@@ -126,17 +146,11 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 	if err != nil {
 		return nil, err
 	}
-	made, err := newIssuer(name, record, conf, b)
-	if err != nil {
+	if _, err := newIssuer(name, record, conf, b); err != nil {
 		return nil, err
 	}
 	if err := b.uniqueIssuer(ctx, s, name, record); err != nil {
 		return nil, err
-	}
-	if d.Get("verify").(bool) && made.verifier != nil {
-		if err := made.verifier.Probe(ctx); err != nil {
-			return nil, badField("verify", "the issuer's keys cannot be had: %v", err)
-		}
 	}
 	var warnings []string
 	if record.Type == issuerOIDC && !record.SingleUse {

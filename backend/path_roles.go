@@ -98,7 +98,7 @@ func (b *engine) checkRole(ctx context.Context, s logical.Storage, name string, 
 	if err != nil {
 		return nil, err
 	}
-	if existing == nil || existing.record.Deleted {
+	if existing == nil || existing.record.DeletedUntil != nil {
 		return nil, badField("target", "there is no target %q", record.Target)
 	}
 	if len(record.ParametersFrom) == 0 && len(record.AllowedParameters) == 0 {

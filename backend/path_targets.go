@@ -9,6 +9,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -35,7 +36,7 @@ type targetRecord struct {
 	Burst              int               `json:"burst"`
 	Concurrency        int               `json:"concurrency"`
 	Enabled            bool              `json:"enabled"`
-	Deleted            bool              `json:"deleted,omitempty"` // a tombstone: kept until the last of its keys is gone
+	DeletedUntil       *time.Time        `json:"deleted_until,omitempty"` // of a tombstone: the latest end that a key there can have
 	Description        string            `json:"description"`
 	CustomMetadata     map[string]string `json:"custom_metadata"`
 }
@@ -82,15 +83,11 @@ func (b *engine) newTargetNoun() noun[targetRecord] {
 		clear:   func(field string) bool { return field != "driver" && field != "condition" && field != "allowed_roles" },
 		remove:  b.removeTarget,
 		changed: b.targets.drop,
-		hidden:  func(t *targetRecord) bool { return t.Deleted },
+		hidden:  func(t *targetRecord) bool { return t.DeletedUntil != nil },
 	}
 }
 
 func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string, record, old *targetRecord, d *framework.FieldData) ([]string, error) {
-	if old != nil && old.Deleted {
-		// A tombstone serves the keys that live; only the same target may take its place.
-		record.Deleted = false
-	}
 	if old != nil && old.Driver != record.Driver {
 		return nil, badField("driver", "cannot be changed; make another target")
 	}
@@ -112,6 +109,7 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	if old == nil {
 		return nil, nil
 	}
+	// A tombstone serves the keys that live there: only the same target may take its place.
 	if origin(old.URL) != origin(record.URL) {
 		return nil, badField("url", "its origin cannot be changed, for the credential and the live keys belong to it; make another target")
 	}
@@ -139,6 +137,15 @@ func retold(record, old *targetRecord, d *framework.FieldData) error {
 		}
 	}
 	return nil
+}
+
+// hostOf is the host of a URL, with its port if it has one.
+func hostOf(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return ""
+	}
+	return u.Host
 }
 
 // origin is scheme and host of a URL (RFC 6454).
@@ -177,49 +184,65 @@ func (t *openTarget) allows(role string) bool {
 	})
 }
 
-// removeTarget refuses to delete a target that something needs. With force its record stays, hidden, for as long as
-// keys live there: revoking them needs its address and credential.
+// removeTarget refuses to delete a target that something needs. With force its record stays, hidden, until the latest end
+// that a key there can have: revoking them needs its address and credential.
 func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name string, record *targetRecord, d *framework.FieldData) ([]string, bool, error) {
 	found, err := users(ctx, s, b.roleNoun.table, "role", func(r *roleRecord) bool { return r.Target == name })
 	if err != nil || len(found) > 0 {
 		return found, false, err
 	}
-	live, err := b.ledger.livesAt(ctx, s, name)
-	if err != nil || !live {
+	until, err := b.ledger.lastEnd(ctx, s, name)
+	if err != nil || until.IsZero() {
 		return nil, false, err
 	}
 	if !d.Get("force").(bool) {
 		return []string{"keys that live there; revoke them first, or add force=true to keep what revoking them needs"}, false, nil
 	}
-	record.Deleted = true
+	record.DeletedUntil = &until
 	return nil, true, b.targetNoun.table.put(ctx, s, name, record)
 }
 
-// buryTargets deletes the tombstones of targets whose last key is gone.
+// buryTargets deletes the tombstones of targets whose last key has ended and is not owed.
 func (b *engine) buryTargets(ctx context.Context, s logical.Storage) error {
-	b.writes.Lock()
-	defer b.writes.Unlock()
 	all, err := b.targetNoun.table.list(ctx, s)
 	if err != nil {
 		return err
 	}
+	owed := map[string]bool{}
 	for _, name := range all {
 		record, err := b.targetNoun.table.get(ctx, s, name)
 		if err != nil {
 			return err
 		}
-		if record == nil || !record.Deleted {
+		if record == nil || record.DeletedUntil == nil || b.now().Before(record.DeletedUntil.Add(time.Hour)) {
 			continue
 		}
-		if live, err := b.ledger.livesAt(ctx, s, name); err != nil || live {
+		if len(owed) == 0 {
+			err := b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) { owed[e.Target] = true; return true, nil })
+			if err != nil {
+				return err
+			}
+			owed[""] = true // looked
+		}
+		if owed[name] {
+			continue
+		}
+		if err := b.bury(ctx, s, name); err != nil {
 			return err
 		}
-		if err := b.targetNoun.table.delete(ctx, s, name); err != nil {
-			return err
-		}
-		b.targets.drop(name)
 	}
 	return nil
+}
+
+func (b *engine) bury(ctx context.Context, s logical.Storage, name string) error {
+	b.writes.Lock()
+	defer b.writes.Unlock()
+	record, err := b.targetNoun.table.get(ctx, s, name)
+	if err != nil || record == nil || record.DeletedUntil == nil { // written anew meanwhile
+		return err
+	}
+	defer b.targets.drop(name)
+	return b.targetNoun.table.delete(ctx, s, name)
 }
 
 // target returns a target ready for use, or nil if there is none of that name. A deleted one is still returned: who

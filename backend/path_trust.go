@@ -112,10 +112,9 @@ func (r *trustRecord) spec() trust.Spec {
 	}
 }
 
-// policy returns a trust policy ready for use. One that a role names and that does not exist is an error: deleting it
-// was refused.
+// policy returns a trust policy ready for use, or nil if there is none of that name.
 func (b *engine) policy(ctx context.Context, s logical.Storage, name string) (*policy, error) {
-	made, found, err := b.policies.get(name, func() (*policy, bool, error) {
+	made, _, err := b.policies.get(name, func() (*policy, bool, error) {
 		record, err := b.trustNoun.table.get(ctx, s, name)
 		if err != nil || record == nil {
 			return nil, false, err
@@ -130,8 +129,5 @@ func (b *engine) policy(ctx context.Context, s logical.Storage, name string) (*p
 		made, err := newPolicy(name, record, vouches.Type)
 		return made, err == nil, err
 	})
-	if err == nil && !found {
-		return nil, storageError(fmt.Errorf("trust policy %q is missing", name))
-	}
 	return made, err
 }

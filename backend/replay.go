@@ -40,7 +40,7 @@ func (r *replay) claim(ctx context.Context, req *logical.Request, who *subject) 
 		return func(context.Context) {}, nil
 	}
 	hash := who.tokenHash()
-	hour := hourOf(who.token.Expiry.Add(who.issuer.ClockSkewLeeway.duration()))
+	hour := hourOf(who.token.Expiry)
 	used, name := usedTable(hour), hex.EncodeToString(hash[:])
 	lock := &r.locks[int(hash[0])%len(r.locks)]
 	lock.Lock()
@@ -60,7 +60,11 @@ func (r *replay) claim(ctx context.Context, req *logical.Request, who *subject) 
 	if err := used.put(ctx, req.Storage, name, now); err != nil {
 		return nil, err
 	}
-	return func(ctx context.Context) { _ = used.delete(ctx, req.Storage, name) }, nil // kept, the token stays used: safe
+	return func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
+		defer cancel()
+		_ = used.delete(ctx, req.Storage, name) // kept, the token stays used: safe
+	}, nil
 }
 
 // tokenHash names a token: by the id that its issuer gave it, or else by what was signed. The signature is not part of
@@ -106,8 +110,8 @@ func (r *replay) forget(ctx context.Context, s logical.Storage, limit int) error
 	return nil
 }
 
-// passed reports whether the whole hour, and a margin for clocks, lies before now.
+// passed reports whether the whole hour, and a margin for the largest leeway of clocks, lies before now.
 func passed(hour string, now time.Time) bool {
 	start, err := time.Parse(hourLayout, hour)
-	return err == nil && now.After(start.Add(time.Hour+time.Minute))
+	return err == nil && now.After(start.Add(time.Hour+5*time.Minute))
 }

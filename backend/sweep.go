@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -20,8 +21,8 @@ import (
 // Bounds of one sweep. Vault gives the periodic function 90 seconds, and holds a lock of its core while it runs.
 const (
 	sweepTimeout = 30 * time.Second
-	sweepEntries = 1000 // open entries read in one sweep; the next one goes on where it stopped
-	sweepForget  = 5000 // records of used tokens deleted in one sweep
+	sweepEntries = 1000   // open entries read in one sweep; the next one goes on where it stopped
+	sweepForget  = 20_000 // records of used tokens deleted in one sweep
 	maxBackoff   = time.Hour
 )
 
@@ -37,8 +38,9 @@ type sweeper struct {
 	*engine
 	s      logical.Storage
 	grace  time.Duration
-	eager  bool // try debts whose next try is not due yet
-	down   map[string]bool
+	eager  bool            // try debts whose next try is not due yet
+	down   map[string]bool // targets that failed in this sweep
+	isOpen map[string]bool // what is in open/
 	done   swept
 	faults []error
 }
@@ -49,29 +51,45 @@ func (b *engine) tick(ctx context.Context, req *logical.Request) error {
 		return nil
 	}
 	defer b.recovered(req, nil, new(error))
-	if _, err := b.sweep(ctx, req.Storage, false); err != nil {
+	if !b.sweeps.TryLock() {
+		return nil // one is running, and this one would hold Vault's lock while it waits
+	}
+	defer b.sweeps.Unlock()
+	// The tick of a mount that is being disabled is the last one: what is open is tried whatever its age.
+	if _, err := b.sweep(ctx, req.Storage, b.System().Tainted()); err != nil {
 		b.Logger().Error("sweeping", "error", err) // Vault drops what a periodic function returns
 	}
 	return nil
 }
 
 // sweep brings the ledger and the targets together: it settles intents past their grace, pays debts, and revokes what
-// has outlived its lease. It reads what is open and the hours that have passed, nothing else.
+// has outlived its lease. It reads what is open and the hours that have passed, nothing else. The caller holds b.sweeps.
 func (b *engine) sweep(ctx context.Context, s logical.Storage, eager bool) (swept, error) {
-	b.sweeps.Lock()
-	defer b.sweeps.Unlock()
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
 	conf, err := b.config(ctx, s)
 	if err != nil {
 		return swept{}, err
 	}
-	w := &sweeper{engine: b, s: s, grace: conf.SweepGrace.duration(), eager: eager, down: map[string]bool{}}
-	for _, step := range []func(context.Context) error{w.open, w.passedHours, w.forget} {
-		if err := step(ctx); err != nil {
+	w := &sweeper{engine: b, s: s, grace: conf.SweepGrace.duration(), eager: eager, down: map[string]bool{}, isOpen: map[string]bool{}}
+	if b.System().Tainted() {
+		w.grace = 0
+	}
+	rands, err := openTable.list(ctx, s)
+	if err != nil {
+		return swept{}, err
+	}
+	for _, rand := range rands {
+		w.isOpen[rand] = true
+	}
+	// Each sweep begins with another part, for one that meets a slow target may use up the time of all.
+	parts := []func(context.Context) error{w.open, w.passedHours, w.forget}
+	for i := range parts {
+		if err := parts[(b.turn+i)%len(parts)](ctx); err != nil {
 			w.faults = append(w.faults, err)
 		}
 	}
+	b.turn++
 	if w.done != (swept{}) {
 		b.Logger().Info("swept", "settled", w.done.Settled, "revoked", w.done.Revoked, "expired", w.done.Expired)
 	}
@@ -87,11 +105,7 @@ func (w *sweeper) forget(ctx context.Context) error {
 
 // open goes through what is not settled, from where the last sweep stopped.
 func (w *sweeper) open(ctx context.Context) error {
-	rands, err := openTable.list(ctx, w.s)
-	if err != nil {
-		return err
-	}
-	slices.Sort(rands)
+	rands := slices.Sorted(maps.Keys(w.isOpen))
 	start, found := slices.BinarySearch(rands, w.sweptTo)
 	if found {
 		start++
@@ -102,7 +116,7 @@ func (w *sweeper) open(ctx context.Context) error {
 			return ctx.Err()
 		}
 		w.sweptTo = rand
-		if w.inFlight(rand) {
+		if w.ledger.inFlight(rand) {
 			continue
 		}
 		e, err := openTable.get(ctx, w.s, rand)
@@ -117,14 +131,12 @@ func (w *sweeper) open(ctx context.Context) error {
 	return nil
 }
 
-func (w *sweeper) inFlight(rand string) bool { return w.ledger.inFlight(rand) }
-
 // note keeps the error of one entry and goes on with the next.
 func (w *sweeper) note(e *entry, err error) {
 	if err == nil {
 		return
 	}
-	if errors.Is(err, target.ErrBusy) || errors.Is(err, target.ErrUnknown) {
+	if errors.Is(err, target.ErrBusy) || errors.Is(err, target.ErrUnknown) || errors.Is(err, target.ErrDenied) {
 		w.down[e.Target] = true
 	}
 	w.faults = append(w.faults, fmt.Errorf("key %s at target %q: %w", e.ID, e.Target, err))
@@ -143,20 +155,20 @@ func (w *sweeper) openEntry(ctx context.Context, e *entry) error {
 
 // pay tries once more to revoke a key that must die.
 func (w *sweeper) pay(ctx context.Context, debt *entry) error {
-	filed, err := w.ledger.get(ctx, w.s, debt.ID)
+	filed, err := w.ledger.filed(ctx, w.s, debt.ID)
 	if err != nil {
 		return err
 	}
-	if filed == nil || filed.State != stateDebt {
-		return w.ledger.settle(ctx, w.s, debt.rand()) // paid; only its removal was lost
+	if filed == nil {
+		return w.ledger.settle(ctx, w.s, debt.rand()) // paid; only the debt's removal was lost
 	}
-	if err = w.revokeAt(ctx, w.s, filed.Target, filed.Handle); err == nil {
+	if err = w.revokeAt(ctx, w.s, filed.Target, filed.Handle, filed.ExpiresAt); err == nil {
 		w.done.Revoked++
 		return w.ledger.dead(ctx, w.s, filed)
 	}
-	filed.Tries++
-	filed.NextTry = w.now().UTC().Add(min(maxBackoff, time.Minute<<min(filed.Tries, 6)))
-	return errors.Join(err, w.ledger.owe(ctx, w.s, filed))
+	debt.Tries++
+	debt.NextTry = w.now().UTC().Add(min(maxBackoff, time.Minute<<min(debt.Tries, 6)))
+	return errors.Join(err, w.ledger.owe(ctx, w.s, debt))
 }
 
 // settle finds out what became of an exchange whose answer was never recorded. A key that lives is revoked, for nobody
@@ -166,9 +178,8 @@ func (w *sweeper) settle(ctx context.Context, e *entry) error {
 	if err != nil {
 		return err
 	}
-	if filed != nil { // the key was recorded; only the intent's removal was lost
-		w.done.Settled++
-		return w.ledger.settle(ctx, w.s, e.rand())
+	if filed != nil {
+		return w.undelivered(ctx, filed)
 	}
 	t, err := w.target(ctx, w.s, e.Target)
 	if err != nil {
@@ -192,6 +203,24 @@ func (w *sweeper) settle(ctx context.Context, e *entry) error {
 	}
 	w.done.Settled++
 	return w.ledger.settle(ctx, w.s, e.rand())
+}
+
+// undelivered ends a key that was recorded and never answered with: its process ended between the two.
+func (w *sweeper) undelivered(ctx context.Context, e *entry) error {
+	if !e.Revocable {
+		e.State = stateExposed
+		if err := w.ledger.file(ctx, w.s, e); err != nil {
+			return err
+		}
+		w.done.Settled++
+		return w.ledger.settle(ctx, w.s, e.rand())
+	}
+	if err := w.revokeAt(ctx, w.s, e.Target, e.Handle, e.ExpiresAt); err != nil {
+		return err
+	}
+	w.done.Revoked++
+	w.done.Settled++
+	return w.ledger.dead(ctx, w.s, e)
 }
 
 // giveUp shows as exposed what may live and can be neither found nor revoked, until it must have expired.
@@ -237,11 +266,14 @@ func (w *sweeper) passedHour(ctx context.Context, keys table[entry]) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if w.isOpen[rand] || w.ledger.inFlight(rand) {
+			continue // settled where it is open
+		}
 		e, err := keys.get(ctx, w.s, rand)
 		if err != nil {
 			return err
 		}
-		if e == nil || w.inFlight(rand) || w.down[e.Target] {
+		if e == nil || w.down[e.Target] {
 			continue
 		}
 		w.note(e, w.outlived(ctx, e))
@@ -257,10 +289,7 @@ func (w *sweeper) outlived(ctx context.Context, e *entry) error {
 		w.done.Expired++
 		return w.ledger.dead(ctx, w.s, e)
 	}
-	if debt, err := openTable.get(ctx, w.s, e.rand()); err != nil || debt != nil {
-		return err // paid where it is open
-	}
-	err := w.revokeAt(ctx, w.s, e.Target, e.Handle)
+	err := w.revokeAt(ctx, w.s, e.Target, e.Handle, e.ExpiresAt)
 	if err == nil {
 		w.done.Revoked++
 		return w.ledger.dead(ctx, w.s, e)
@@ -284,6 +313,8 @@ func (b *engine) sweepPath() *framework.Path {
 }
 
 func (b *engine) sweepNow(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	b.sweeps.Lock()
+	defer b.sweeps.Unlock()
 	done, faults := b.sweep(ctx, req.Storage, true)
 	pending, debt, oldest := 0, 0, b.now()
 	err := b.ledger.eachOpen(ctx, req.Storage, func(e *entry) (bool, error) {

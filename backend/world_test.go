@@ -154,7 +154,6 @@ func (w *world) client() *http.Client {
 func (w *world) restart() {
 	w.t.Helper()
 	if w.engine != nil {
-		w.tasks.Wait()
 	}
 	w.engine = newEngine(w.clock.now)
 	err := w.Setup(w.t.Context(), &logical.BackendConfig{
@@ -164,7 +163,7 @@ func (w *world) restart() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(w.clean)
+	w.t.Cleanup(w.configChanged)
 }
 
 type lockedWriter struct {
@@ -247,7 +246,6 @@ func (w *world) revoke(resp *logical.Response) {
 // settle lets the grace pass and sweeps.
 func (w *world) settleAll() {
 	w.t.Helper()
-	w.tasks.Wait()
 	w.clock.advance(4 * time.Minute)
 	w.write("sweep", nil)
 }
@@ -290,7 +288,6 @@ func (w *world) stored(prefixes ...string) []string {
 
 func (w *world) ledgerEntries() []string {
 	w.t.Helper()
-	w.tasks.Wait()
 	return w.stored("ledger/", "sealed/")
 }
 

@@ -1,0 +1,333 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
+)
+
+// request is do for many goroutines at once: it shares nothing but the engine.
+func (w *world) request(ctx context.Context, id string, op logical.Operation, path string, data map[string]any) (*logical.Response, error) {
+	return w.HandleRequest(ctx, &logical.Request{ID: id, Operation: op, Path: path, Data: data, Storage: w.store, EntityID: "entity-1"})
+}
+
+func (w *world) delete(path string, data map[string]any) {
+	w.t.Helper()
+	if resp, err := w.do(logical.DeleteOperation, path, data); err != nil || resp.IsError() {
+		w.t.Fatalf("deleting %s: %v %v", path, err, resp)
+	}
+}
+
+// periodic is Vault's periodic call.
+func (w *world) periodic() {
+	w.t.Helper()
+	if _, err := w.HandleRequest(w.t.Context(), &logical.Request{Operation: logical.RollbackOperation, Storage: w.store}); err != nil {
+		w.t.Fatal(err)
+	}
+}
+
+// extended is the lease that comes of a renewal in Vault's core, which applies the client's increment itself: after the
+// engine has answered, nothing but Secret.MaxTTL bounds it.
+func (w *world) extended(resp *logical.Response, issued time.Time, increment time.Duration) time.Duration {
+	w.t.Helper()
+	secret := *resp.Secret
+	secret.IssueTime, secret.Increment = issued, increment
+	renewed, err := w.HandleRequest(w.t.Context(), &logical.Request{Operation: logical.RenewOperation, Storage: w.store, Secret: &secret})
+	if err != nil || renewed.IsError() {
+		w.t.Fatalf("renewing: %v %v", err, renewed)
+	}
+	ttl, _, err := framework.CalculateTTL(w.system, increment, renewed.Secret.TTL, 0, renewed.Secret.MaxTTL, 0, issued)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return ttl
+}
+
+func TestIncrementNeverOutlivesTheKey(t *testing.T) {
+	w := newWorld(t)
+	issued := w.clock.now()
+	short := strings.ReplaceAll(acme, `"expires_at": not_after}`, `"expires_at": timestamp(int(not_after) - 7200)}`) // 5 minutes
+	w.write("targets/acme", map[string]any{"profile": short, "credential": "token=" + adminToken})
+	resp := w.issue("deploy")
+	left := w.keys.Live()[0].ExpiresAt.Sub(w.clock.now())
+	if got := w.extended(resp, issued, time.Hour); got > left {
+		t.Errorf("the key has %v left, its lease %v", left, got)
+	}
+}
+
+func TestIncrementNeverPassesTheRolesMaximum(t *testing.T) {
+	w := newWorld(t)
+	issued := w.clock.now()
+	resp := w.issue("deploy")
+	w.write("roles/deploy", map[string]any{"max_ttl": "20m"})
+	if got := w.extended(resp, issued, time.Hour); got > 20*time.Minute {
+		t.Errorf("the role allows 20m, the lease has %v", got)
+	}
+}
+
+// A revocation removes the filed key first and the debt then; what comes between leaves a debt without a key.
+func TestDebtOfADeadKeyIsSettled(t *testing.T) {
+	w := newWorld(t)
+	resp := w.issue("deploy")
+	w.keys.Fault("revoke", lab.Fault{Kind: lab.KindStatus, Status: 503, Count: 1})
+	if _, err := w.lease(logical.RevokeOperation, resp); err == nil {
+		t.Fatal("a 503 passed for success")
+	}
+	w.store.set(func(op, key string) error {
+		if op == "delete" && strings.HasPrefix(key, openEntries) {
+			return errors.New("disk full")
+		}
+		return nil
+	})
+	if _, err := w.lease(logical.RevokeOperation, resp); err == nil {
+		t.Fatal("the lost delete passed for success")
+	}
+	w.store.set(nil)
+	w.settleAll()
+	w.wantSettled()
+}
+
+// Disabling a mount wipes its ledger after one last periodic call: what could be ended is ended in it, due or not.
+func TestLastTickOfADisabledMount(t *testing.T) {
+	w := newWorld(t)
+	resp := w.issue("deploy")
+	w.keys.Fault("revoke", lab.Fault{Kind: lab.KindStatus, Status: 503})
+	if _, err := w.lease(logical.RevokeOperation, resp); err == nil {
+		t.Fatal("a 503 passed for success")
+	}
+	w.clock.advance(6 * time.Minute)
+	w.periodic()   // tries in vain, and waits
+	w.revoke(resp) // from here on no lease stands for the key
+	w.keys.ClearFaults()
+	w.keys.Fault("create", lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
+	if reason, _ := reasonOf(w.exchange("deploy", w.token(nil))); reason != reasonOutcomeUnknown {
+		t.Fatalf("refused for %q", reason)
+	}
+	w.system.TaintedVal = true
+	w.periodic()
+	w.wantSettled()
+}
+
+// A key that the target has ended by itself needs nobody to end it.
+func TestDebtEndsWithItsKey(t *testing.T) {
+	w := newWorld(t)
+	resp := w.issue("deploy")
+	w.keys.Fault("revoke", lab.Fault{Kind: lab.KindStatus, Status: 401})
+	if _, err := w.lease(logical.RevokeOperation, resp); err == nil {
+		t.Fatal("a 401 passed for success")
+	}
+	w.clock.advance(6 * time.Hour)
+	if live := w.keys.Live(); len(live) != 0 {
+		t.Fatalf("%v live", live)
+	}
+	w.settleAll()
+	w.wantSettled()
+}
+
+// Whoever deletes a target while an exchange is on its way there meets its intent, or the exchange does not happen.
+func TestTargetThatIsDeletedDuringAnIssue(t *testing.T) {
+	w := newWorld(t)
+	var once sync.Once
+	w.issuer.OnRequest(func(op string, stage lab.Stage) {
+		if op != lab.OpJWKS || stage != lab.StageReceived {
+			return
+		}
+		once.Do(func() {
+			for _, path := range []string{"roles/deploy", "targets/acme"} {
+				if _, err := w.request(context.Background(), "", logical.DeleteOperation, path, nil); err != nil {
+					t.Errorf("deleting %s: %v", path, err)
+				}
+			}
+		})
+	})
+	resp, err := w.exchange("deploy", w.token(nil))
+	if reason, _ := reasonOf(resp, err); reason == "" {
+		w.revoke(resp)
+	}
+	w.settleAll()
+	w.wantSettled()
+}
+
+// A caller who leaves while the answer is being recorded gets no lease either.
+func TestIssueForACallerWhoLeavesLate(t *testing.T) {
+	w := newWorld(t)
+	w.issue("deploy") // the instance exists
+	ctx, cancel := context.WithCancel(t.Context())
+	w.store.set(func(op, key string) error {
+		if op == "put" && strings.HasPrefix(key, plainKeys) {
+			cancel()
+		}
+		return nil
+	})
+	resp, err := w.request(ctx, "r", logical.UpdateOperation, "creds/deploy", map[string]any{"subject_token": w.token(nil)})
+	if reason, _ := reasonOf(resp, err); reason != reasonOutcomeUnknown {
+		t.Errorf("refused for %q; want %s", reason, reasonOutcomeUnknown)
+	}
+	w.store.set(nil)
+	w.revokeFirst()
+	w.settleAll()
+	w.wantSettled()
+}
+
+func TestRevokeDuringARenewal(t *testing.T) {
+	w := newWorld(t)
+	short := strings.Replace(acme, `"expires_at": not_after}`, `"expires_at": timestamp(int(not_after) - 7200)}`, 1)
+	w.write("targets/acme", map[string]any{"profile": short, "credential": "token=" + adminToken})
+	resp := w.issue("deploy")
+	w.keys.OnRequest(func(op string, stage lab.Stage) {
+		if op == lab.OpExtend && stage == lab.StageDone {
+			secret := *resp.Secret
+			if _, err := w.HandleRequest(context.Background(), &logical.Request{Operation: logical.RevokeOperation, Storage: w.store, Secret: &secret}); err != nil {
+				t.Errorf("revoking: %v", err)
+			}
+		}
+	})
+	if _, err := w.lease(logical.RenewOperation, resp); err != nil {
+		t.Logf("renewing: %v", err) // either answer will do
+	}
+	if w.keys.Calls("extend") != 1 {
+		t.Fatal("the renewal did not reach the target")
+	}
+	w.wantSettled()
+}
+
+// Whoever writes targets names host, authorities and proxy: forward_to must hold for the way that the token takes.
+func TestTokensAreNotForwardedToAStrangersProxy(t *testing.T) {
+	w := newWorld(t).withNuGet()
+	var seen atomic.Int32
+	collector := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if strings.HasPrefix(r.Header.Get("Authorization"), "Bearer ey") {
+			seen.Add(1)
+		}
+	}))
+	defer collector.Close()
+	proxy := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
+		to, err := net.Dial("tcp", collector.Listener.Addr().String())
+		if err != nil {
+			return
+		}
+		rw.WriteHeader(http.StatusOK)
+		from, _, err := http.NewResponseController(rw).Hijack()
+		if err != nil {
+			return
+		}
+		go func() { _, _ = io.Copy(to, from); _ = to.Close() }()
+		_, _ = io.Copy(from, to)
+		_ = from.Close()
+	}))
+	defer proxy.Close()
+	w.write("targets/nuget", map[string]any{"proxy_url": proxy.URL, "ca_pem": w.ca})
+	reason, _ := reasonOf(w.exchange("publish", w.issuer.Token(map[string]any{"aud": "https://www.nuget.org"})))
+	if reason != reasonNotForwardable || seen.Load() != 0 {
+		t.Errorf("refused for %q; %d tokens were collected by a host that forward_to does not list", reason, seen.Load())
+	}
+}
+
+// One token yields one key, however many present it at once.
+func TestTokenWorksOnceAtOnce(t *testing.T) {
+	w := newWorld(t)
+	token := w.token(nil)
+	var issued atomic.Int32
+	var all sync.WaitGroup
+	for i := range 20 {
+		all.Go(func() {
+			resp, err := w.request(t.Context(), fmt.Sprint(i), logical.UpdateOperation, "creds/deploy", map[string]any{"subject_token": token})
+			switch reason, _ := reasonOf(resp, err); reason {
+			case "":
+				issued.Add(1)
+			case reasonReplayed:
+			default:
+				t.Errorf("refused for %q", reason)
+			}
+		})
+	}
+	all.Wait()
+	if issued.Load() != 1 || w.keys.Calls("create") != 1 {
+		t.Errorf("%d keys delivered, %d made", issued.Load(), w.keys.Calls("create"))
+	}
+}
+
+// Issuing, sweeping, renewing, revoking and writing at once: what was delivered lives, what was revoked does not.
+func TestEverythingAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.issue("deploy")
+	w.revokeFirst()
+	var (
+		all  sync.WaitGroup
+		mu   sync.Mutex
+		live []string
+	)
+	for worker := range 4 {
+		tokens := make([]string, 6)
+		for i := range tokens {
+			tokens[i] = w.token(nil)
+		}
+		all.Go(func() {
+			for i, token := range tokens {
+				resp, err := w.request(t.Context(), fmt.Sprintf("%d-%d", worker, i), logical.UpdateOperation, "creds/deploy", map[string]any{"subject_token": token})
+				if reason, _ := reasonOf(resp, err); reason != "" {
+					t.Errorf("refused for %q", reason)
+					continue
+				}
+				secret := *resp.Secret
+				secret.IssueTime = w.clock.now()
+				op := logical.Operation(logical.RenewOperation)
+				if i%2 == 0 {
+					op = logical.RevokeOperation
+				}
+				if _, err := w.HandleRequest(t.Context(), &logical.Request{Operation: op, Storage: w.store, Secret: &secret}); err != nil {
+					t.Errorf("%s: %v", op, err)
+				}
+				if i%2 != 0 {
+					mu.Lock()
+					live = append(live, resp.Data["accessor"].(string))
+					mu.Unlock()
+				}
+			}
+		})
+	}
+	all.Go(func() {
+		for i := range 10 {
+			_, err := w.sweep(t.Context(), w.store, true)
+			if err != nil {
+				t.Errorf("sweeping: %v", err)
+			}
+			path := []string{"roles/deploy", "targets/acme", "trust/main", "issuers/github"}[i%4]
+			if resp, err := w.request(t.Context(), "w", logical.UpdateOperation, path, map[string]any{"description": fmt.Sprint(i)}); err != nil || resp.IsError() {
+				t.Errorf("writing %s: %v %v", path, err, resp)
+			}
+			w.InvalidateKey(t.Context(), path)
+		}
+	})
+	all.Wait()
+	w.settleAll()
+	var got []string
+	for _, key := range w.keys.Live() {
+		got = append(got, key.ID)
+	}
+	if diff := cmp.Diff(live, got, cmpopts.SortSlices(strings.Compare)); diff != "" {
+		t.Errorf("keys (-delivered +living):\n%s", diff)
+	}
+	if entries := w.ledgerEntries(); len(entries) != len(live) {
+		t.Errorf("the ledger has %d entries; want %d", len(entries), len(live))
+	}
+}

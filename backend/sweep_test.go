@@ -1,0 +1,123 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
+)
+
+// A deleted target is read as absent, so it is made anew like one: nothing of it comes back unasked.
+func TestDeletedTargetDoesNotComeBackByItself(t *testing.T) {
+	w := newWorld(t)
+	resp := w.issue("deploy")
+	w.delete("roles/deploy", nil)
+	w.delete("targets/acme", map[string]any{"force": true})
+	w.refused("targets/acme", map[string]any{"description": "x"}, "driver")
+	again := map[string]any{"driver": "http", "url": w.keysURL, "profile": acme, "ca_pem": w.ca}
+	w.refused("targets/acme", again, "credential")
+	again["credential"] = "token=" + adminToken
+	w.write("targets/acme", again)
+	if got := w.read("targets/acme")["allowed_roles"]; !cmp.Equal(got, []any{}) {
+		t.Errorf("allowed_roles %v", got)
+	}
+	w.revoke(resp)
+	w.wantSettled()
+}
+
+// withBeta adds a second target, with a role of the same name, whose keys do not end by themselves.
+func (w *world) withBeta() *world {
+	w.t.Helper()
+	endless := strings.Replace(acme, `"expires_at": not_after}`, `"expires_at": "2099-01-01T00:00:00Z"}`, 1)
+	w.write("targets/beta", map[string]any{"driver": "http", "url": w.keysURL, "profile": endless, "ca_pem": w.ca, "credential": "token=" + adminToken, "allowed_roles": "*"})
+	w.write("roles/beta", map[string]any{"trust": "main", "target": "beta", "parameters": "project=beta", "max_ttl": "2h"})
+	return w
+}
+
+func TestTombstonesGoOneByOne(t *testing.T) {
+	w := newWorld(t).withBeta()
+	w.write("roles/deploy", map[string]any{"max_ttl": "20h"})
+	w.issue("deploy")
+	other := w.issue("beta")
+	for _, path := range []string{"roles/deploy", "roles/beta"} {
+		w.delete(path, nil)
+	}
+	for _, path := range []string{"targets/acme", "targets/beta"} {
+		w.delete(path, map[string]any{"force": true})
+	}
+	w.revoke(other)
+	w.clock.advance(4 * time.Hour) // past the latest end that a key of beta could have
+	w.settleAll()
+	if left := w.stored("targets/"); !cmp.Equal(left, []string{"targets/acme"}) {
+		t.Errorf("left are %v; the last key of beta is gone", left)
+	}
+}
+
+// A tick costs the same at a million keys, whatever was deleted: it never reads keys whose hour has not passed.
+func TestTombstoneDoesNotMakeTicksReadTheLedger(t *testing.T) {
+	w := newWorld(t).withBeta()
+	for range 3 {
+		w.issue("deploy")
+	}
+	w.issue("beta")
+	w.delete("roles/beta", nil)
+	w.delete("targets/beta", map[string]any{"force": true})
+	w.store.set(nil)
+	w.periodic()
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	for _, call := range w.store.seen {
+		if strings.HasPrefix(call, "get "+plainKeys) {
+			t.Fatalf("a tick reads live keys: %q", w.store.seen)
+		}
+	}
+}
+
+// A target that hangs uses up a sweep; over a few sweeps everything else has its turn all the same.
+func TestSweepsAreFair(t *testing.T) {
+	w := newWorld(t).withBeta()
+	w.issue("beta")
+	w.clock.advance(5 * time.Hour) // past the latest end of the lease, which nobody ended
+	w.keys.Fault("create", lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
+	if reason, _ := reasonOf(w.exchange("deploy", w.token(nil))); reason != reasonOutcomeUnknown {
+		t.Fatalf("refused for %q", reason)
+	}
+	w.clock.advance(4 * time.Minute)
+	w.keys.Fault("find", lab.Fault{Kind: lab.KindHang})
+	for range 4 {
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		_, _ = w.sweep(ctx, w.store, false) // it cannot settle what hangs
+		cancel()
+	}
+	if slices.ContainsFunc(w.keys.Live(), func(k lab.Key) bool { return k.Project == "beta" }) {
+		t.Error("a key that outlived its lease lives, because another target hangs")
+	}
+}
+
+// An intent that is still there although its key is filed is that of a process which ended before it could answer: nobody
+// has the key.
+func TestKeyThatWasNeverAnsweredWith(t *testing.T) {
+	w := newWorld(t)
+	delivered := w.issue("deploy")
+	w.store.set(func(op, key string) error {
+		if op == "delete" && strings.HasPrefix(key, openEntries) {
+			panic("the process ends here")
+		}
+		return nil
+	})
+	if _, err := w.exchange("deploy", w.token(nil)); err == nil {
+		t.Fatal("the request was answered")
+	}
+	w.store.set(nil)
+	w.restart()
+	w.settleAll()
+	w.wantSettled(delivered)
+}
