@@ -176,12 +176,17 @@ func (b *engine) respond(req *logical.Request, err error) (*logical.Response, er
 	if len(detail) > maxDetail {
 		detail = detail[:maxDetail]
 	}
-	log("refused", "reason", r.reason, "detail", detail, "operation", req.Operation, "path", req.Path, "request_id", req.ID)
 	text := known.ToDo
 	if r.text != "" {
 		text = r.text
 	}
-	text = fmt.Sprintf("%s: %s (request %s)", r.reason, text, req.ID)
+	text = r.reason + ": " + text
+	if req.Secret != nil { // Vault gives a renewal no id; the key's finds the line
+		log = b.Logger().With("id", req.Secret.InternalData["id"]).Info
+	} else {
+		text += " (request " + req.ID + ")"
+	}
+	log("refused", "reason", r.reason, "detail", detail, "operation", req.Operation, "path", req.Path, "request_id", req.ID)
 	if known.Status == http.StatusBadRequest {
 		return logical.ErrorResponse(text), nil // as data, so that an audit device hashes what the caller sent
 	}

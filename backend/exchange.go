@@ -319,11 +319,11 @@ func (b *engine) undo(ctx context.Context, s logical.Storage, t *openTarget, e *
 
 // leased makes the response. Its lease never outlives the key.
 func (b *engine) leased(ctx context.Context, s logical.Storage, o *order, e *entry, key target.Key) (*logical.Response, error) {
+	now := b.now()
 	l := lease{
 		ID: e.ID, Role: e.Role, Target: e.Target, Trust: e.Trust, Issuer: e.Issuer, Revocable: e.Revocable,
-		Handle: key.Handle, ExpiresAt: e.ExpiresAt, LastEnd: e.IssuedAt.Add(o.max),
+		Handle: key.Handle, ExpiresAt: e.ExpiresAt, LastEnd: now.Add(o.max),
 	}
-	now := b.now()
 	switch {
 	case ctx.Err() != nil: // Vault gives no lease to a caller who has left, so the key must not live
 		b.undo(context.WithoutCancel(ctx), s, o.target, e)

@@ -331,3 +331,26 @@ func TestEverythingAtOnce(t *testing.T) {
 		t.Errorf("the ledger has %d entries; want %d", len(entries), len(live))
 	}
 }
+
+func TestShortestLease(t *testing.T) {
+	w := newWorld(t)
+	w.write("roles/deploy", map[string]any{"ttl": "1s", "max_ttl": "1s"})
+	w.keys.OnRequest(func(string, lab.Stage) { w.clock.advance(10 * time.Millisecond) })
+	if resp := w.issue("deploy"); resp.Secret.TTL != time.Second {
+		t.Errorf("lease %v; want what was asked", resp.Secret.TTL)
+	}
+}
+
+// Vault gives a renewal no request id: nothing empty is shown for it, and the log has the key's.
+func TestRefusedRenewalIsFoundByItsKey(t *testing.T) {
+	w := newWorld(t)
+	resp := w.issue("deploy")
+	w.write("roles/deploy", map[string]any{"enabled": false})
+	_, err := w.lease(logical.RenewOperation, resp)
+	if err == nil || strings.Contains(err.Error(), "request") {
+		t.Errorf("got %v", err)
+	}
+	if id := resp.Data["id"].(string); !strings.Contains(w.logs.String(), "id="+id) {
+		t.Error("the log does not name the key")
+	}
+}
