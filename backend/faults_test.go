@@ -265,7 +265,7 @@ func TestKeyThatLostItsLease(t *testing.T) {
 	w.issue("deploy")
 	w.clock.advance(2 * time.Hour) // past the lease's end, before the key's own
 	w.settleAll()
-	w.clock.advance(61 * time.Minute)
+	w.clock.advance(66 * time.Minute) // past the hour of that end, wherever in it the end lies
 	w.write("sweep", nil)
 	w.wantSettled()
 }
