@@ -87,7 +87,7 @@ func newEngine(now func() time.Time) *engine {
 		[]*framework.Path{b.configPath()},
 		b.issuerNoun.paths(b), b.trustNoun.paths(b), b.targetNoun.paths(b), b.roleNoun.paths(b),
 		b.keysPaths(), b.credsPaths(),
-		[]*framework.Path{b.sweepPath()},
+		[]*framework.Path{b.explainPath(), b.sweepPath()},
 	)
 	return b
 }

@@ -70,7 +70,7 @@ func BenchmarkVerifyAndDecide(b *testing.B) {
 	req := &logical.Request{Storage: w.store}
 	b.ReportAllocs()
 	for b.Loop() {
-		if _, err := w.identify(b.Context(), req, r, token, expr.NewBudget()); err != nil {
+		if _, err := w.identify(b.Context(), req, r, token, nil, expr.NewBudget()); err != nil {
 			b.Fatal(err)
 		}
 	}

@@ -57,7 +57,7 @@ func (b *engine) issue(ctx context.Context, req *logical.Request, a ask) (*logic
 	if err != nil {
 		return nil, err
 	}
-	who, err := b.identify(ctx, req, r, a.token, budget)
+	who, err := b.identify(ctx, req, r, a.token, nil, budget)
 	if err != nil {
 		return nil, err
 	}
@@ -183,20 +183,26 @@ var leasePaths = regexp.MustCompile(`\A[A-Za-z0-9._@:~-]+(/[A-Za-z0-9._@:~-]+)*\
 
 const maxLeasePath = 256
 
-func checkLeasePath(r *role, who *subject, got string, budget *expr.Budget) error {
-	want := ""
-	if r.leasePath != nil {
-		value, err := r.leasePath.Eval(budget, who.Values())
-		if err != nil {
-			return refuse(reasonLeasePath, "lease_path: %v", err)
-		}
-		want = value.(string)
-		if !leasePaths.MatchString(want) || len(want) > maxLeasePath || slices.Contains(strings.Split(want, "/"), ".") || strings.Contains(want, "..") {
-			return refuse(reasonLeasePath, "lease_path yields what is no path of segments of letters, digits and ._@:~-")
-		}
+// wantedPath is what a request of this subject must carry after creds/<role>; "" without a lease_path.
+func (r *role) wantedPath(who *subject, budget *expr.Budget) (string, error) {
+	if r.leasePath == nil {
+		return "", nil
 	}
-	if got == want {
-		return nil
+	value, err := r.leasePath.Eval(budget, who.Values())
+	if err != nil {
+		return "", refuse(reasonLeasePath, "lease_path: %v", err)
+	}
+	path := value.(string)
+	if !leasePaths.MatchString(path) || len(path) > maxLeasePath || slices.Contains(strings.Split(path, "/"), ".") || strings.Contains(path, "..") {
+		return "", refuse(reasonLeasePath, "lease_path yields what is no path of segments of letters, digits and ._@:~-")
+	}
+	return path, nil
+}
+
+func checkLeasePath(r *role, who *subject, got string, budget *expr.Budget) error {
+	want, err := r.wantedPath(who, budget)
+	if err != nil || got == want {
+		return err
 	}
 	path := "creds/" + r.name
 	if want != "" {
@@ -214,7 +220,7 @@ func (t *openTarget) subjectToken(who *subject) (string, error) {
 	}
 	switch {
 	case who.token == nil:
-		return "", refuse(reasonNotForwardable, "the target wants the caller's token; the caller came by login")
+		return "", refuse(reasonNotForwardable, "the target wants the caller's token, and there is none")
 	case !slices.Contains(who.issuer.ForwardTo, t.Host()):
 		return "", refuse(reasonNotForwardable, "issuer %q does not list host %q in forward_to", who.issuer.name, t.Host())
 	case t.record.ProxyURL != "" && !slices.Contains(who.issuer.ForwardTo, hostOf(t.record.ProxyURL)):

@@ -6,7 +6,6 @@ package backend
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 
@@ -29,24 +28,32 @@ type subject struct {
 
 // identify verifies who asks and has the role's trust policies decide, in their order. With a token only policies of
 // token issuers are asked, without one only those of login issuers.
-func (b *engine) identify(ctx context.Context, req *logical.Request, r *role, token string, budget *expr.Budget) (*subject, error) {
+func (b *engine) identify(ctx context.Context, req *logical.Request, r *role, token string, trail *trail, budget *expr.Budget) (*subject, error) {
+	policies, err := b.policiesOf(ctx, req.Storage, r)
+	if err != nil {
+		return nil, err
+	}
+	if token == "" {
+		return b.identifyLogin(ctx, req, policies, trail, budget)
+	}
+	return b.identifyToken(ctx, req, r, policies, token, trail, budget)
+}
+
+func (b *engine) policiesOf(ctx context.Context, s logical.Storage, r *role) ([]*policy, error) {
 	policies := make([]*policy, len(r.Trust))
 	for i, name := range r.Trust {
 		var err error
-		if policies[i], err = b.policy(ctx, req.Storage, name); err != nil {
+		if policies[i], err = b.policy(ctx, s, name); err != nil {
 			return nil, err
 		}
 		if policies[i] == nil { // deleting what a role names was refused
 			return nil, storageError(fmt.Errorf("trust policy %q of role %q is missing", name, r.name))
 		}
 	}
-	if token == "" {
-		return b.identifyLogin(ctx, req, policies, budget)
-	}
-	return b.identifyToken(ctx, req, r, policies, token, budget)
+	return policies, nil
 }
 
-func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *role, policies []*policy, token string, budget *expr.Budget) (*subject, error) {
+func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *role, policies []*policy, token string, trail *trail, budget *expr.Budget) (*subject, error) {
 	conf, err := b.config(ctx, req.Storage)
 	if err != nil {
 		return nil, err
@@ -74,7 +81,7 @@ func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *rol
 	if who.Caller, _, err = b.caller(req, readsCaller); err != nil {
 		return nil, err
 	}
-	return who.decide(policies, budget)
+	return who.decide(policies, trail, budget)
 }
 
 func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*policy, claimed string) (*issuer, []*policy, error) {
@@ -99,7 +106,7 @@ func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*po
 }
 
 // identifyLogin asks the policies of login issuers, each with the alias that its own mount vouches for.
-func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, policies []*policy, budget *expr.Budget) (*subject, error) {
+func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, policies []*policy, trail *trail, budget *expr.Budget) (*subject, error) {
 	var (
 		caller trust.Caller
 		entity *logical.Entity
@@ -123,7 +130,7 @@ func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, polici
 		}
 		who, err := b.loginSubject(vouches, caller, entity)
 		if err == nil {
-			who, err = who.decide([]*policy{p}, budget)
+			who, err = who.decide([]*policy{p}, trail, budget)
 		}
 		if err == nil {
 			return who, nil
@@ -215,24 +222,32 @@ func (b *engine) entity(id string) (*logical.Entity, error) {
 	return entity, nil
 }
 
-// decide has policies judge the subject; the first that accepts it is recorded.
-func (who *subject) decide(policies []*policy, budget *expr.Budget) (*subject, error) {
+// decide has policies judge the subject; the first that accepts it is recorded. With a trail all of them are asked.
+func (who *subject) decide(policies []*policy, trail *trail, budget *expr.Budget) (*subject, error) {
+	trail.judges(who)
 	best := refuse(reasonDisabled, "every trust policy that could accept the subject is disabled")
 	for _, p := range policies {
 		if !p.Enabled {
+			trail.add(p, trust.Decision{Reason: reasonDisabled})
 			continue
 		}
 		d := p.compiled.Evaluate(who.Identity, budget)
-		if d.Allowed {
+		trail.add(p, d)
+		if d.Allowed && who.policy == nil {
 			who.policy = p
-			return who, nil
+		}
+		if who.policy != nil && trail == nil {
+			break
 		}
 		err := refuse(d.Reason, "trust policy %q: unmet: %v", p.name, d.Unmet())
-		if r := (*refusal)(nil); errors.As(best, &r) && (r.reason == reasonDisabled || r.reason == trust.Audience || d.Reason == trust.CallerMismatch) {
+		if before := asRefusal(best).reason; before == reasonDisabled || before == trust.Audience || d.Reason == trust.CallerMismatch {
 			best = err
 		}
 	}
-	return nil, best
+	if who.policy == nil {
+		return nil, best
+	}
+	return who, nil
 }
 
 // record returns the claims that are kept with the key: those that decisions read, so that they can be made again, and

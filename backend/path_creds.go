@@ -78,9 +78,13 @@ func (b *engine) writeCreds(ctx context.Context, req *logical.Request, d *framew
 	if given && token == "" {
 		return nil, badField("subject_token", "is empty; leave it out to use your Vault login")
 	}
-	// What wrote the file may have ended its one line; nothing else is taken off.
-	a.token = strings.TrimSuffix(strings.TrimSuffix(token, "\n"), "\r")
+	a.token = trimToken(token)
 	return b.issue(ctx, req, a)
+}
+
+// trimToken takes off the end of the one line of a file that a shell or an editor wrote, and nothing else.
+func trimToken(token string) string {
+	return strings.TrimSuffix(strings.TrimSuffix(token, "\n"), "\r")
 }
 
 func newAsk(d *framework.FieldData) ask {

@@ -1,0 +1,177 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"encoding/json"
+	"net/http"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
+)
+
+// trail keeps who was judged and what each policy said, for explain; a nil trail keeps nothing.
+type trail struct {
+	who    *subject
+	judged []judged
+}
+
+type judged struct {
+	policy *policy
+	trust.Decision
+}
+
+func (t *trail) judges(who *subject) {
+	if t != nil {
+		t.who = who
+	}
+}
+
+func (t *trail) add(p *policy, d trust.Decision) {
+	if t != nil {
+		t.judged = append(t.judged, judged{p, d})
+	}
+}
+
+// view is the trail as operators read it: every condition, whether it holds, and what it looked at.
+func (t *trail) view() []map[string]any {
+	all := []map[string]any{}
+	for _, j := range t.judged {
+		conditions := []map[string]any{}
+		for _, c := range j.Conditions {
+			conditions = append(conditions, map[string]any{"condition": c.Name, "holds": c.Holds, "saw": c.Saw, "why": c.Why})
+		}
+		all = append(all, map[string]any{
+			"trust": j.policy.name, "issuer": j.policy.Issuer, "accepted": j.Allowed, "reason": j.Reason, "conditions": conditions,
+		})
+	}
+	return all
+}
+
+func (b *engine) explainPath() *framework.Path {
+	return &framework.Path{
+		Pattern: "explain/(?P<role>[^/]+)$",
+		Fields: map[string]*framework.FieldSchema{
+			"role":          {Type: framework.TypeString, Required: true, Description: "Role to judge by."},
+			"subject_token": {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "A token to judge; it stays unused."},
+			"claims":        {Type: framework.TypeMap, Description: "Sample claims to judge in place of a token, as if issuer had vouched for them."},
+			"issuer":        {Type: framework.TypeString, Description: "Issuer of the sample claims."},
+		},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: &framework.PathOperation{
+				Callback: b.handle(b.explain), Summary: "Judge a token, sample claims or your own login, without side effects.",
+				DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: "explain", OperationSuffix: "decision"},
+			},
+		},
+		HelpSynopsis: "Judge a token, sample claims or your own login, and say why.",
+		HelpDescription: "Answers what creds/<role> would decide: accepted or the reason, every condition of every trust policy with what it saw, the ids that a policy should bind, the lease path and the parameters. " +
+			"Nothing is issued, written or used up. It shows what callers are not told, so it has an ACL of its own.",
+	}
+}
+
+func (b *engine) explain(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
+	defer cancel()
+	name := d.Get("role").(string)
+	r, err := b.role(ctx, req.Storage, name)
+	if err != nil {
+		return nil, err
+	}
+	if r == nil {
+		return nil, refuse(reasonUnknownRole, "there is no role %q", name)
+	}
+	trail, budget := &trail{}, expr.NewBudget()
+	answer := map[string]any{}
+	err = b.explained(ctx, req, d, r, trail, budget, answer)
+	answer["policies"] = trail.view()
+	answer["accepted"], answer["reason"], answer["detail"] = err == nil, "", ""
+	if err != nil {
+		refused := asRefusal(err)
+		if refused.reason == reasonBadRequest || reasons[refused.reason].Status >= http.StatusInternalServerError {
+			return nil, err // a fault of the request or of the engine is no verdict
+		}
+		answer["reason"], answer["detail"] = refused.reason, refused.detail
+	}
+	return &logical.Response{Data: answer}, nil
+}
+
+// explained goes the way of issue up to where the first thing would be written, and fills the answer on the way.
+func (b *engine) explained(ctx context.Context, req *logical.Request, d *framework.FieldData, r *role, trail *trail, budget *expr.Budget, answer map[string]any) error {
+	who, err := b.explainedSubject(ctx, req, d, r, trail, budget)
+	if who := trail.who; who != nil { // accepted or not
+		answer["issuer"], answer["subject"] = who.issuer.name, who.Subject
+		answer["ids"], _ = pick(who.Claims, defaultRecordClaims, maxRecorded)
+	}
+	if err != nil {
+		return err
+	}
+	answer["trust"] = who.policy.name
+	_, t, err := b.open(ctx, req.Storage, r.name)
+	if err != nil {
+		return err
+	}
+	path, err := r.wantedPath(who, budget)
+	if err != nil {
+		return err
+	}
+	answer["path"] = "creds/" + r.name
+	if path != "" {
+		answer["path"] = "creds/" + r.name + "/" + path
+	}
+	o, err := b.order(r, t, who, ask{role: r.name, path: path}, budget)
+	if err != nil {
+		return err
+	}
+	answer["target"], answer["parameters"], answer["ttl"] = r.Target, o.params, int(o.ttl/time.Second)
+	return nil
+}
+
+// explainedSubject verifies who asks, or takes sample claims for verified, and has the role's policies decide.
+func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *framework.FieldData, r *role, trail *trail, budget *expr.Budget) (*subject, error) {
+	token := d.Get("subject_token").(string)
+	claims, sample := d.GetOk("claims")
+	switch {
+	case sample && token != "":
+		return nil, badField("claims", "give a token or sample claims, not both")
+	case !sample && d.Get("issuer").(string) != "":
+		return nil, badField("issuer", "goes with claims; a token names its own")
+	case !sample:
+		return b.identify(ctx, req, r, trimToken(token), trail, budget)
+	}
+	vouches, err := b.issuer(ctx, req.Storage, d.Get("issuer").(string))
+	if err != nil {
+		return nil, err
+	}
+	if vouches == nil || vouches.verifier == nil {
+		return nil, badField("issuer", "name the issuer of the sample claims, one of type oidc")
+	}
+	// Through JSON, as a token's claims come: expressions and conditions see the same types.
+	raw, err := json.Marshal(claims)
+	if err != nil {
+		return nil, badField("claims", "want claims as a JSON object")
+	}
+	who := &subject{issuer: vouches, Identity: &trust.Identity{Kind: trust.Token, Claims: map[string]any{}, Now: b.now()}}
+	if err := decodeJSON(raw, &who.Claims); err != nil {
+		return nil, badField("claims", "want claims as a JSON object")
+	}
+	if who.Subject, _ = who.Claims["sub"].(string); who.Subject == "" {
+		return nil, badField("claims", "sub is missing")
+	}
+	if who.Caller, _, err = b.caller(req, true); err != nil {
+		return nil, err
+	}
+	policies, err := b.policiesOf(ctx, req.Storage, r)
+	if err != nil {
+		return nil, err
+	}
+	if _, policies, err = b.issuerOf(ctx, req.Storage, policies, vouches.Issuer); err != nil {
+		return nil, err
+	}
+	return who.decide(policies, trail, budget)
+}
