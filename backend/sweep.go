@@ -316,11 +316,14 @@ func (b *engine) sweepNow(ctx context.Context, req *logical.Request, _ *framewor
 	b.sweeps.Lock()
 	defer b.sweeps.Unlock()
 	done, faults := b.sweep(ctx, req.Storage, true)
-	pending, debt, oldest := 0, 0, b.now()
+	pending, inFlight, debt, oldest := 0, 0, 0, b.now()
 	err := b.ledger.eachOpen(ctx, req.Storage, func(e *entry) (bool, error) {
-		if e.State == stateDebt {
+		switch {
+		case e.State == stateDebt:
 			debt++
-		} else if !b.ledger.inFlight(e.rand()) {
+		case b.ledger.inFlight(e.rand()):
+			inFlight++
+		default:
 			pending++
 		}
 		if e.IssuedAt.Before(oldest) {
@@ -333,7 +336,7 @@ func (b *engine) sweepNow(ctx context.Context, req *logical.Request, _ *framewor
 	}
 	resp := &logical.Response{Data: map[string]any{
 		"settled": done.Settled, "revoked": done.Revoked, "expired": done.Expired,
-		"pending": pending, "debt": debt, "oldest_seconds": int(b.now().Sub(oldest) / time.Second),
+		"pending": pending, "in_flight": inFlight, "debt": debt, "oldest_seconds": int(b.now().Sub(oldest) / time.Second),
 	}}
 	if faults != nil {
 		b.Logger().Error("sweeping", "error", faults)

@@ -1,0 +1,73 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"os"
+	"strings"
+	"testing"
+)
+
+// pluginName is the plugin's name in the catalog, for tests that do not harm its process.
+const pluginName = "oidcexchange"
+
+// acceptance are the tests that share one Vault; each has a mount of its own. The longest come first.
+var acceptance = []struct {
+	name string
+	test func(*testing.T, *server)
+}{
+	{"LeftToVault", testLeftToVault},
+	{"Restarts", testRestarts},
+	{"Agent", testAgent},
+	{"CrashWhileIssuing", testCrashWhileIssuing},
+	{"CrashWhileRevoking", testCrashWhileRevoking},
+	{"KilledDuringCall", testKilledDuringCall},
+	{"TargetFaults", testTargetFaults},
+	{"ClientRepeats", testClientRepeats},
+	{"CallerLeaves", testCallerLeaves},
+	{"Debt", testDebt},
+	{"ForceWhileDown", testForceWhileDown},
+	{"DisableWhileDown", testDisableWhileDown},
+	{"DisableWithUnknownOutcome", testDisableWithUnknownOutcome},
+	{"KeyByLogin", testKeyByLogin},
+	{"KeyByToken", testKeyByToken},
+	{"RenewalExtendsKey", testRenewalExtendsKey},
+	{"RevokePrefix", testRevokePrefix},
+	{"EndOfLogin", testEndOfLogin},
+	{"Ledger", testLedger},
+	{"Refusals", testRefusals},
+	{"NuGet", testNuGet},
+	{"Concurrency", testConcurrency},
+	{"WrongTypes", testWrongTypes},
+	{"OddValues", testOddValues},
+	{"Null", testNull},
+	{"Queries", testQueries},
+	{"Names", testNames},
+	{"Verbs", testVerbs},
+	{"Records", testRecords},
+	{"Documented", testDocumented},
+}
+
+// TestAcceptance runs the plugin in a real Vault, against stand-ins for the other servers.
+func TestAcceptance(t *testing.T) {
+	bin := os.Getenv("VAULT_BIN")
+	if bin == "" {
+		t.Skip("VAULT_BIN is not set, so nothing was tested in a real Vault; `make test` finds or builds one and sets it")
+	}
+	for _, variable := range os.Environ() { // the developer's own Vault is none of ours
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "VAULT_") && name != "VAULT_BIN" {
+			t.Setenv(name, "")
+		}
+	}
+	s := startServer(t, bin, binaries{plain: buildPlugin(t, ""), faults: buildPlugin(t, "faults")})
+	t.Run("in one Vault", func(t *testing.T) {
+		for _, each := range acceptance {
+			t.Run(each.name, func(t *testing.T) {
+				t.Parallel()
+				each.test(t, s)
+			})
+		}
+	})
+	s.wantClean(t)
+}

@@ -1,0 +1,36 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// The binary tells its version, and what it is when a person starts it.
+func TestByHand(t *testing.T) {
+	binary := buildPlugin(t, "")
+	for _, flag := range []string{"-version", "--version"} {
+		out, err := exec.CommandContext(t.Context(), binary, flag).CombinedOutput()
+		if want := "vault-plugin-secrets-oidcexchange " + pluginVersion + "\n"; err != nil || string(out) != want {
+			t.Errorf("%s: %v, %q; want %q", flag, err, out, want)
+		}
+	}
+	for _, args := range [][]string{nil, {"-no-such-flag"}} {
+		cmd := exec.CommandContext(t.Context(), binary, args...)
+		cmd.Env = []string{}
+		out, err := cmd.CombinedOutput()
+		if err == nil || cmd.ProcessState.ExitCode() != 1 {
+			t.Errorf("%q: exit status %d; want 1", args, cmd.ProcessState.ExitCode())
+		}
+		want := "This binary is a plugin"
+		if args != nil {
+			want = "flag provided but not defined: -no-such-flag"
+		}
+		if text := string(out); !strings.Contains(text, want) || strings.Contains(text, "panic") || strings.Contains(text, "goroutine") {
+			t.Errorf("%q: %s", args, text)
+		}
+	}
+}
