@@ -296,30 +296,41 @@ func (b *engine) issued(ctx context.Context, s logical.Storage, t *openTarget, e
 		e.NotAfter = e.ExpiresAt
 		e.ID = hourOf(e.NotAfter) + "-" + e.rand()
 	}
-	err := b.ledger.file(ctx, s, e)
+	if err := b.ledger.file(ctx, s, e); err != nil {
+		b.undo(ctx, s, t, e, false)
+		return err
+	}
 	step("issued")
-	if err == nil {
-		err = b.ledger.settle(ctx, s, e.rand())
+	if err := b.ledger.settle(ctx, s, e.rand()); err != nil {
+		b.undo(ctx, s, t, e, true)
+		return err
 	}
-	if err != nil {
-		b.undo(ctx, s, t, e)
-	}
-	return err
+	return nil
 }
 
-// undo revokes a key that was made and cannot be delivered.
-func (b *engine) undo(ctx context.Context, s logical.Storage, t *openTarget, e *entry) {
+// undo revokes a key that was made and cannot be delivered. If that fails, what is open is left for the sweeper: the
+// intent, or a debt if the key was filed.
+func (b *engine) undo(ctx context.Context, s logical.Storage, t *openTarget, e *entry, filed bool) {
 	if !e.Revocable {
 		return // the ledger shows it until it expires
 	}
-	ctx, cancel := context.WithTimeout(ctx, cleanupTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
 	err := t.Revoke(ctx, e.Handle)
 	if err == nil {
 		err = b.ledger.dead(ctx, s, e)
 	}
-	if err != nil {
-		b.Logger().Error("a key that was not delivered stays for the sweeper", "id", e.ID, "target", e.Target, "error", err)
+	if err == nil {
+		return
+	}
+	b.Logger().Error("a key that was not delivered stays for the sweeper", "id", e.ID, "target", e.Target, "error", err)
+	if filed {
+		e.DebtSince, e.NextTry = b.now().UTC(), b.now().UTC()
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
+		defer cancel()
+		if err := b.ledger.owe(ctx, s, e); err != nil {
+			b.Logger().Error("recording a debt", "id", e.ID, "error", err)
+		}
 	}
 }
 
@@ -332,10 +343,10 @@ func (b *engine) leased(ctx context.Context, s logical.Storage, o *order, e *ent
 	}
 	switch {
 	case ctx.Err() != nil: // Vault gives no lease to a caller who has left, so the key must not live
-		b.undo(context.WithoutCancel(ctx), s, o.target, e)
+		b.undo(ctx, s, o.target, e, true)
 		return nil, refuse(reasonOutcomeUnknown, "the request ended before its key could be delivered")
 	case l.remaining(now) < time.Second: // Vault would take no time for its default
-		b.undo(context.WithoutCancel(ctx), s, o.target, e)
+		b.undo(ctx, s, o.target, e, true)
 		return nil, refuse(reasonTargetProtocol, "the key's expiry leaves no time for a lease")
 	}
 	data := map[string]any{

@@ -179,6 +179,29 @@ func TestIssueForACallerWhoLeft(t *testing.T) {
 	w.wantSettled()
 }
 
+// Nor may it when the target cannot revoke it at once.
+func TestIssueForACallerWhoLeftWhileTheTargetFails(t *testing.T) {
+	w := newWorld(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	w.keys.Fault("revoke", lab.Fault{Kind: lab.KindStatus, Status: 503, Count: 1})
+	w.store.set(func(op, key string) error {
+		if op == "delete" && strings.HasPrefix(key, openEntries) {
+			cancel() // after the key was filed
+		}
+		return nil
+	})
+	req := &logical.Request{ID: "r", Operation: logical.UpdateOperation, Path: "creds/deploy", Storage: w.store, Data: map[string]any{"subject_token": w.token(nil)}}
+	if reason, _ := reasonOf(w.HandleRequest(ctx, req)); reason != reasonOutcomeUnknown {
+		t.Errorf("refused for %q; want %s", reason, reasonOutcomeUnknown)
+	}
+	w.store.set(nil)
+	if len(w.keys.Live()) != 1 {
+		t.Fatal("the revocation did not fail")
+	}
+	w.settleAll()
+	w.wantSettled()
+}
+
 // Vault's core tries a failed revocation six times over some minutes and then gives the lease up: before that the ledger
 // must take the debt over, and not sooner.
 func TestRevokeWhileTheTargetIsDown(t *testing.T) {
