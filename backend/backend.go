@@ -43,11 +43,13 @@ type engine struct {
 	policies cache[*policy]
 	targets  cache[*openTarget]
 	roles    cache[*role]
+	blocks   cache[[]block]
 
 	issuerNoun noun[issuerRecord]
 	trustNoun  noun[trustRecord]
 	targetNoun noun[targetRecord]
 	roleNoun   noun[roleRecord]
+	blockNoun  noun[blockRecord]
 
 	ledger  ledger
 	replay  replay
@@ -69,7 +71,8 @@ func newEngine(now func() time.Time) *engine {
 	b := &engine{now: now}
 	b.replay.now = now
 	b.targets.dropped = func(t *openTarget) { t.Close() }
-	b.issuerNoun, b.trustNoun, b.targetNoun, b.roleNoun = b.newIssuerNoun(), b.newTrustNoun(), b.newTargetNoun(), b.newRoleNoun()
+	b.issuerNoun, b.trustNoun, b.targetNoun = b.newIssuerNoun(), b.newTrustNoun(), b.newTargetNoun()
+	b.roleNoun, b.blockNoun = b.newRoleNoun(), b.newBlockNoun()
 	b.Backend = &framework.Backend{
 		Help:           help,
 		BackendType:    logical.TypeLogical,
@@ -85,7 +88,7 @@ func newEngine(now func() time.Time) *engine {
 	}
 	b.Paths = framework.PathAppend(
 		[]*framework.Path{b.configPath()},
-		b.issuerNoun.paths(b), b.trustNoun.paths(b), b.targetNoun.paths(b), b.roleNoun.paths(b),
+		b.issuerNoun.paths(b), b.trustNoun.paths(b), b.targetNoun.paths(b), b.roleNoun.paths(b), b.blockNoun.paths(b),
 		b.keysPaths(), b.credsPaths(),
 		[]*framework.Path{b.explainPath(), b.sweepPath()},
 	)
@@ -180,6 +183,7 @@ func (b *engine) invalidate(_ context.Context, key string) {
 		}{
 			{b.issuerNoun.table.prefix, b.issuerNoun.changed}, {b.trustNoun.table.prefix, b.trustNoun.changed},
 			{b.targetNoun.table.prefix, b.targetNoun.changed}, {b.roleNoun.table.prefix, b.roleNoun.changed},
+			{b.blockNoun.table.prefix, b.blockNoun.changed},
 		} {
 			if name, ok := strings.CutPrefix(key, table.prefix); ok {
 				table.drop(name)
@@ -195,6 +199,7 @@ func (b *engine) configChanged() {
 	b.policies.clear()
 	b.targets.clear()
 	b.roles.clear()
+	b.blocks.clear()
 }
 
 // identityKind tells which kind of identity the subjects of an issuer have.

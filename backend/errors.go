@@ -20,6 +20,7 @@ import (
 const (
 	reasonBadRequest     = "bad_request"
 	reasonUnknownRole    = "unknown_role"
+	reasonBlocked        = "blocked"
 	reasonDisabled       = "disabled"
 	reasonTokenRequired  = "token_required"
 	reasonTokenInURL     = "token_in_url"
@@ -58,6 +59,7 @@ var reasons = map[string]reason{
 	reasonUnknownRole:          {http.StatusBadRequest, "name an existing role, see: vault list <mount>/roles"},
 	reasonLeasePath:            {http.StatusBadRequest, "request the path that the role's lease_path yields for you"},
 	reasonTokenRequired:        {http.StatusBadRequest, "the role trusts no login; present a token: vault write <mount>/creds/<role> subject_token=@file"},
+	reasonBlocked:              {http.StatusForbidden, "a block refuses you; ask the operators of this mount"},
 	reasonDisabled:             {http.StatusForbidden, "the role, or what it needs, is switched off; ask its operator"},
 	identity.TokenMalformed:    {http.StatusForbidden, "present one signed JWT in compact form, unchanged"},
 	identity.TokenType:         {http.StatusForbidden, "present an ID token, not a token of another type"},

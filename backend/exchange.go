@@ -61,7 +61,7 @@ func (b *engine) issue(ctx context.Context, req *logical.Request, a ask) (*logic
 	if err != nil {
 		return nil, err
 	}
-	o, err := b.order(r, t, who, a, budget)
+	o, err := b.order(ctx, req, r, t, who, a, budget)
 	if err != nil {
 		return nil, err
 	}
@@ -126,8 +126,15 @@ func (b *engine) open(ctx context.Context, s logical.Storage, name string) (*rol
 }
 
 // order works out what to ask the target for. It writes nothing and calls nobody.
-func (b *engine) order(r *role, t *openTarget, who *subject, a ask, budget *expr.Budget) (*order, error) {
+func (b *engine) order(ctx context.Context, req *logical.Request, r *role, t *openTarget, who *subject, a ask, budget *expr.Budget) (*order, error) {
 	o := &order{who: who, role: r, target: t, path: a.path}
+	asking := &entry{
+		Role: r.name, Target: r.Target, Trust: who.policy.name, Revision: who.policy.Revision, Issuer: who.issuer.name,
+		Subject: who.Subject, Entity: req.EntityID, JTI: who.jti, Claims: who.Claims, IssuedAt: b.now(),
+	}
+	if err := b.unblocked(ctx, req.Storage, asking, true); err != nil {
+		return nil, err
+	}
 	if err := checkLeasePath(r, who, a.path, budget); err != nil {
 		return nil, err
 	}

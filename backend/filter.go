@@ -12,10 +12,17 @@ import (
 
 // filter says which keys are meant; all conditions that are given must match. The zero filter matches every key.
 type filter struct {
-	texts          map[string]string // field -> exact value
-	claims         map[string]string // claim -> its value, a number or boolean as JSON writes it
-	revisionBefore int
-	before, after  time.Time // of issue
+	Role           string            `json:"role"`
+	Target         string            `json:"target"`
+	Trust          string            `json:"trust"`
+	Issuer         string            `json:"issuer"`
+	Subject        string            `json:"subject"`
+	Entity         string            `json:"entity"`
+	JTI            string            `json:"jti"`
+	Claim          map[string]string `json:"claim"` // claim -> its value, a number or boolean as JSON writes it
+	RevisionBefore int               `json:"revision_before"`
+	IssuedBefore   *time.Time        `json:"issued_before"`
+	IssuedAfter    *time.Time        `json:"issued_after"`
 }
 
 // verdict is what a filter says of a key.
@@ -29,16 +36,17 @@ const (
 
 // filterTexts are the fields that are compared as they are.
 var filterTexts = map[string]struct {
+	want func(*filter) string
 	of   func(*entry) string
 	help string
 }{
-	"role":    {func(e *entry) string { return e.Role }, "Keys of this role."},
-	"target":  {func(e *entry) string { return e.Target }, "Keys of this target."},
-	"trust":   {func(e *entry) string { return e.Trust }, "Keys issued under this trust policy."},
-	"issuer":  {func(e *entry) string { return e.Issuer }, "Keys of subjects of this issuer."},
-	"subject": {func(e *entry) string { return e.Subject }, "Keys of this subject."},
-	"entity":  {func(e *entry) string { return e.Entity }, "Keys that this Vault entity asked for."},
-	"jti":     {func(e *entry) string { return e.JTI }, "Keys issued for the token with this id."},
+	"role":    {func(f *filter) string { return f.Role }, func(e *entry) string { return e.Role }, "Keys of this role."},
+	"target":  {func(f *filter) string { return f.Target }, func(e *entry) string { return e.Target }, "Keys of this target."},
+	"trust":   {func(f *filter) string { return f.Trust }, func(e *entry) string { return e.Trust }, "Keys issued under this trust policy."},
+	"issuer":  {func(f *filter) string { return f.Issuer }, func(e *entry) string { return e.Issuer }, "Keys of subjects of this issuer."},
+	"subject": {func(f *filter) string { return f.Subject }, func(e *entry) string { return e.Subject }, "Keys of this subject."},
+	"entity":  {func(f *filter) string { return f.Entity }, func(e *entry) string { return e.Entity }, "Keys that this Vault entity asked for."},
+	"jti":     {func(f *filter) string { return f.JTI }, func(e *entry) string { return e.JTI }, "Keys issued for the token with this id."},
 }
 
 // filterFields adds the fields of a filter to a path's.
@@ -53,37 +61,42 @@ func filterFields(fields map[string]*framework.FieldSchema) map[string]*framewor
 	return fields
 }
 
-func parseFilter(d *framework.FieldData) (filter, error) {
-	f := filter{texts: map[string]string{}, claims: d.Get("claim").(map[string]string), revisionBefore: d.Get("revision_before").(int)}
+// parseFilter reads the filter of a request.
+func parseFilter(d *framework.FieldData) (*filter, error) {
 	for name := range filterTexts {
-		value, given := d.GetOk(name)
-		if given && value == "" {
-			return f, badField(name, "is empty; leave it out to match every key")
-		}
-		if given {
-			f.texts[name] = value.(string)
+		if value, given := d.Raw[name]; given && (value == "" || value == nil) {
+			return nil, badField(name, "is empty; leave it out to match every key")
 		}
 	}
-	f.before, _ = d.Get("issued_before").(time.Time)
-	f.after, _ = d.Get("issued_after").(time.Time)
-	return f, nil
+	f, err := overlay(filter{}, filter{}, d)
+	return &f, err
+}
+
+// empty reports whether the filter matches every key.
+func (f *filter) empty() bool {
+	for _, text := range filterTexts {
+		if text.want(f) != "" {
+			return false
+		}
+	}
+	return len(f.Claim) == 0 && f.RevisionBefore == 0 && f.IssuedBefore == nil && f.IssuedAfter == nil
 }
 
 // judge never guesses: a claim that was not recorded leaves a key unjudged, unless another condition rules it out.
-func (f filter) judge(e *entry) verdict {
-	for name, want := range f.texts {
-		if filterTexts[name].of(e) != want {
+func (f *filter) judge(e *entry) verdict {
+	for _, text := range filterTexts {
+		if want := text.want(f); want != "" && text.of(e) != want {
 			return unmatched
 		}
 	}
 	switch {
-	case f.revisionBefore > 0 && e.Revision >= f.revisionBefore,
-		!f.before.IsZero() && !e.IssuedAt.Before(f.before),
-		!f.after.IsZero() && !e.IssuedAt.After(f.after):
+	case f.RevisionBefore > 0 && e.Revision >= f.RevisionBefore,
+		f.IssuedBefore != nil && !e.IssuedAt.Before(*f.IssuedBefore),
+		f.IssuedAfter != nil && !e.IssuedAt.After(*f.IssuedAfter):
 		return unmatched
 	}
 	result := matched
-	for name, want := range f.claims {
+	for name, want := range f.Claim {
 		value, recorded := e.Claims[name]
 		if !recorded {
 			result = unjudged

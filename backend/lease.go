@@ -138,6 +138,9 @@ func (b *engine) renewed(ctx context.Context, req *logical.Request) (*logical.Re
 	if err := b.stillTrusted(ctx, req.Storage, r, e); err != nil {
 		return nil, err
 	}
+	if err := b.unblocked(ctx, req.Storage, e, false); err != nil {
+		return nil, err
+	}
 	// Vault applies the client's increment to what is returned here by itself, so it is MaxTTL that binds it.
 	issued := req.Secret.IssueTime
 	ttl, warnings, err := framework.CalculateTTL(b.System(), req.Secret.Increment, r.TTL.duration(), 0, r.MaxTTL.duration(), 0, issued)

@@ -103,6 +103,9 @@ func TestBadInputNamesItsField(t *testing.T) {
 		{"roles/deploy", map[string]any{"ttl": json.Number("1.5")}, "ttl"},
 		{"roles/deploy", map[string]any{"ttl": "1500ms"}, "ttl"},
 		{"roles/deploy", map[string]any{"ttl": json.Number("1e2")}, "ttl"},
+		{"blocks/b", map[string]any{"reason": "x"}, "subject"},
+		{"blocks/b", map[string]any{"subject": "s", "expires_at": "soon"}, "expires_at"},
+		{"blocks/b", map[string]any{"claim": "repository"}, "claim"},
 		{"config", map[string]any{"allow_private": "ten"}, "allow_private"},
 		{"config", map[string]any{"egress_hosts": "https://x"}, "egress_hosts"},
 		{"config", map[string]any{"instance": "UPPER"}, "instance"},
@@ -261,6 +264,7 @@ func TestStoredFormsLoad(t *testing.T) {
 	check("trust", func(raw []byte) (any, error) { return b.trustNoun.table.decode(raw) })
 	check("target", func(raw []byte) (any, error) { return b.targetNoun.table.decode(raw) })
 	check("role", func(raw []byte) (any, error) { return b.roleNoun.table.decode(raw) })
+	check("block", func(raw []byte) (any, error) { return b.blockNoun.table.decode(raw) })
 	check("entry", func(raw []byte) (any, error) { return openTable.decode(raw) })
 	check("use", func(raw []byte) (any, error) { return usedTable("2026010100").decode(raw) })
 }

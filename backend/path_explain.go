@@ -124,7 +124,7 @@ func (b *engine) explained(ctx context.Context, req *logical.Request, d *framewo
 	if path != "" {
 		answer["path"] = "creds/" + r.name + "/" + path
 	}
-	o, err := b.order(r, t, who, ask{role: r.name, path: path}, budget)
+	o, err := b.order(ctx, req, r, t, who, ask{role: r.name, path: path}, budget)
 	if err != nil {
 		return err
 	}

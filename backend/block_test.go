@@ -1,0 +1,62 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+func TestBlock(t *testing.T) {
+	for name, c := range map[string]struct {
+		block                    map[string]any
+		byToken, byLogin, renews string // reasons
+	}{
+		"repository":       {map[string]any{"claim": "repository=acme/widget"}, reasonBlocked, "", reasonBlocked},
+		"other repository": {map[string]any{"claim": "repository=acme/other"}, "", "", ""},
+		"subject":          {map[string]any{"issuer": "people", "subject": "alice"}, "", reasonBlocked, ""},
+		"issuer":           {map[string]any{"issuer": "github"}, reasonBlocked, "", reasonBlocked},
+		"entity":           {map[string]any{"entity": "entity-1"}, reasonBlocked, reasonBlocked, reasonBlocked},
+		"role":             {map[string]any{"role": "deploy"}, reasonBlocked, reasonBlocked, reasonBlocked},
+		"both must match":  {map[string]any{"role": "deploy", "subject": "nobody"}, "", "", ""},
+		"not recorded":     {map[string]any{"claim": "workflow_sha=x"}, "", "", reasonBlocked}, // what cannot be judged is not renewed
+		"has ended":        {map[string]any{"role": "deploy", "expires_at": "2020-01-01T00:00:00Z"}, "", "", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			resp := w.issue("deploy")
+			w.write("blocks/b", c.block)
+			if got, _ := reasonOf(w.exchange("deploy", w.token(nil))); got != c.byToken {
+				t.Errorf("by token: %q; want %q", got, c.byToken)
+			}
+			if got, _ := reasonOf(w.do(logical.ReadOperation, "creds/deploy", nil)); got != c.byLogin {
+				t.Errorf("by login: %q; want %q", got, c.byLogin)
+			}
+			if got, _ := reasonOf(w.lease(logical.RenewOperation, resp)); got != c.renews {
+				t.Errorf("renew: %q; want %q", got, c.renews)
+			}
+			w.revoke(resp) // a block never stops revocation
+			if _, err := w.do(logical.DeleteOperation, "blocks/b", nil); err != nil {
+				t.Fatal(err)
+			}
+			if got, _ := reasonOf(w.exchange("deploy", w.token(nil))); got != "" {
+				t.Errorf("after the block was deleted: %q", got)
+			}
+		})
+	}
+}
+
+func TestBlockEndsByItself(t *testing.T) {
+	w := newWorld(t)
+	w.write("blocks/b", map[string]any{"role": "deploy", "expires_at": w.clock.now().Add(time.Hour).Format(time.RFC3339)})
+	if got, _ := reasonOf(w.exchange("deploy", w.token(nil))); got != reasonBlocked {
+		t.Errorf("%q", got)
+	}
+	w.clock.advance(time.Hour)
+	if got, _ := reasonOf(w.exchange("deploy", w.token(nil))); got != "" {
+		t.Errorf("after its end: %q", got)
+	}
+}

@@ -1,0 +1,108 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// blockRecord refuses issue and renew to whom its filter matches.
+type blockRecord struct {
+	filter
+	Reason         string            `json:"reason"`
+	ExpiresAt      *time.Time        `json:"expires_at"`
+	Description    string            `json:"description"`
+	CustomMetadata map[string]string `json:"custom_metadata"`
+}
+
+// block is a block as the engine uses it.
+type block struct {
+	blockRecord
+	name string
+}
+
+// maxBlocks bounds what every issue has to look at.
+const maxBlocks = 1000
+
+var blockFields = described(filterFields(map[string]*framework.FieldSchema{
+	"reason":     {Type: framework.TypeString, Description: "Why, for other operators; callers are not told."},
+	"expires_at": {Type: framework.TypeTime, Description: "When the block ends by itself (RFC 3339); default never."},
+}))
+
+func (b *engine) newBlockNoun() noun[blockRecord] {
+	return noun[blockRecord]{
+		table: table[blockRecord]{prefix: "blocks/", defaults: func() blockRecord {
+			return blockRecord{filter: filter{Claim: map[string]string{}}, CustomMetadata: map[string]string{}}
+		}},
+		what:   "block",
+		suffix: "block",
+		plural: "blocks",
+		help: "A block refuses issue and renew to every subject that its filter matches, from the next request on; all conditions that are given must match. " +
+			"It ends no key: revoke those too. A renewal that a block cannot judge, because a claim was not recorded with the key, is refused.",
+		fields: blockFields,
+		check:  b.checkBlock,
+		clear:  func(field string) bool { return field == "reason" || field == "expires_at" || field == "description" },
+		remove: func(context.Context, logical.Storage, string, *blockRecord, *framework.FieldData) ([]string, bool, error) {
+			return nil, false, nil
+		},
+		changed: func(string) { b.blocks.clear() },
+	}
+}
+
+func (b *engine) checkBlock(ctx context.Context, s logical.Storage, _ string, record, old *blockRecord, _ *framework.FieldData) ([]string, error) {
+	if record.empty() {
+		return nil, badField("subject", "the filter is empty and would block everybody; give a condition, or switch roles off by enabled=false")
+	}
+	if old != nil {
+		return nil, nil
+	}
+	all, err := b.blockNoun.table.list(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if len(all) >= maxBlocks {
+		return nil, badField("name", "there are %d blocks, and no more are allowed; delete those that have ended", maxBlocks)
+	}
+	return nil, nil
+}
+
+// unblocked refuses what a block matches. certain means that e has all claims of its subject, so that one which is
+// missing does not match; of a key only some were recorded.
+func (b *engine) unblocked(ctx context.Context, s logical.Storage, e *entry, certain bool) error {
+	blocks, _, err := b.blocks.get("", func() ([]block, bool, error) { return b.loadBlocks(ctx, s) })
+	if err != nil {
+		return err
+	}
+	for i := range blocks {
+		if blocks[i].ExpiresAt != nil && !b.now().Before(*blocks[i].ExpiresAt) {
+			continue
+		}
+		if v := blocks[i].judge(e); v == matched || v == unjudged && !certain {
+			return refuse(reasonBlocked, "block %q", blocks[i].name)
+		}
+	}
+	return nil
+}
+
+func (b *engine) loadBlocks(ctx context.Context, s logical.Storage) ([]block, bool, error) {
+	names, err := b.blockNoun.table.list(ctx, s)
+	if err != nil {
+		return nil, false, err
+	}
+	blocks := []block{}
+	for _, name := range names {
+		record, err := b.blockNoun.table.get(ctx, s, name)
+		if err != nil {
+			return nil, false, err
+		}
+		if record != nil {
+			blocks = append(blocks, block{*record, name})
+		}
+	}
+	return blocks, true, nil
+}
