@@ -74,14 +74,32 @@ func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *rol
 	who := &subject{issuer: vouches, token: verified, raw: token, Identity: &trust.Identity{
 		Kind: trust.Token, Subject: verified.Subject, Claims: verified.Claims, Now: b.now(),
 	}}
-	if who.jti, _ = verified.Claims[vouches.JTIClaim].(string); len(who.jti) > maxJTI {
-		who.jti = "" // the token is known by its hash
+	if who.jti, err = tokenID(verified.Claims[vouches.JTIClaim]); err != nil {
+		return nil, err
 	}
 	readsCaller := r.readsCaller() || slices.ContainsFunc(policies, func(p *policy) bool { return p.compiled.ReadsCaller() })
 	if who.Caller, _, err = b.caller(req, readsCaller); err != nil {
 		return nil, err
 	}
 	return who.decide(policies, trail, budget)
+}
+
+// tokenID is the id that makes a token unique; "" if it has none. One that cannot be used must not be as good as none.
+func tokenID(claim any) (string, error) {
+	id := ""
+	switch claim := claim.(type) {
+	case nil:
+	case string:
+		id = claim
+	case json.Number:
+		id = claim.String()
+	default:
+		return "", refuse(identity.TokenMalformed, "the claim of jti_claim is neither text nor number")
+	}
+	if len(id) > maxJTI {
+		return "", refuse(identity.TokenMalformed, "the claim of jti_claim has more than %d bytes", maxJTI)
+	}
+	return id, nil
 }
 
 func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*policy, claimed string) (*issuer, []*policy, error) {

@@ -266,7 +266,7 @@ func TestStoredFormsLoad(t *testing.T) {
 	check("role", func(raw []byte) (any, error) { return b.roleNoun.table.decode(raw) })
 	check("block", func(raw []byte) (any, error) { return b.blockNoun.table.decode(raw) })
 	check("entry", func(raw []byte) (any, error) { return openTable.decode(raw) })
-	check("use", func(raw []byte) (any, error) { return usedTable("2026010100").decode(raw) })
+	check("use", func(raw []byte) (any, error) { return usedTable.decode(raw) })
 }
 
 // Help and OpenAPI are made from the schemas: each path has both, names are unique, and secrets are marked.

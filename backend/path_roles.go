@@ -164,6 +164,9 @@ func newRole(name string, r *roleRecord) (*role, error) {
 		if _, computed := r.ParametersFrom[param]; computed {
 			return nil, badField("allowed_parameters", "%q is set by parameters_from; a request may not set it", param)
 		}
+		if _, fixed := r.Parameters[param]; fixed {
+			return nil, badField("allowed_parameters", "%q is fixed by parameters; a request may not set it", param)
+		}
 	}
 	return made, nil
 }

@@ -14,8 +14,8 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// usedTokens are the records of tokens that were used: used/<hour>/<hash>, filed by the hour in which the token can
-// no longer be presented, so that forgetting them needs no scan.
+// usedTokens holds the records of tokens that were used, token/<hash>, and beside them hour/<hour>/<hash>, filed by the hour
+// in which the token can no longer be presented, so that forgetting them needs no scan.
 const usedTokens = "used/"
 
 // replay lets each token of a single-use issuer work once per cluster. Vault's storage has no compare-and-set, so this
@@ -27,11 +27,16 @@ type replay struct {
 
 // use is the record of a token that was used.
 type use struct {
-	RequestID string `json:"request_id"`
-	Resent    bool   `json:"resent"`
+	RequestID string    `json:"request_id"`
+	Resent    bool      `json:"resent"`
+	Until     time.Time `json:"until"` // the token's end
 }
 
-func usedTable(hour string) table[use] { return table[use]{prefix: usedTokens + hour + "/"} }
+var usedTable = table[use]{prefix: usedTokens + "token/"}
+
+func hourTable(hour string) table[struct{}] {
+	return table[struct{}]{prefix: usedTokens + "hour/" + hour + "/"}
+}
 
 // claim takes a subject's token for this request. release gives it back; it is called when the target has definitely
 // issued nothing.
@@ -40,16 +45,15 @@ func (r *replay) claim(ctx context.Context, req *logical.Request, who *subject) 
 		return func(context.Context) {}, nil
 	}
 	hash := who.tokenHash()
-	hour := hourOf(who.token.Expiry)
-	used, name := usedTable(hour), hex.EncodeToString(hash[:])
+	name := hex.EncodeToString(hash[:])
 	lock := &r.locks[int(hash[0])%len(r.locks)]
 	lock.Lock()
 	defer lock.Unlock()
-	before, err := used.get(ctx, req.Storage, name)
+	before, err := usedTable.get(ctx, req.Storage, name)
 	if err != nil {
 		return nil, err
 	}
-	now := &use{RequestID: req.ID}
+	now := &use{RequestID: req.ID, Until: who.token.Expiry}
 	if before != nil {
 		// Vault itself sends a request again, under the same id, when the plugin's process dies in it.
 		if req.ID == "" || before.RequestID != req.ID || before.Resent {
@@ -57,13 +61,20 @@ func (r *replay) claim(ctx context.Context, req *logical.Request, who *subject) 
 		}
 		now.Resent = true
 	}
-	if err := used.put(ctx, req.Storage, name, now); err != nil {
+	// The hour first: a record that is never forgotten would be one too many, an hour without a record is none.
+	if err := hourTable(hourOf(now.Until)).put(ctx, req.Storage, name, &struct{}{}); err != nil {
+		return nil, err
+	}
+	if err := usedTable.put(ctx, req.Storage, name, now); err != nil {
 		return nil, err
 	}
 	return func(ctx context.Context) {
+		if now.Resent {
+			return // what became of the first sending is not known
+		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 		defer cancel()
-		_ = used.delete(ctx, req.Storage, name) // kept, the token stays used: safe
+		_ = usedTable.delete(ctx, req.Storage, name) // kept, the token stays used: safe
 	}, nil
 }
 
@@ -84,7 +95,7 @@ func (who *subject) tokenHash() [sha256.Size]byte {
 
 // forget deletes at most limit records of tokens that can no longer be presented.
 func (r *replay) forget(ctx context.Context, s logical.Storage, limit int) error {
-	hours, err := s.List(ctx, usedTokens)
+	hours, err := s.List(ctx, usedTokens+"hour/")
 	if err != nil {
 		return storageError(err)
 	}
@@ -93,21 +104,34 @@ func (r *replay) forget(ctx context.Context, s logical.Storage, limit int) error
 		if !passed(hour, r.now()) {
 			continue
 		}
-		used := usedTable(hour)
-		all, err := used.list(ctx, s)
+		names, err := hourTable(hour).list(ctx, s)
 		if err != nil {
 			return err
 		}
-		for _, name := range all {
+		for _, name := range names {
 			if limit--; limit < 0 {
 				return nil
 			}
-			if err := used.delete(ctx, s, name); err != nil {
+			if err := r.forgetOne(ctx, s, hour, name); err != nil {
 				return err
 			}
 		}
 	}
 	return nil
+}
+
+// forgetOne forgets a token, unless another one with its id was used that lives longer.
+func (r *replay) forgetOne(ctx context.Context, s logical.Storage, hour, name string) error {
+	used, err := usedTable.get(ctx, s, name)
+	if err != nil {
+		return err
+	}
+	if used != nil && passed(hourOf(used.Until), r.now()) {
+		if err := usedTable.delete(ctx, s, name); err != nil {
+			return err
+		}
+	}
+	return hourTable(hour).delete(ctx, s, name)
 }
 
 // passed reports whether the whole hour, and a margin for the largest leeway of clocks, lies before now.

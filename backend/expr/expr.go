@@ -18,7 +18,6 @@ import (
 	"cel.dev/cel-go/common/env"
 	"cel.dev/cel-go/common/operators"
 	"cel.dev/cel-go/common/types"
-	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/ext"
 )
 
@@ -54,8 +53,8 @@ type Program struct {
 	reads   reads
 }
 
-// Compile checks src, which may use the named variables, CEL's standard functions and macros, the string and base64
-// extensions of cel-go, and lower(). The error says line and column of the first fault.
+// Compile checks src, which may use the named variables, CEL's standard functions and macros, base64.encode and decode,
+// and lower, trim, split, join, replace and substring. The error says line and column of the first fault.
 func Compile(src string, want Type, variables ...string) (*Program, error) {
 	if strings.TrimSpace(src) == "" {
 		return nil, errors.New("expression is empty")
@@ -83,7 +82,7 @@ func Compile(src string, want Type, variables ...string) (*Program, error) {
 	if !yields(ast.OutputType(), want) {
 		return nil, fmt.Errorf("yields %s; want %s", ast.OutputType(), want)
 	}
-	program, err := environment.Program(ast, cel.CostLimit(MaxCost), cel.EvalOptions(cel.OptOptimize, cel.OptTrackCost))
+	program, err := environment.Program(ast, cel.CostLimit(MaxCost), cel.CostTracking(meter{}), cel.EvalOptions(cel.OptOptimize, cel.OptTrackCost))
 	if err != nil {
 		return nil, fmt.Errorf("line 1: %v", err)
 	}
@@ -92,23 +91,18 @@ func Compile(src string, want Type, variables ...string) (*Program, error) {
 
 // standard is the environment that all expressions extend; CEL environments are immutable.
 var standard = sync.OnceValues(func() (*cel.Env, error) {
-	lower := func(v ref.Val) ref.Val { return types.String(strings.ToLower(string(v.(types.String)))) }
 	// The checker takes the result of x["k"] for a value of one type, yet to be found, and commits to the first
 	// conversion around it: string(x["k"]) would then fail for all but that type. As dyn it is judged when evaluated.
 	noIndex := env.NewLibrarySubset().AddExcludedFunctions(env.NewFunction(operators.Index))
-	return cel.NewCustomEnv(
+	return cel.NewCustomEnv(append(functions(),
 		cel.StdLib(cel.StdLibSubset(noIndex)),
 		cel.Function(operators.Index, cel.Overload("index_any", []*cel.Type{cel.DynType, cel.DynType}, cel.DynType)),
 		cel.ParserRecursionLimit(64),
 		cel.ParserExpressionSizeLimit(MaxSource),
 		cel.CrossTypeNumericComparisons(true),
 		cel.DefaultUTCTimeZone(true),
-		ext.Strings(ext.StringsVersion(5)),
 		ext.Encoders(),
-		cel.Function("lower",
-			cel.Overload("lower_string", []*cel.Type{cel.StringType}, cel.StringType, cel.UnaryBinding(lower)),
-			cel.MemberOverload("string_lower", []*cel.Type{cel.StringType}, cel.StringType, cel.UnaryBinding(lower))),
-	)
+	)...)
 })
 
 func yields(got *cel.Type, want Type) bool {
@@ -168,6 +162,9 @@ func (p *Program) cleaned(err error) error {
 	text := err.Error()
 	if key, found := strings.CutPrefix(text, "no such key: "); found && slices.Contains(p.reads.names, key) {
 		return fmt.Errorf("%q is missing", key)
+	}
+	if text == tooLarge {
+		return errTooLarge
 	}
 	if strings.Contains(text, "cost limit exceeded") {
 		return fmt.Errorf("costs more than %d units", MaxCost)

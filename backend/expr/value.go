@@ -55,7 +55,10 @@ func number(text string) any {
 		return u
 	}
 	f, err := strconv.ParseFloat(text, 64)
-	if err != nil || !strings.ContainsAny(text, ".eE") || math.Abs(f) >= 1<<53 {
+	if err != nil || !strings.ContainsAny(text, ".eE") || math.Abs(f) >= 1<<53 || len(text) > 32 {
+		return nil
+	}
+	if f == math.Trunc(f) { // a whole number must be written as one, or a rounded fraction is taken for it
 		return nil
 	}
 	return f

@@ -148,7 +148,7 @@ func checkEntra(u *url.URL) error {
 	}
 	tenant, _, _ := strings.Cut(strings.TrimLeft(u.Path, "/"), "/")
 	switch strings.ToLower(tenant) {
-	case "", "common", "organizations", "consumers":
+	case "", "common", "organizations", "consumers", "9188040d-6c67-4c5b-b112-36a304b66dad": // the tenant of all personal accounts
 		return errors.New("serves every Entra tenant; want the address of one, with its id")
 	}
 	return nil

@@ -168,6 +168,8 @@ func (v *Verifier) inTime(p payload, now time.Time) error {
 		return refuse(NotYetValid, "nbf lies in the future")
 	case !issued.Before(expiry):
 		return refuse(Lifetime, "exp is not after iat")
+	case p.nbf >= p.exp:
+		return refuse(Lifetime, "exp is not after nbf")
 	case now.Sub(issued) > v.cfg.MaxAge:
 		return refuse(TooOld, "iat is longer ago than max_age")
 	case expiry.Sub(issued) > v.cfg.MaxTokenLifetime:

@@ -4,6 +4,7 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/ed25519"
 	"crypto/elliptic"
@@ -13,6 +14,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"io"
 	"maps"
 	"slices"
 	"strings"
@@ -98,12 +100,41 @@ type keys struct {
 	skipped map[string]int // why entries are not used, and how many; our words
 }
 
+// members reads the members of a JSON object, and refuses one that has a name twice or in two spellings: which of them
+// counts would depend on who reads it.
+func members(body []byte) (map[string]json.RawMessage, error) {
+	d := json.NewDecoder(bytes.NewReader(body))
+	if open, err := d.Token(); err != nil || open != json.Delim('{') {
+		return nil, errors.New("not an object")
+	}
+	out, folded := map[string]json.RawMessage{}, map[string]bool{}
+	for d.More() {
+		var value json.RawMessage
+		name, err := d.Token()
+		if err != nil || d.Decode(&value) != nil {
+			return nil, errors.New("not an object")
+		}
+		text, _ := name.(string)
+		if folded[strings.ToLower(text)] {
+			return nil, errors.New("a name stands twice")
+		}
+		folded[strings.ToLower(text)], out[text] = true, value
+	}
+	if _, err := d.Token(); err != nil {
+		return nil, err
+	}
+	if _, err := d.Token(); !errors.Is(err, io.EOF) {
+		return nil, errors.New("trailing data")
+	}
+	return out, nil
+}
+
 // parseKeys reads a JWK set entry by entry: an entry that cannot be used is skipped and counted, so that one odd key does
 // not take the issuer down (RFC 7517 section 5). A set without any usable key is an error.
 func parseKeys(body []byte, maxKeys int) (*keys, error) {
-	var doc map[string]json.RawMessage // a map, because a struct would match "KEYS" too
 	var entries []json.RawMessage
-	if json.Unmarshal(body, &doc) != nil || json.Unmarshal(doc["keys"], &entries) != nil || entries == nil {
+	doc, err := members(body)
+	if err != nil || json.Unmarshal(doc["keys"], &entries) != nil || entries == nil {
 		return nil, errors.New("the answer is not a JWK set")
 	}
 	if len(entries) > maxKeys {

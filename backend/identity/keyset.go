@@ -164,6 +164,9 @@ func (s *keySet) retry(id string, now time.Time, waited bool) *flight {
 // remember notes that a fetch did not bring a key: asking for the same one again causes fetches ever more seldom. When the
 // memory is full the floor alone protects the issuer.
 func (s *keySet) remember(id string, now time.Time) {
+	if now.Before(s.misses[id].until) {
+		return // others waited for the same fetch: it is one miss, not many
+	}
 	if len(s.misses) >= maxMisses {
 		maps.DeleteFunc(s.misses, func(_ string, m miss) bool { return !now.Before(m.until) })
 	}

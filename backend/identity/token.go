@@ -248,11 +248,11 @@ func unixTime(v any) (int64, bool) {
 // isName wants 1 to 1024 bytes that can be seen.
 func isName(s string) bool { return s != "" && len(s) <= maxNameBytes && isPrintable(s) }
 
-// isPrintable refuses control and format characters (line ends, bidirectional overrides, zero-width marks), all spaces but
-// the ASCII one, and U+FFFD, into which other parsers turn what was not text.
+// isPrintable refuses control and format characters (line ends, bidirectional overrides, zero-width marks), what is
+// printed as nothing (fillers, variation selectors), all spaces but the ASCII one, and U+FFFD, into which other parsers turn what was not text.
 func isPrintable(s string) bool {
 	for _, r := range s {
-		if r == unicode.ReplacementChar || !unicode.IsPrint(r) {
+		if r == unicode.ReplacementChar || !unicode.IsPrint(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector) {
 			return false
 		}
 	}

@@ -131,7 +131,9 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 		}
 		return answer{status: resp.StatusCode, header: resp.Header, body: body}, nil
 	}
-	_, _ = io.CopyN(io.Discard, resp.Body, drainBytes) // the status has decided; this only keeps the connection
+	if resp.ContentLength >= 0 && resp.ContentLength <= drainBytes {
+		_, _ = io.Copy(io.Discard, resp.Body) // the status has decided; this only keeps the connection
+	}
 	e := &Error{Op: c.op, Status: resp.StatusCode}
 	switch {
 	case in(c.ok) || in(c.gone):

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"strings"
 	"time"
 )
 
@@ -106,18 +107,18 @@ func (k Key) check(now time.Time) string {
 		return fmt.Sprintf("the key is not printable ASCII of at most %d bytes", maxSecretBytes)
 	case k.Accessor != "" && !validAccessor(k.Accessor):
 		return accessorRule
-	case k.Accessor == k.Secret:
-		return "the accessor is the key itself"
+	case k.Accessor != "" && strings.Contains(k.Accessor, k.Secret):
+		return "the accessor holds the key itself"
 	case !k.Expiry.IsZero() && !k.Expiry.After(now):
 		return "the key has already expired"
 	}
 	return ""
 }
 
-var accessorRule = fmt.Sprintf("an accessor is not printable ASCII of 1 to %d bytes", maxAccessorBytes)
+var accessorRule = fmt.Sprintf("an accessor is not printable ASCII of 1 to %d bytes, or is a dot segment", maxAccessorBytes)
 
 func validAccessor(a string) bool {
-	return a != "" && len(a) <= maxAccessorBytes && printable(a)
+	return len(a) <= maxAccessorBytes && printable(a) && validSegment(a) // it becomes one, to end the key
 }
 
 // printable reports whether s is ASCII without control characters; spaces count as printable.

@@ -323,6 +323,9 @@ func (a *reading) expiry(member string, p *expr.Program, sent time.Time) time.Ti
 	value, ok := a.eval(member, p)
 	switch value := value.(type) {
 	case time.Time:
+		if value.IsZero() { // elsewhere that means that the key never ends
+			a.failf("%s: yields the year 1", member)
+		}
 		return value.UTC()
 	case time.Duration:
 		return sent.Add(value).UTC()

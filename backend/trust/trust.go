@@ -86,18 +86,16 @@ func (id *Identity) Values() map[string]any {
 
 // dropNull takes the members that are null out of v, which the caller owns: a null claim is as good as none, also for
 // a condition with !=.
-func dropNull(v any) {
+func dropNull(v any) (keep bool) {
 	switch v := v.(type) {
+	case nil:
+		return false
 	case map[string]any:
-		maps.DeleteFunc(v, func(_ string, member any) bool { return member == nil })
-		for _, member := range v {
-			dropNull(member)
-		}
-	case []any:
-		for _, element := range v {
-			dropNull(element)
-		}
+		maps.DeleteFunc(v, func(_ string, member any) bool { return !dropNull(member) })
+	case []any: // a list that has a null goes whole, for without it the others would change places
+		return !slices.ContainsFunc(v, func(element any) bool { return !dropNull(element) })
 	}
+	return true
 }
 
 // known keeps what has a value: an address that is not known must not satisfy a condition with !=.

@@ -184,7 +184,7 @@ func TestValues(t *testing.T) {
 				},
 			},
 			map[string]any{
-				"claims": map[string]any{"n": int64(7), "deep": map[string]any{"l": []any{nil, map[string]any{}}}},
+				"claims": map[string]any{"n": int64(7), "deep": map[string]any{}},
 				"now":    now,
 				"vault": map[string]any{
 					"entity": map[string]any{"id": "e", "name": "ci", "metadata": map[string]string{"a": "b"}},

@@ -1,0 +1,119 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package expr
+
+import (
+	"strings"
+
+	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/types"
+	"cel.dev/cel-go/common/types/ref"
+	"cel.dev/cel-go/common/types/traits"
+)
+
+// functions are those on texts that CEL's standard does not have. cel-go has extensions of the same names; they are not
+// used because they charge for a result after they have made it, and a few bytes of source can ask for gigabytes.
+func functions() []cel.EnvOption {
+	str, list, number := cel.StringType, cel.ListType(cel.StringType), cel.IntType
+	return []cel.EnvOption{
+		cel.Function("lower",
+			cel.Overload("lower_string", []*cel.Type{str}, str, cel.UnaryBinding(lower)),
+			cel.MemberOverload("string_lower", []*cel.Type{str}, str, cel.UnaryBinding(lower))),
+		cel.Function("trim", cel.MemberOverload("string_trim", []*cel.Type{str}, str, cel.UnaryBinding(trim))),
+		cel.Function("split", cel.MemberOverload("string_split", []*cel.Type{str, str}, list, cel.BinaryBinding(split))),
+		cel.Function("join", cel.MemberOverload("list_join", []*cel.Type{list, str}, str, cel.BinaryBinding(join))),
+		cel.Function("replace", cel.MemberOverload("string_replace", []*cel.Type{str, str, str}, str, cel.FunctionBinding(replace))),
+		cel.Function("substring",
+			cel.MemberOverload("string_substring_from", []*cel.Type{str, number}, str, cel.FunctionBinding(substring)),
+			cel.MemberOverload("string_substring", []*cel.Type{str, number, number}, str, cel.FunctionBinding(substring))),
+	}
+}
+
+func lower(v ref.Val) ref.Val { return types.String(strings.ToLower(string(v.(types.String)))) }
+
+func trim(v ref.Val) ref.Val { return types.String(strings.TrimSpace(string(v.(types.String)))) }
+
+func split(v, separator ref.Val) ref.Val {
+	return types.NewStringList(types.DefaultTypeAdapter, strings.Split(string(v.(types.String)), string(separator.(types.String))))
+}
+
+func join(v, separator ref.Val) ref.Val {
+	size := 0
+	var parts []string
+	for it := v.(traits.Lister).Iterator(); it.HasNext() == types.True; {
+		part, ok := it.Next().(types.String)
+		if !ok {
+			return types.NewErr("join: an element is no text")
+		}
+		if size += len(part) + len(separator.(types.String)); size > MaxOutput {
+			return types.NewErr(tooLarge)
+		}
+		parts = append(parts, string(part))
+	}
+	return types.String(strings.Join(parts, string(separator.(types.String))))
+}
+
+func replace(args ...ref.Val) ref.Val {
+	text, old, by := string(args[0].(types.String)), string(args[1].(types.String)), string(args[2].(types.String))
+	if n := strings.Count(text, old); len(text)+n*len(by) > MaxOutput {
+		return types.NewErr(tooLarge)
+	}
+	return types.String(strings.ReplaceAll(text, old, by))
+}
+
+// substring counts characters, as size() does.
+func substring(args ...ref.Val) ref.Val {
+	runes := []rune(string(args[0].(types.String)))
+	from, to := int64(args[1].(types.Int)), int64(len(runes))
+	if len(args) == 3 {
+		to = int64(args[2].(types.Int))
+	}
+	if from < 0 || to > int64(len(runes)) || from > to {
+		return types.NewErr("substring: out of range")
+	}
+	return types.String(runes[from:to])
+}
+
+const tooLarge = "a text is too large"
+
+// meter charges for what a call makes, in units of ten bytes: CEL's own tracker does not know the size of what is typed
+// only when it is evaluated.
+type meter struct{}
+
+// CallCost implements interpreter.ActualCostEstimator.
+func (meter) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint64 {
+	var size int
+	switch function {
+	case operators.Add:
+		if size = sizeOf(result); isList(result) {
+			size = min(sizeOf(args[0]), sizeOf(args[1])) // what a macro appends one by one is not copied
+		}
+	case "lower", "trim", "split", "join", "replace", "substring", "base64.encode", "base64.decode":
+		size = sizeOf(result)
+		for _, arg := range args {
+			size += sizeOf(arg)
+		}
+	default:
+		return nil
+	}
+	cost := uint64(1 + size/10)
+	return &cost
+}
+
+func isList(v ref.Val) bool { _, ok := v.(traits.Lister); return ok }
+
+func sizeOf(v ref.Val) int {
+	switch v := v.(type) {
+	case types.String:
+		return len(v)
+	case types.Bytes:
+		return len(v)
+	case traits.Lister:
+		if n, ok := v.Size().(types.Int); ok {
+			return int(n)
+		}
+	}
+	return 0
+}

@@ -1,0 +1,69 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package identity
+
+import (
+	"io"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Many callers that waited for one fetch must count as one miss: else one burst makes the engine deaf for ten minutes.
+func TestHostileBurstIsOneMiss(t *testing.T) {
+	v, i, c := fetching(t)
+	wantReason(t, v, fresh(i, c), "")
+	c.advance(time.Minute)
+	gate := make(chan struct{})
+	i.answer(func(w http.ResponseWriter, _ *http.Request) {
+		<-gate
+		_, _ = io.WriteString(w, jwks(firstKey()))
+	})
+	body := claims(i.URL, c.now())
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() { wantReason(t, v, unsigned("k2", body), UnknownKey) })
+	}
+	for i.hits("/keys") < 2 {
+		time.Sleep(time.Millisecond)
+	}
+	time.Sleep(100 * time.Millisecond)
+	close(gate)
+	wg.Wait()
+	if w := v.keys.misses["k2"].wait; w != 30*time.Second {
+		t.Errorf("after one fetch the miss waits %s, want the floor 30s", w)
+	}
+	i.set(func(i *fakeIssuer) { i.serve = nil; i.keys = jwks(secondKey()) })
+	c.advance(31 * time.Second)
+	wantReason(t, v, tokenBy(otherRSA(), "k2", claims(i.URL, c.now())), "")
+}
+
+func TestHostileNbfNotBeforeExp(t *testing.T) {
+	v, i, c := fetching(t)
+	n := c.now().Unix()
+	body := claims(i.URL, c.now()).with("iat", n-60).with("exp", n-10).with("nbf", n+20)
+	wantReason(t, v, token(body), Lifetime)
+}
+
+func TestHostileInvisibleSubject(t *testing.T) {
+	v, i, c := fetching(t)
+	for _, s := range []string{"admin\u3164", "admin\u115f", "ad\ufe0fmin", "ad\u034fmin", "ad\U000e0101min"} {
+		wantReason(t, v, token(claims(i.URL, c.now()).with("sub", s)), TokenMalformed)
+	}
+}
+
+func TestHostileEntraConsumersGUID(t *testing.T) {
+	_, err := New(Config{DiscoveryURL: "https://login.microsoftonline.com/9188040d-6c67-4c5b-b112-36a304b66dad/v2.0"})
+	if err == nil {
+		t.Error("the tenant of all personal accounts (consumers) is accepted")
+	}
+}
+
+func TestHostileJWKSTwice(t *testing.T) {
+	body := `{"keys":[` + string(firstKey()) + `],"keys":[` + string(secondKey()) + `]}`
+	if set, err := parseKeys([]byte(body), 100); err == nil {
+		t.Errorf("a set with keys twice is accepted: %v", set.named)
+	}
+}
