@@ -3,16 +3,16 @@ module github.com/oidcexchange/vault-plugin-secrets-oidcexchange
 go 1.26.0
 
 require (
-	cel.dev/cel-go v0.33.2
-	github.com/coreos/go-oidc/v3 v3.21.0
-	github.com/go-jose/go-jose/v4 v4.1.8
-	github.com/google/go-cmp v0.7.0
-	github.com/hashicorp/go-hclog v1.6.3
-	github.com/hashicorp/go-secure-stdlib/parseutil v0.2.0
-	github.com/hashicorp/vault/api v1.23.0
-	github.com/hashicorp/vault/sdk v0.25.1
-	go.yaml.in/yaml/v3 v3.0.6
-	golang.org/x/time v0.16.0
+	cel.dev/cel-go v0.33.2 // conditions, lease paths and profiles; the language of Kubernetes policies, bounded in cost (formerly github.com/google/cel-go)
+	github.com/coreos/go-oidc/v3 v3.21.0 // verification of tokens
+	github.com/go-jose/go-jose/v4 v4.1.8 // signatures and keys, under go-oidc
+	github.com/google/go-cmp v0.7.0 // tests only
+	github.com/hashicorp/go-hclog v1.6.3 // Vault's logger
+	github.com/hashicorp/go-secure-stdlib/parseutil v0.2.0 // durations as the sdk reads them
+	github.com/hashicorp/vault/api v1.23.0 // TLS between Vault and plugin, and the acceptance tests
+	github.com/hashicorp/vault/sdk v0.25.1 // the engine framework
+	go.yaml.in/yaml/v3 v3.0.6 // profiles, with line numbers
+	golang.org/x/time v0.16.0 // the limiter's rate
 )
 
 require (

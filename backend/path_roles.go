@@ -48,9 +48,9 @@ const (
 var roleFields = described(map[string]*framework.FieldSchema{
 	"trust":              {Type: framework.TypeCommaStringSlice, Description: "Trust policies; the first that accepts the caller decides."},
 	"target":             {Type: framework.TypeString, Description: "Target that issues the keys; it must list the role in allowed_roles."},
-	"parameters":         {Type: framework.TypeMap, Description: "What to ask the target for, fixed."},
+	"parameters":         {Type: framework.TypeMap, Description: "What to ask the target for: fixed, or a default for what allowed_parameters names too."},
 	"parameters_from":    {Type: framework.TypeKVPairs, Description: "Parameter -> CEL expression over claims, vault and now that yields its value."},
-	"allowed_parameters": {Type: framework.TypeCommaStringSlice, Description: "Parameters that a request may set (default none)."},
+	"allowed_parameters": {Type: framework.TypeCommaStringSlice, Description: "Parameters that a request may set (default none), in place of the value in parameters if that has one."},
 	"ttl":                {Type: framework.TypeDurationSecond, Description: "Lease of a key; default the mount's."},
 	"max_ttl":            {Type: framework.TypeDurationSecond, Description: "Longest lease of a key, renewals included; default the mount's."},
 	"lease_path":         {Type: framework.TypeString, Description: "CEL expression that yields the path which a request must carry after creds/<role>, and so the lease's prefix."},
@@ -163,9 +163,6 @@ func newRole(name string, r *roleRecord) (*role, error) {
 	for _, param := range r.AllowedParameters {
 		if _, computed := r.ParametersFrom[param]; computed {
 			return nil, badField("allowed_parameters", "%q is set by parameters_from; a request may not set it", param)
-		}
-		if _, fixed := r.Parameters[param]; fixed {
-			return nil, badField("allowed_parameters", "%q is fixed by parameters; a request may not set it", param)
 		}
 	}
 	return made, nil
