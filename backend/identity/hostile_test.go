@@ -4,40 +4,23 @@
 package identity
 
 import (
-	"io"
-	"net/http"
-	"sync"
 	"testing"
 	"time"
 )
 
 // Many callers that waited for one fetch must count as one miss: else one burst makes the engine deaf for ten minutes.
 func TestHostileBurstIsOneMiss(t *testing.T) {
-	v, i, c := fetching(t)
-	wantReason(t, v, fresh(i, c), "")
-	c.advance(time.Minute)
-	gate := make(chan struct{})
-	i.answer(func(w http.ResponseWriter, _ *http.Request) {
-		<-gate
-		_, _ = io.WriteString(w, jwks(firstKey()))
-	})
-	body := claims(i.URL, c.now())
-	var wg sync.WaitGroup
+	s, now := &keySet{floor: 30 * time.Second, maxAge: 10 * time.Minute}, time.Now()
 	for range 8 {
-		wg.Go(func() { wantReason(t, v, unsigned("k2", body), UnknownKey) })
+		s.remember("k2", now)
 	}
-	for i.hits("/keys") < 2 {
-		time.Sleep(time.Millisecond)
+	if got := s.misses["k2"].wait; got != 30*time.Second {
+		t.Errorf("after one fetch the miss waits %s, want the floor 30s", got)
 	}
-	time.Sleep(100 * time.Millisecond)
-	close(gate)
-	wg.Wait()
-	if w := v.keys.misses["k2"].wait; w != 30*time.Second {
-		t.Errorf("after one fetch the miss waits %s, want the floor 30s", w)
+	s.remember("k2", now.Add(30*time.Second))
+	if got := s.misses["k2"].wait; got != time.Minute {
+		t.Errorf("after the next fetch it waits %s, want a minute", got)
 	}
-	i.set(func(i *fakeIssuer) { i.serve = nil; i.keys = jwks(secondKey()) })
-	c.advance(31 * time.Second)
-	wantReason(t, v, tokenBy(otherRSA(), "k2", claims(i.URL, c.now())), "")
 }
 
 func TestHostileNbfNotBeforeExp(t *testing.T) {
