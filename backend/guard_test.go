@@ -152,7 +152,7 @@ func TestUsedTokenStaysUsed(t *testing.T) {
 // name is a parameter.
 func TestLeasePathIsOfTheRequestsPathAlone(t *testing.T) {
 	w := newWorld(t)
-	w.write("targets/acme", map[string]any{"profile": strings.Replace(acme, "params:\n", "params:\n  path: {}\n", 1), "credential": "token=" + adminToken})
+	w.write("targets/acme", map[string]any{"profile": w.profile("  project: {", "  path: {}\n  project: {"), "credential": "token=" + adminToken})
 	w.write("roles/deploy", map[string]any{"lease_path": "vault.alias.name", "allowed_parameters": "path"})
 	if reason, _ := reasonOf(w.do(logical.ReadOperation, "creds/deploy", map[string]any{"path": "alice"})); reason != reasonLeasePath {
 		t.Errorf("creds/deploy?path=alice: %q; want %s", reason, reasonLeasePath)

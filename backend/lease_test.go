@@ -65,7 +65,7 @@ func (w *world) extended(resp *logical.Response, issued time.Time, increment tim
 func TestIncrementNeverOutlivesTheKey(t *testing.T) {
 	w := newWorld(t)
 	issued := w.clock.now()
-	short := strings.ReplaceAll(acme, `"expires_at": not_after}`, `"expires_at": timestamp(int(not_after) - 7200)}`) // 5 minutes
+	short := w.profile(`"expires_at": not_after}`, `"expires_at": timestamp(int(not_after) - 7200)}`) // 5 minutes
 	w.write("targets/acme", map[string]any{"profile": short, "credential": "token=" + adminToken})
 	resp := w.issue("deploy")
 	left := w.keys.Live()[0].ExpiresAt.Sub(w.clock.now())
@@ -190,7 +190,7 @@ func TestIssueForACallerWhoLeavesLate(t *testing.T) {
 
 func TestRevokeDuringARenewal(t *testing.T) {
 	w := newWorld(t)
-	short := strings.Replace(acme, `"expires_at": not_after}`, `"expires_at": timestamp(int(not_after) - 7200)}`, 1)
+	short := w.profile(`"expires_at": not_after}`, `"expires_at": timestamp(int(not_after) - 7200)}`)
 	w.write("targets/acme", map[string]any{"profile": short, "credential": "token=" + adminToken})
 	resp := w.issue("deploy")
 	w.keys.OnRequest(func(op string, stage lab.Stage) {

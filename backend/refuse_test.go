@@ -237,9 +237,9 @@ func TestRenewAsksAgain(t *testing.T) {
 // key has.
 func TestRenewExtendsTheKey(t *testing.T) {
 	w := newWorld(t)
-	short := strings.Replace(acme, `"expires_at": not_after}'
+	short := w.profile(`"expires_at": not_after}'
   ok: [201]`, `"expires_at": timestamp(int(not_after) - 7200)}'
-  ok: [201]`, 1)
+  ok: [201]`)
 	w.write("targets/acme", map[string]any{"profile": short, "credential": "token=" + adminToken})
 	resp := w.issue("deploy")
 	if got := resp.Secret.TTL; got > 5*time.Minute || got < 4*time.Minute {

@@ -36,7 +36,7 @@ func TestDeletedTargetDoesNotComeBackByItself(t *testing.T) {
 // withBeta adds a second target, with a role of the same name, whose keys do not end by themselves.
 func (w *world) withBeta() *world {
 	w.t.Helper()
-	endless := strings.Replace(acme, `"expires_at": not_after}`, `"expires_at": "2099-01-01T00:00:00Z"}`, 1)
+	endless := w.profile(`"expires_at": not_after}`, `"expires_at": "2099-01-01T00:00:00Z"}`)
 	w.write("targets/beta", map[string]any{"driver": "http", "url": w.keysURL, "profile": endless, "ca_pem": w.ca, "credential": "token=" + adminToken, "allowed_roles": "*"})
 	w.write("roles/beta", map[string]any{"trust": "main", "target": "beta", "parameters": "project=beta", "max_ttl": "2h"})
 	return w

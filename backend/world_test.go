@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -59,40 +60,25 @@ type world struct {
 const (
 	audience   = "https://vault.example"
 	adminToken = "canary-admin-token"
-	acme       = `
-name: acme
-params:
-  project: {required: true, pattern: "[a-z0-9-]{1,40}"}
-  scopes:  {type: list, default: [read]}
-credential: [token]
-header: {name: X-Acme-Key, value: key.secret}
-exchange:
-  method: POST
-  path: '["v1", "projects", params.project, "keys"]'
-  headers: {Authorization: '"Bearer " + credential.token'}
-  json: '{"name": name, "scopes": params.scopes, "expires_at": not_after}'
-  ok: [201]
-  key: {secret: response.json.secret, accessor: string(response.json.id), expires: timestamp(response.json.expires_at)}
-renew:
-  method: PATCH
-  path: '["v1", "projects", params.project, "keys", accessor]'
-  json: '{"expires_at": not_after}'
-  ok: [200]
-  expires: timestamp(response.json.expires_at)
-revoke:
-  method: DELETE
-  path: '["v1", "projects", params.project, "keys", accessor]'
-  ok: [204]
-  gone: [404]
-find:
-  method: GET
-  path: '["v1", "projects", params.project, "keys"]'
-  query: {name: name}
-  ok: [200]
-  found: 'response.json.keys.filter(k, k.name == name).map(k, string(k.id))'
-check: {method: GET, path: '["v1", "whoami"]', ok: [200]}
-`
 )
+
+// acme is the example profile that is shipped, so that what users start from is what the tests run.
+var acme = func() string {
+	text, err := os.ReadFile("../bootstrap/targets/acme.yaml")
+	if err != nil {
+		panic(err)
+	}
+	return string(text)
+}()
+
+// profile returns acme with one text replaced by another, everywhere.
+func (w *world) profile(old, by string) string {
+	w.t.Helper()
+	if !strings.Contains(acme, old) {
+		w.t.Fatalf("the profile has no %q", old)
+	}
+	return strings.ReplaceAll(acme, old, by)
+}
 
 // newWorld makes an engine with issuer github, trust policy main, targets acme and nuget, and roles deploy and publish.
 func newWorld(t testing.TB) *world {
