@@ -107,6 +107,10 @@ func TestBadInputNamesItsField(t *testing.T) {
 		{"blocks/b", map[string]any{"subject": "s", "expires_at": "soon"}, "expires_at"},
 		{"blocks/b", map[string]any{"claim": "repository"}, "claim"},
 		{"config", map[string]any{"allow_private": "ten"}, "allow_private"},
+		{"config", map[string]any{"egress_hosts": nil}, "egress_hosts"}, // the default would allow every public host
+		{"roles/deploy", map[string]any{"custom_metadata": map[string]any{"a": strings.Repeat("x", maxText)}}, "custom_metadata"},
+		{"roles/deploy", map[string]any{"description": strings.Repeat("x", maxText)}, "description"},
+		{"targets/acme", map[string]any{"allowed_roles": []any{strings.Repeat("x", maxText)}}, "allowed_roles"},
 		{"config", map[string]any{"egress_hosts": "https://x"}, "egress_hosts"},
 		{"config", map[string]any{"instance": "UPPER"}, "instance"},
 		{"config", map[string]any{"max_token_bytes": 1}, "max_token_bytes"},

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
@@ -120,4 +121,21 @@ func TestKeyThatWasNeverAnsweredWith(t *testing.T) {
 	w.restart()
 	w.settleAll()
 	w.wantSettled(delivered)
+}
+
+// Vault holds a lock of its core during a tick, so a tick leaves a sweep that is running to itself.
+func TestTickDoesNotWaitForASweep(t *testing.T) {
+	w := newWorld(t)
+	w.sweeps.Lock()
+	defer w.sweeps.Unlock()
+	done := make(chan error, 1)
+	go func() { done <- w.tick(t.Context(), &logical.Request{Storage: w.store}) }()
+	select {
+	case err := <-done:
+		if err != nil {
+			t.Error(err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Error("the tick waits")
+	}
 }
