@@ -8,7 +8,7 @@ TESTARGS    ?=
 PACKAGE     := github.com/oidcexchange/$(PLUGIN_NAME)
 STATICCHECK := go tool -modfile=scripts/tools/go.mod staticcheck
 
-.PHONY: default dev vault demo test unit fuzz bench lint fmt cover run configure clean need-go need-cc
+.PHONY: default dev vault demo test unit fuzz bench lint fmt cover reference run configure clean need-go need-cc
 
 default: dev
 
@@ -53,6 +53,10 @@ fmt: need-go
 # Coverage of each package by its own tests.
 cover: need-go
 	go test -count=1 -cover $(TESTARGS) ./...
+
+# The README's reference, from the path schemas and the table of reasons.
+reference: need-go
+	go test ./backend -run TestReference -update
 
 # A dev Vault with the plugin mounted, until interrupted.
 run: dev

@@ -27,7 +27,7 @@ func BenchmarkIssue(b *testing.B) {
 		b.ReportAllocs()
 		for i := 0; b.Loop(); i++ {
 			e.Name, e.NotAfter = "bench-"+strconv.Itoa(i), w.clock.now().AddDate(0, 0, 1)
-			if _, err := t.Exchange(b.Context(), o.request(e)); err != nil {
+			if _, err := t.Exchange(b.Context(), o.request(e, "")); err != nil {
 				b.Fatal(err)
 			}
 		}

@@ -80,7 +80,7 @@ var reasons = map[string]reason{
 	reasonNoAlias:              {http.StatusForbidden, "log in through the auth mount that the role's issuer names"},
 	reasonNotRevocable:         {http.StatusForbidden, "the role demands keys that can be revoked, and its target cannot revoke"},
 	reasonRoleNotAllowed:       {http.StatusForbidden, "the target does not list the role in allowed_roles; ask its operator"},
-	reasonNotForwardable:       {http.StatusForbidden, "the target wants the caller's token, and the token's issuer or audience does not allow that; ask its operator"},
+	reasonNotForwardable:       {http.StatusForbidden, "the token that the target wants may not be sent there, or cannot be had; ask its operator"},
 	reasonEgress:               {http.StatusForbidden, "the engine may not connect there; ask its operator to look at config's egress rules"},
 	reasonTrustChanged:         {http.StatusForbidden, "what the key was issued under no longer holds; request a new key"},
 	reasonTargetDenied:         {http.StatusUnprocessableEntity, "the target refused; its operator finds the status in Vault's log"},

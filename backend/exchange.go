@@ -40,7 +40,6 @@ type order struct {
 	role     *role
 	target   *openTarget
 	params   map[string]any
-	token    string // to present to the target
 	path     string // lease path
 	ttl, max time.Duration
 	warnings []string
@@ -87,7 +86,11 @@ func (b *engine) issue(ctx context.Context, req *logical.Request, a ask) (*logic
 	if _, _, err := b.open(ctx, req.Storage, a.role); err != nil {
 		return nil, b.failed(ctx, req.Storage, e, release, err)
 	}
-	key, err := t.Exchange(ctx, o.request(e))
+	token, err := b.present(ctx, o)
+	if err != nil {
+		return nil, b.failed(ctx, req.Storage, e, release, err)
+	}
+	key, err := t.Exchange(ctx, o.request(e, token))
 	step("exchanged")
 	if err != nil {
 		return nil, b.failed(ctx, req.Storage, e, release, err)
@@ -145,7 +148,7 @@ func (b *engine) order(ctx context.Context, req *logical.Request, r *role, t *op
 	if o.params, err = t.Params(params); err != nil {
 		return nil, &refusal{reason: reasonParameter, text: err.Error(), detail: err.Error()}
 	}
-	if o.token, err = t.subjectToken(who); err != nil {
+	if err := t.forwardable(who); err != nil {
 		return nil, err
 	}
 	o.max = b.System().MaxLeaseTTL()
@@ -219,24 +222,35 @@ func checkLeasePath(r *role, who *subject, got string, budget *expr.Budget) erro
 	return &refusal{reason: reasonLeasePath, text: text, detail: "the request carries another path than the role's lease_path yields"}
 }
 
-// subjectToken returns what to present to the target. A caller's token is forwarded only to a host that its issuer's
-// entry names, and only if it was made for that host: whoever writes targets cannot collect tokens.
-func (t *openTarget) subjectToken(who *subject) (string, error) {
+// forwardable refuses to send a caller's token to a host that its issuer's entry does not name, or that it was not made
+// for: whoever writes targets cannot collect tokens.
+func (t *openTarget) forwardable(who *subject) error {
 	if t.Source() != target.SourceRequest {
-		return "", nil
+		return nil
 	}
 	switch {
 	case who.token == nil:
-		return "", refuse(reasonNotForwardable, "the target wants the caller's token, and there is none")
+		return refuse(reasonNotForwardable, "the target wants the caller's token, and there is none")
 	case !slices.Contains(who.issuer.ForwardTo, t.Host()):
-		return "", refuse(reasonNotForwardable, "issuer %q does not list host %q in forward_to", who.issuer.name, t.Host())
+		return refuse(reasonNotForwardable, "issuer %q does not list host %q in forward_to", who.issuer.name, t.Host())
 	case t.record.ProxyURL != "" && !slices.Contains(who.issuer.ForwardTo, hostOf(t.record.ProxyURL)):
 		// A proxy with a CA of its own choosing reads what passes.
-		return "", refuse(reasonNotForwardable, "issuer %q does not list the target's proxy in forward_to", who.issuer.name)
+		return refuse(reasonNotForwardable, "issuer %q does not list the target's proxy in forward_to", who.issuer.name)
 	case len(who.token.Audience) != 1 || who.token.Audience[0] != t.Audience():
-		return "", refuse(reasonNotForwardable, "the token's audience is not exactly the target's audience")
+		return refuse(reasonNotForwardable, "the token's audience is not exactly the target's audience")
 	}
-	return who.raw, nil
+	return nil
+}
+
+// present returns the token to present to the target. Nothing was sent there yet: an error means that no key was made.
+func (b *engine) present(_ context.Context, o *order) (string, error) {
+	switch o.target.Source() {
+	case target.SourceNone:
+		return "", nil
+	case target.SourceRequest:
+		return o.who.raw, nil
+	}
+	return "", refuse(reasonInternal, "no such source of subject tokens")
 }
 
 // intent is the ledger's entry for the key that is about to be asked for.
@@ -262,14 +276,14 @@ func (b *engine) intent(ctx context.Context, req *logical.Request, o *order) (*e
 	return e, nil
 }
 
-func (o *order) request(e *entry) target.Request {
+func (o *order) request(e *entry, token string) target.Request {
 	subject := map[string]any{"issuer": o.who.issuer.Issuer, "subject": o.who.Subject}
 	for _, name := range o.target.SubjectClaims() {
 		if value, ok := o.who.Claims[name]; ok {
 			subject[name] = value
 		}
 	}
-	return target.Request{Name: e.Name, Params: o.params, Subject: subject, SubjectToken: o.token, NotAfter: e.NotAfter, TTL: o.ttl}
+	return target.Request{Name: e.Name, Params: o.params, Subject: subject, SubjectToken: token, NotAfter: e.NotAfter, TTL: o.ttl}
 }
 
 // failed ends an exchange that yielded no key. If the target may have made one all the same, the intent stays for the

@@ -22,7 +22,7 @@ type Request struct {
 	Name         string         // the key's name at the target, where it has names; unique, chosen by the caller
 	Params       map[string]any // as Target.Params returned them
 	Subject      map[string]any // issuer, subject and claims; only what SubjectClaims names is looked at
-	SubjectToken string         // required with SourceRequest
+	SubjectToken string         // required unless the source is SourceNone
 	NotAfter     time.Time      // the latest end that the key may have; zero = not given
 	TTL          time.Duration  // the lifetime asked for; 0 = not given
 }

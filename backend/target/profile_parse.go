@@ -40,7 +40,7 @@ var (
 )
 
 // sources are the values of subject_token_source that this package knows.
-var sources = []string{SourceNone, SourceRequest}
+var sources = []string{SourceNone, SourceRequest, SourceSelf, SourceFile, SourceClientCredentials, SourceSVID}
 
 var (
 	profileName = regexp.MustCompile(`\A[a-z0-9][a-z0-9-]{0,63}\z`)

@@ -73,7 +73,7 @@ func TestProfileFaults(t *testing.T) {
 		"no name":         {"name: acme\n", "", "line 1: name: want 1 to 64 of a-z, 0-9 and hyphens"},
 		"name":            {"acme\n", "Acme Inc\n", "line 1: name: want 1 to 64 of a-z, 0-9 and hyphens"},
 		"url list":        {"https://api.acme.example", "[x]", "line 2: url: want a value"},
-		"source":          {"url: ", "subject_token_source: self\nurl: ", "line 2: subject_token_source: want one of none, request"},
+		"source":          {"url: ", "subject_token_source: elsewhere\nurl: ", "line 2: subject_token_source: want one of none, request, self, file, client_credentials, svid"},
 		"lifetime":        {"url: ", "lifetime: soon\nurl: ", "line 2: lifetime: want a time such as 90s or 1h, more than 0"},
 		"lifetime 0":      {"url: ", "lifetime: 0\nurl: ", "line 2: lifetime: want a time such as 90s or 1h, more than 0"},
 

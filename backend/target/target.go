@@ -42,8 +42,12 @@ const (
 
 // The values of subject_token_source: what is sent to the target as the subject token.
 const (
-	SourceNone    = "none"    // nothing
-	SourceRequest = "request" // the caller's own
+	SourceNone              = "none"               // nothing
+	SourceRequest           = "request"            // the caller's own
+	SourceSelf              = "self"               // one that the engine signs for the caller
+	SourceFile              = "file"               // the engine's own, read from a file
+	SourceClientCredentials = "client_credentials" // the engine's own, from a token endpoint (RFC 6749 section 4.4)
+	SourceSVID              = "svid"               // the engine's own JWT-SVID
 )
 
 // Config describes one target. Zero values are the defaults named here.
@@ -56,7 +60,7 @@ type Config struct {
 	Credential map[string]string // exactly the fields that CredentialFields names
 
 	Source    string // subject_token_source; "" = the profile's
-	Audience  string // what the subject token's aud must be; "" = the profile's. Required with SourceRequest
+	Audience  string // what the subject token's aud must be; "" = the profile's. Optional with SourceNone and SourceClientCredentials alone
 	Condition string // CEL over params: what may be asked of this target; "" = anything
 
 	CAPEM, ClientCert, ClientKey, ProxyURL string // PEM, and the address of a proxy; see egress.Options
@@ -205,8 +209,8 @@ func (t *Target) setSource(c Config) error {
 		return fieldErrorf("subject_token_source", "want one of %s", strings.Join(sources, ", "))
 	case t.source == SourceNone && t.profile.exchange.uses("subject_token"):
 		return fieldErrorf("subject_token_source", "is none, but this kind of target wants a subject token")
-	case t.source == SourceRequest && t.audience == "":
-		return fieldErrorf("audience", "is required with subject_token_source request")
+	case t.source != SourceNone && t.source != SourceClientCredentials && t.audience == "":
+		return fieldErrorf("audience", "is required with subject_token_source %s", t.source)
 	case len(t.audience) > maxTextBytes || !printable(t.audience):
 		return fieldErrorf("audience", "want printable ASCII of at most %d bytes", maxTextBytes)
 	}
@@ -295,10 +299,10 @@ func (t *Target) URL() string { return t.url.String() }
 // Host returns the base address's host, with its port if it has one.
 func (t *Target) Host() string { return t.url.Host }
 
-// Source returns what is sent as the subject token: SourceRequest or SourceNone.
+// Source returns what is sent as the subject token: one of the Source constants.
 func (t *Target) Source() string { return t.source }
 
-// Audience returns the aud that the subject token must have; "" only with SourceNone.
+// Audience returns the aud that the subject token must have; "" if any will do.
 func (t *Target) Audience() string { return t.audience }
 
 // HeaderName returns the header in which a key is presented; "" if the profile does not say.
@@ -324,7 +328,7 @@ func (t *Target) Caps() Caps {
 // Exchange asks for a key, once: most targets accept a subject token only once. See MayLive for what an error leaves
 // behind; with one there is never a key. Exchange returns at once when ctx ends.
 func (t *Target) Exchange(ctx context.Context, r Request) (Key, error) {
-	if t.source == SourceRequest && r.SubjectToken == "" {
+	if t.source != SourceNone && r.SubjectToken == "" {
 		return Key{}, unbuildable("exchange", "there is no subject token")
 	}
 	return t.driver.exchange(ctx, r)

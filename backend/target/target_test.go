@@ -98,7 +98,7 @@ func TestOpenNamesTheField(t *testing.T) {
 		"no credential":          {func(c *target.Config) { c.Credential = nil }, `credential: field "token" is missing or longer than 16384 bytes`},
 		"empty credential":       {func(c *target.Config) { c.Credential["token"] = "" }, `credential: field "token" is missing or longer than 16384 bytes`},
 		"more credential":        {func(c *target.Config) { c.Credential["hunter2"] = "x" }, "credential: has a field that is unknown; want token"},
-		"other source":           {func(c *target.Config) { c.Source = "self" }, "subject_token_source: want one of none, request"},
+		"other source":           {func(c *target.Config) { c.Source = "elsewhere" }, "subject_token_source: want one of none, request, self, file, client_credentials, svid"},
 		"source needs audience":  {func(c *target.Config) { c.Source = "request" }, "audience: is required with subject_token_source request"},
 		"source with audience":   {func(c *target.Config) { c.Source, c.Audience = "request", "https://acme.example" }, ""},
 		"audience":               {func(c *target.Config) { c.Audience = "a\nb" }, "audience: want printable ASCII of at most 1024 bytes"},
