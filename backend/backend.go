@@ -19,6 +19,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
@@ -37,6 +38,9 @@ type engine struct {
 	now func() time.Time
 	log atomic.Pointer[mountLog]
 
+	life context.Context // of work that no request waits for
+	end  context.CancelFunc
+
 	writes   sync.Mutex // operators' writes, which read before they write
 	settings cache[*settings]
 	issuers  cache[*issuer]
@@ -53,6 +57,7 @@ type engine struct {
 
 	ledger  ledger
 	replay  replay
+	counts  sync.Mutex // one count at a time
 	sweeps  sync.Mutex // one sweep at a time
 	sweptTo string     // the open entry at which the last sweep stopped
 	turn    int        // sweeps so far; each begins with another part
@@ -69,6 +74,7 @@ func Factory(ctx context.Context, config *logical.BackendConfig) (logical.Backen
 
 func newEngine(now func() time.Time) *engine {
 	b := &engine{now: now}
+	b.life, b.end = context.WithCancel(context.Background())
 	b.replay.now = now
 	b.targets.dropped = func(t *openTarget) { t.Close() }
 	b.issuerNoun, b.trustNoun, b.targetNoun = b.newIssuerNoun(), b.newTrustNoun(), b.newTargetNoun()
@@ -84,7 +90,11 @@ func newEngine(now func() time.Time) *engine {
 		Secrets:      []*framework.Secret{b.keySecret()},
 		PeriodicFunc: b.tick,
 		Invalidate:   b.invalidate,
-		Clean:        func(context.Context) { b.configChanged() },
+		InitializeFunc: func(_ context.Context, req *logical.InitializationRequest) error {
+			b.count(req.Storage)
+			return nil
+		},
+		Clean: func(context.Context) { b.end(); b.configChanged() },
 	}
 	b.Paths = framework.PathAppend(
 		[]*framework.Path{b.configPath()},
@@ -169,6 +179,26 @@ func (b *engine) handle(operation framework.OperationFunc) framework.OperationFu
 		}
 		return b.respond(req, err)
 	}
+}
+
+// count counts the ledger in the background, unless it is counted, or being counted. What it meets is tried again by the
+// next tick.
+func (b *engine) count(s logical.Storage) {
+	if b.readsOnly() || b.ledger.isReady() || !b.counts.TryLock() {
+		return
+	}
+	go func() {
+		defer b.counts.Unlock()
+		defer b.recovered(&logical.Request{Path: "counting the ledger"}, nil, new(error))
+		if err := b.ledger.count(b.life, s); err != nil && b.life.Err() == nil {
+			b.Logger().Error("counting the ledger; roles with ceilings refuse until it is done", "error", err)
+		}
+	}()
+}
+
+// readsOnly tells a node whose requests are served, or whose ledger is kept, by another one.
+func (b *engine) readsOnly() bool {
+	return b.System().ReplicationState().HasState(consts.ReplicationPerformanceStandby | consts.ReplicationDRSecondary)
 }
 
 // invalidate drops what was made of a record that changed elsewhere: another node wrote it, or replication brought it.

@@ -29,6 +29,7 @@ const (
 	reasonNoAlias        = "no_alias"
 	reasonLeasePath      = "lease_path"
 	reasonParameter      = "parameter"
+	reasonLimit          = "limit"
 	reasonNotRevocable   = "not_revocable"
 	reasonRoleNotAllowed = "role_not_allowed"
 	reasonNotForwardable = "not_forwardable"
@@ -78,6 +79,7 @@ var reasons = map[string]reason{
 	reasonReplayed:             {http.StatusForbidden, "a token works once; request a fresh token"},
 	reasonNoEntity:             {http.StatusForbidden, "log in through an auth method; root and orphan tokens have no entity"},
 	reasonNoAlias:              {http.StatusForbidden, "log in through the auth mount that the role's issuer names"},
+	reasonLimit:                {http.StatusForbidden, "the role has as many keys as it may have; revoke one that is not needed, or wait for one to end"},
 	reasonNotRevocable:         {http.StatusForbidden, "the role demands keys that can be revoked, and its target cannot revoke"},
 	reasonRoleNotAllowed:       {http.StatusForbidden, "the target does not list the role in allowed_roles; ask its operator"},
 	reasonNotForwardable:       {http.StatusForbidden, "the token that the target wants may not be sent there, or cannot be had; ask its operator"},

@@ -65,28 +65,21 @@ func (b *engine) issue(ctx context.Context, req *logical.Request, a ask) (*logic
 		return nil, err
 	}
 	step("decided")
-	release, err := b.replay.claim(ctx, req, who)
-	if err != nil {
-		return nil, err
-	}
-	step("claimed")
 	e, err := b.intent(ctx, req, o)
 	if err != nil {
-		release(ctx)
 		return nil, err
 	}
-	b.ledger.fly(e)
+	replaced, err := b.ledger.admit(e, r.ceilings())
+	if err != nil {
+		return nil, err
+	}
 	defer b.ledger.land(e)
-	if err := b.ledger.intend(ctx, req.Storage, e); err != nil {
-		release(ctx)
+	release, err := b.begin(ctx, req, who, e)
+	if err != nil {
+		b.ledger.withdraw(e, replaced)
 		return nil, err
 	}
-	step("intended")
-	// A target that was deleted or switched off meanwhile is not asked; from here on the intent keeps it.
-	if _, _, err := b.open(ctx, req.Storage, a.role); err != nil {
-		return nil, b.failed(ctx, req.Storage, e, release, err)
-	}
-	token, err := b.present(ctx, o)
+	token, err := b.ready(ctx, req.Storage, o, replaced)
 	if err != nil {
 		return nil, b.failed(ctx, req.Storage, e, release, err)
 	}
@@ -99,6 +92,55 @@ func (b *engine) issue(ctx context.Context, req *logical.Request, a ask) (*logic
 		return nil, err
 	}
 	return b.leased(ctx, req.Storage, o, e, key)
+}
+
+// begin makes the first writes: the token is used, and the ledger knows what is about to be asked for. release gives the
+// token back.
+func (b *engine) begin(ctx context.Context, req *logical.Request, who *subject, e *entry) (release func(context.Context), err error) {
+	if release, err = b.replay.claim(ctx, req, who); err != nil {
+		return nil, err
+	}
+	step("claimed")
+	if err := b.ledger.intend(ctx, req.Storage, e); err != nil {
+		release(ctx)
+		return nil, err
+	}
+	step("intended")
+	return release, nil
+}
+
+// ready does what must come between the intent and the exchange. An error means that no key was asked for.
+func (b *engine) ready(ctx context.Context, s logical.Storage, o *order, replaced []*held) (token string, err error) {
+	// A target that was deleted or switched off meanwhile is not asked; from here on the intent keeps it.
+	if _, _, err = b.open(ctx, s, o.role.name); err == nil {
+		err = b.replace(ctx, s, o, replaced)
+	}
+	if err == nil {
+		token, err = b.present(ctx, o)
+	}
+	if err != nil {
+		b.ledger.keep(replaced)
+	}
+	return token, err
+}
+
+// replace revokes the keys whose place the new one takes. Their leases end by themselves, harmlessly.
+func (b *engine) replace(ctx context.Context, s logical.Storage, o *order, replaced []*held) error {
+	for _, h := range replaced {
+		e, err := b.ledger.filed(ctx, s, h.id)
+		if err == nil && e != nil {
+			err = b.revokeAt(ctx, s, e.Target, e.Handle, e.ExpiresAt)
+		}
+		if err == nil && e != nil {
+			err = b.ledger.dead(ctx, s, e)
+		}
+		if err != nil {
+			return refuse(reasonTargetBusy, "revoking key %q, whose place the new one takes: %v", h.id, err)
+		}
+		b.Logger().Info("revoked a key for a newer one", "id", h.id, "role", o.role.name, "target", o.role.Target)
+		o.warnings = append(o.warnings, fmt.Sprintf("key %s was revoked: with it the role's ceiling would have been passed", h.id))
+	}
+	return nil
 }
 
 // open returns a role and its target, both enabled and meant for each other.
@@ -296,7 +338,7 @@ func (b *engine) failed(ctx context.Context, s logical.Storage, e *entry, releas
 	release(ctx)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 	defer cancel()
-	if settleErr := b.ledger.settle(ctx, s, e.rand()); settleErr != nil {
+	if settleErr := b.ledger.void(ctx, s, e.rand()); settleErr != nil {
 		b.Logger().Error("an intent without a key stays for the sweeper", "id", e.ID, "error", settleErr)
 	}
 	return err

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unique"
 
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -71,13 +72,16 @@ type entry struct {
 
 func (e *entry) rand() string { _, r, _ := strings.Cut(e.ID, "-"); return r }
 
+func (e *entry) holder() unique.Handle[holder] {
+	return unique.Make(holder{role: e.Role, issuer: e.Issuer, subject: e.Subject})
+}
+
 // sealed reports whether the entry holds a key.
 func (e *entry) sealed() bool { return e.Handle.Secret != "" }
 
-// ledger is the store of entries. What this process is working on is in flight: the sweeper leaves it alone.
+// ledger is the store of entries, and its tally in memory.
 type ledger struct {
-	mu      sync.Mutex
-	flying  map[string]bool
+	tally
 	changes sync.Mutex // a change reads before it writes: what was removed meanwhile must not come back
 }
 
@@ -107,41 +111,30 @@ func newID(notAfter time.Time) string {
 	return hourOf(notAfter) + "-" + strings.ToLower(rand.Text())
 }
 
-// fly marks an entry as in flight, until land.
-func (l *ledger) fly(e *entry) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.flying == nil {
-		l.flying = map[string]bool{}
-	}
-	l.flying[e.rand()] = true
-}
-
-func (l *ledger) land(e *entry) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	delete(l.flying, e.rand())
-}
-
-func (l *ledger) inFlight(rand string) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.flying[rand]
-}
-
 // intend records that a key is about to be asked for, before anything is sent.
 func (l *ledger) intend(ctx context.Context, s logical.Storage, e *entry) error {
 	e.State = statePending
+	l.put(e)
 	return openTable.put(ctx, s, e.rand(), e)
 }
 
 // file records a key, and its state, under its id.
 func (l *ledger) file(ctx context.Context, s logical.Storage, e *entry) error {
 	hour, rand, _ := splitID(e.ID)
+	l.put(e) // first: what may have been written counts
 	return keyTable(hour, e.sealed()).put(ctx, s, rand, e)
 }
 
-// settle ends an intent or a debt.
+// void ends an intent that came to nothing.
+func (l *ledger) void(ctx context.Context, s logical.Storage, rand string) error {
+	if err := l.settle(ctx, s, rand); err != nil {
+		return err
+	}
+	l.remove(rand)
+	return nil
+}
+
+// settle ends an intent or a debt whose key is filed.
 func (l *ledger) settle(ctx context.Context, s logical.Storage, rand string) error {
 	return openTable.delete(ctx, s, rand)
 }
@@ -177,7 +170,7 @@ func (l *ledger) dead(ctx context.Context, s logical.Storage, e *entry) error {
 	if err := keyTable(hour, e.sealed()).delete(ctx, s, rand); err != nil {
 		return err
 	}
-	return l.settle(ctx, s, rand)
+	return l.void(ctx, s, rand)
 }
 
 // get returns the entry of an id, or nil. What is open says more than what is filed, but for the handle.
@@ -279,18 +272,25 @@ func (l *ledger) eachOpen(ctx context.Context, s logical.Storage, visit func(*en
 	return nil
 }
 
-// lastEnd returns the latest end that a key which can be revoked at a target can have; zero if none lives there. It reads
-// the whole ledger.
-func (l *ledger) lastEnd(ctx context.Context, s logical.Storage, name string) (last time.Time, err error) {
-	err = l.each(ctx, s, func(id string) (bool, error) {
-		e, err := l.get(ctx, s, id)
-		if err != nil {
-			return false, err
+// count completes the tally with what the ledger had when this process began.
+func (l *ledger) count(ctx context.Context, s logical.Storage) error {
+	var found []counted
+	err := l.each(ctx, s, func(id string) (bool, error) {
+		if ctx.Err() != nil {
+			return false, ctx.Err()
 		}
-		if e != nil && e.Target == name && (e.State == statePending || e.Revocable) && e.NotAfter.After(last) {
-			last = e.NotAfter
+		e, err := l.filed(ctx, s, id)
+		if err == nil && e == nil {
+			_, rand, _ := splitID(id)
+			e, err = openTable.get(ctx, s, rand)
 		}
-		return true, nil
+		if err == nil && e != nil {
+			found = append(found, counted{newHeld(e), e.IssuedAt})
+		}
+		return true, err
 	})
-	return last, err
+	if err == nil {
+		l.complete(found)
+	}
+	return err
 }

@@ -129,7 +129,7 @@ func (b *engine) explained(ctx context.Context, req *logical.Request, d *framewo
 		return err
 	}
 	answer["target"], answer["parameters"], answer["ttl"] = r.Target, o.params, int(o.ttl/time.Second)
-	return nil
+	return b.ledger.check(&entry{Role: r.name, Issuer: who.issuer.name, Subject: who.Subject}, r.ceilings())
 }
 
 // explainedSubject verifies who asks, or takes sample claims for verified, and has the role's policies decide.

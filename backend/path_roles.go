@@ -26,6 +26,9 @@ type roleRecord struct {
 	TTL               seconds           `json:"ttl"`
 	MaxTTL            seconds           `json:"max_ttl"`
 	LeasePath         string            `json:"lease_path"`
+	MaxKeys           int               `json:"max_keys"`
+	MaxKeysPerSubject int               `json:"max_keys_per_subject"`
+	OnLimit           string            `json:"on_limit"`
 	RequireRevocable  bool              `json:"require_revocable"`
 	Enabled           bool              `json:"enabled"`
 	Description       string            `json:"description"`
@@ -45,17 +48,26 @@ const (
 	maxParameters = 64
 )
 
+// The values of on_limit.
+const (
+	onLimitRefuse = "refuse"
+	onLimitRevoke = "revoke_oldest"
+)
+
 var roleFields = described(map[string]*framework.FieldSchema{
-	"trust":              {Type: framework.TypeCommaStringSlice, Description: "Trust policies; the first that accepts the caller decides."},
-	"target":             {Type: framework.TypeString, Description: "Target that issues the keys; it must list the role in allowed_roles."},
-	"parameters":         {Type: framework.TypeMap, Description: "What to ask the target for: fixed, or a default for what allowed_parameters names too."},
-	"parameters_from":    {Type: framework.TypeKVPairs, Description: "Parameter -> CEL expression over claims, vault and now that yields its value."},
-	"allowed_parameters": {Type: framework.TypeCommaStringSlice, Description: "Parameters that a request may set (default none), in place of the value in parameters if that has one."},
-	"ttl":                {Type: framework.TypeDurationSecond, Description: "Lease of a key; default the mount's."},
-	"max_ttl":            {Type: framework.TypeDurationSecond, Description: "Longest lease of a key, renewals included; default the mount's."},
-	"lease_path":         {Type: framework.TypeString, Description: "CEL expression that yields the path which a request must carry after creds/<role>, and so the lease's prefix."},
-	"require_revocable":  {Type: framework.TypeBool, Description: "Refuse to issue where the target cannot revoke."},
-	"enabled":            {Type: framework.TypeBool, Description: "Kill switch: false stops issue and renew; revoking goes on."},
+	"trust":                {Type: framework.TypeCommaStringSlice, Description: "Trust policies; the first that accepts the caller decides."},
+	"target":               {Type: framework.TypeString, Description: "Target that issues the keys; it must list the role in allowed_roles."},
+	"parameters":           {Type: framework.TypeMap, Description: "What to ask the target for: fixed, or a default for what allowed_parameters names too."},
+	"parameters_from":      {Type: framework.TypeKVPairs, Description: "Parameter -> CEL expression over claims, vault and now that yields its value."},
+	"allowed_parameters":   {Type: framework.TypeCommaStringSlice, Description: "Parameters that a request may set (default none), in place of the value in parameters if that has one."},
+	"ttl":                  {Type: framework.TypeDurationSecond, Description: "Lease of a key; default the mount's."},
+	"max_ttl":              {Type: framework.TypeDurationSecond, Description: "Longest lease of a key, renewals included; default the mount's."},
+	"lease_path":           {Type: framework.TypeString, Description: "CEL expression that yields the path which a request must carry after creds/<role>, and so the lease's prefix."},
+	"max_keys":             {Type: framework.TypeInt, Description: "Keys that the role may have at a time, those that must die and have not yet among them; 0 (default) = any number."},
+	"max_keys_per_subject": {Type: framework.TypeInt, Description: "Keys that one subject of one issuer may have by this role at a time; 0 (default) = any number."},
+	"on_limit":             {Type: framework.TypeString, Description: "At a ceiling: refuse (default), or revoke_oldest: the oldest key is revoked before the new one is asked for."},
+	"require_revocable":    {Type: framework.TypeBool, Description: "Refuse to issue where the target cannot revoke."},
+	"enabled":              {Type: framework.TypeBool, Description: "Kill switch: false stops issue and renew; revoking goes on."},
 })
 
 func (b *engine) newRoleNoun() noun[roleRecord] {
@@ -63,7 +75,7 @@ func (b *engine) newRoleNoun() noun[roleRecord] {
 		table: table[roleRecord]{prefix: "roles/", defaults: func() roleRecord {
 			return roleRecord{
 				Trust: []string{}, Parameters: map[string]any{}, ParametersFrom: map[string]string{},
-				AllowedParameters: []string{}, Enabled: true, CustomMetadata: map[string]string{},
+				AllowedParameters: []string{}, OnLimit: onLimitRefuse, Enabled: true, CustomMetadata: map[string]string{},
 			}
 		}},
 		what:   "role",
@@ -74,7 +86,7 @@ func (b *engine) newRoleNoun() noun[roleRecord] {
 		fields: roleFields,
 		check:  b.checkRole,
 		clear: func(field string) bool {
-			return !slices.Contains([]string{"trust", "target", "lease_path", "require_revocable"}, field)
+			return !slices.Contains([]string{"trust", "target", "lease_path", "max_keys", "max_keys_per_subject", "require_revocable"}, field)
 		},
 		remove: func(context.Context, logical.Storage, string, *roleRecord, *framework.FieldData) ([]string, bool, error) {
 			return nil, false, nil
@@ -100,6 +112,9 @@ func (b *engine) checkRole(ctx context.Context, s logical.Storage, name string, 
 	}
 	if existing == nil || existing.record.DeletedUntil != nil {
 		return nil, badField("target", "there is no target %q", record.Target)
+	}
+	if record.OnLimit == onLimitRevoke && !existing.Caps().Revoke {
+		return nil, badField("on_limit", "target %q cannot revoke keys", record.Target)
 	}
 	if len(record.ParametersFrom) == 0 && len(record.AllowedParameters) == 0 {
 		if _, err := existing.Params(record.Parameters); err != nil {
@@ -140,6 +155,14 @@ func newRole(name string, r *roleRecord) (*role, error) {
 		return nil, badField("target", "missing; name the target that issues the keys")
 	case r.MaxTTL > 0 && r.TTL > r.MaxTTL:
 		return nil, badField("ttl", "is above max_ttl")
+	case r.MaxKeys < 0:
+		return nil, badField("max_keys", "is negative; 0 means any number")
+	case r.MaxKeysPerSubject < 0:
+		return nil, badField("max_keys_per_subject", "is negative; 0 means any number")
+	case r.OnLimit != onLimitRefuse && r.OnLimit != onLimitRevoke:
+		return nil, badField("on_limit", "want %s or %s", onLimitRefuse, onLimitRevoke)
+	case r.OnLimit == onLimitRevoke && r.MaxKeys == 0 && r.MaxKeysPerSubject == 0:
+		return nil, badField("on_limit", "needs max_keys or max_keys_per_subject")
 	case len(r.Parameters)+len(r.ParametersFrom)+len(r.AllowedParameters) > maxParameters:
 		return nil, badField("parameters", "at most %d parameters are allowed", maxParameters)
 	}
@@ -166,6 +189,10 @@ func newRole(name string, r *roleRecord) (*role, error) {
 		}
 	}
 	return made, nil
+}
+
+func (r *role) ceilings() ceilings {
+	return ceilings{role: r.MaxKeys, subject: r.MaxKeysPerSubject, replace: r.OnLimit == onLimitRevoke}
 }
 
 // programs are the role's expressions over who asks.

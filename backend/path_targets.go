@@ -191,7 +191,7 @@ func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name strin
 	if err != nil || len(found) > 0 {
 		return found, false, err
 	}
-	until, err := b.ledger.lastEnd(ctx, s, name)
+	until, err := b.ledger.lastEnd(name)
 	if err != nil || until.IsZero() {
 		return nil, false, err
 	}

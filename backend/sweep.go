@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
-	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
@@ -47,10 +46,11 @@ type sweeper struct {
 
 // tick is Vault's periodic call, about once a minute on each node that may write.
 func (b *engine) tick(ctx context.Context, req *logical.Request) error {
-	if b.System().ReplicationState().HasState(consts.ReplicationPerformanceStandby | consts.ReplicationDRSecondary) {
+	if b.readsOnly() {
 		return nil
 	}
 	defer b.recovered(req, nil, new(error))
+	b.count(req.Storage)
 	if !b.sweeps.TryLock() {
 		return nil // one is running, and this one would hold Vault's lock while it waits
 	}
@@ -160,7 +160,7 @@ func (w *sweeper) pay(ctx context.Context, debt *entry) error {
 		return err
 	}
 	if filed == nil {
-		return w.ledger.settle(ctx, w.s, debt.rand()) // paid; only the debt's removal was lost
+		return w.ledger.void(ctx, w.s, debt.rand()) // paid; only the debt's removal was lost
 	}
 	if err = w.revokeAt(ctx, w.s, filed.Target, filed.Handle, filed.ExpiresAt); err == nil {
 		w.done.Revoked++
@@ -202,7 +202,7 @@ func (w *sweeper) settle(ctx context.Context, e *entry) error {
 		w.done.Revoked++
 	}
 	w.done.Settled++
-	return w.ledger.settle(ctx, w.s, e.rand())
+	return w.ledger.void(ctx, w.s, e.rand())
 }
 
 // undelivered ends a key that was recorded and never answered with: its process ended between the two.

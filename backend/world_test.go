@@ -140,6 +140,7 @@ func (w *world) client() *http.Client {
 func (w *world) restart() {
 	w.t.Helper()
 	if w.engine != nil {
+		w.end()
 	}
 	w.engine = newEngine(w.clock.now)
 	err := w.Setup(w.t.Context(), &logical.BackendConfig{
@@ -150,6 +151,9 @@ func (w *world) restart() {
 		w.t.Fatal(err)
 	}
 	w.t.Cleanup(w.configChanged)
+	if err := w.ledger.count(w.t.Context(), w.store); err != nil {
+		w.t.Fatal(err)
+	}
 }
 
 type lockedWriter struct {

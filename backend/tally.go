@@ -1,0 +1,287 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"container/list"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+	"unique"
+)
+
+// tally counts in memory what the ledger has, so that a ceiling costs no storage call: how many keys a role has and how
+// many each of its subjects, oldest first, and whether a target's keys still need it. It follows every change of the
+// ledger by this process, and takes in what was there before from a scan (see ledger.count); until that has ended
+// nothing is known of ceilings.
+type tally struct {
+	mu       sync.Mutex
+	ready    bool            // the scan has ended
+	gone     map[string]bool // what was removed while it ran, for it may still come across that
+	keys     map[string]*held
+	roles    map[unique.Handle[string]]*list.List // of *held, oldest first
+	subjects map[unique.Handle[holder]]*list.List
+}
+
+// holder is one subject of one role.
+type holder struct{ role, issuer, subject string }
+
+// held is what memory keeps of one entry.
+type held struct {
+	id             string
+	role, target   unique.Handle[string]
+	holder         unique.Handle[holder]
+	needsTarget    bool // it may have to be revoked there
+	issued         bool // a lease holds it, or is about to
+	flying         bool // this process is working on it: the sweeper leaves it alone
+	ofRole, ofUser *list.Element
+}
+
+// ceilings are how many keys the ledger may have: of a role, and of each of its subjects. 0 = any number.
+type ceilings struct {
+	role, subject int
+	replace       bool // revoke the oldest instead of refusing
+}
+
+// maxReplaced bounds the keys that one issue may replace; more are over a ceiling only after it was lowered.
+const maxReplaced = 8
+
+// admit counts a key that is about to be asked for, and marks it as in flight, unless that makes one too many. replaced
+// are the keys that must be revoked first; they are not counted any more, so that nobody else chooses them too.
+func (t *tally) admit(e *entry, c ceilings) (replaced []*held, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if replaced, err = t.room(e, c); err != nil {
+		return nil, err
+	}
+	for _, h := range replaced {
+		t.unlist(h)
+	}
+	t.add(e).flying = true
+	return replaced, nil
+}
+
+// check tells what admit would say, and changes nothing.
+func (t *tally) check(e *entry, c ceilings) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	_, err := t.room(e, c)
+	return err
+}
+
+func (t *tally) room(e *entry, c ceilings) (replaced []*held, err error) {
+	if c.role == 0 && c.subject == 0 {
+		return nil, nil
+	}
+	if !t.ready {
+		return nil, refuse(reasonTargetBusy, "the ledger is still being counted after a start, and the role has ceilings")
+	}
+	for _, scope := range []struct {
+		name string
+		keys *list.List
+		most int
+	}{
+		{"max_keys_per_subject", t.subjects[e.holder()], c.subject}, {"max_keys", t.roles[unique.Make(e.Role)], c.role},
+	} {
+		if scope.most == 0 || scope.keys == nil {
+			continue
+		}
+		over := scope.keys.Len() + 1 - len(replaced) - scope.most
+		if over <= 0 {
+			continue
+		}
+		if c.replace && over <= maxReplaced {
+			more := oldest(scope.keys, over, replaced)
+			replaced, over = append(replaced, more...), over-len(more)
+		}
+		if over > 0 {
+			return nil, refuse(reasonLimit, "role %q has %d keys in the scope of %s, which is %d", e.Role, scope.keys.Len(), scope.name, scope.most)
+		}
+	}
+	return replaced, nil
+}
+
+// oldest returns the n oldest keys that can be replaced, or fewer: what is in flight or owed cannot.
+func oldest(keys *list.List, n int, except []*held) (found []*held) {
+	for at := keys.Front(); at != nil && len(found) < n; at = at.Next() {
+		if h := at.Value.(*held); h.issued && !h.flying && !slices.Contains(except, h) {
+			found = append(found, h)
+		}
+	}
+	return found
+}
+
+// withdraw takes back what admit did.
+func (t *tally) withdraw(e *entry, replaced []*held) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.drop(e.rand())
+	t.putBack(replaced)
+}
+
+// keep counts keys again that were to be replaced and have not been.
+func (t *tally) keep(replaced []*held) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.putBack(replaced)
+}
+
+func (t *tally) putBack(replaced []*held) {
+	for _, h := range slices.Backward(replaced) {
+		if t.keys[h.rand()] == h && h.ofRole == nil {
+			t.list(h, true)
+		}
+	}
+}
+
+// land ends a key's flight.
+func (t *tally) land(e *entry) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h := t.keys[e.rand()]; h != nil {
+		h.flying = false
+	}
+}
+
+func (t *tally) inFlight(rand string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.keys[rand]
+	return h != nil && h.flying
+}
+
+// put counts an entry that the ledger writes.
+func (t *tally) put(e *entry) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.add(e)
+}
+
+// remove stops counting what the ledger no longer has.
+func (t *tally) remove(rand string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.drop(rand)
+}
+
+func (t *tally) drop(rand string) {
+	if !t.ready {
+		if t.gone == nil {
+			t.gone = map[string]bool{}
+		}
+		t.gone[rand] = true
+	}
+	if h := t.keys[rand]; h != nil {
+		t.unlist(h)
+		delete(t.keys, rand)
+	}
+}
+
+// add counts an entry, once, as what it is now.
+func (t *tally) add(e *entry) *held {
+	h := t.keys[e.rand()]
+	if h != nil {
+		h.become(e)
+		return h
+	}
+	h = newHeld(e)
+	t.insert(h, false)
+	return h
+}
+
+func newHeld(e *entry) *held {
+	h := &held{role: unique.Make(e.Role), target: unique.Make(e.Target), holder: e.holder()}
+	h.become(e)
+	return h
+}
+
+// become takes over what changes in an entry's life.
+func (h *held) become(e *entry) {
+	h.id, h.issued, h.needsTarget = e.ID, e.State == stateIssued, e.State == statePending || e.Revocable
+}
+
+func (h *held) rand() string { _, r, _ := strings.Cut(h.id, "-"); return r }
+
+func (t *tally) insert(h *held, front bool) {
+	if t.keys == nil {
+		t.keys = map[string]*held{}
+		t.roles, t.subjects = map[unique.Handle[string]]*list.List{}, map[unique.Handle[holder]]*list.List{}
+	}
+	t.keys[h.rand()] = h
+	t.list(h, front)
+}
+
+func (t *tally) list(h *held, front bool) {
+	if t.roles[h.role] == nil {
+		t.roles[h.role] = list.New()
+	}
+	if t.subjects[h.holder] == nil {
+		t.subjects[h.holder] = list.New()
+	}
+	push := (*list.List).PushBack
+	if front {
+		push = (*list.List).PushFront
+	}
+	h.ofRole, h.ofUser = push(t.roles[h.role], h), push(t.subjects[h.holder], h)
+}
+
+func (t *tally) unlist(h *held) {
+	if h.ofRole == nil {
+		return
+	}
+	if of := t.roles[h.role]; of.Remove(h.ofRole) != nil && of.Len() == 0 {
+		delete(t.roles, h.role)
+	}
+	if of := t.subjects[h.holder]; of.Remove(h.ofUser) != nil && of.Len() == 0 {
+		delete(t.subjects, h.holder)
+	}
+	h.ofRole, h.ofUser = nil, nil
+}
+
+// counted is an entry that a scan has come across.
+type counted struct {
+	*held
+	at time.Time // when it was issued
+}
+
+// complete takes in what a scan has found, which is older than all that was counted since.
+func (t *tally) complete(found []counted) {
+	slices.SortFunc(found, func(a, b counted) int { return b.at.Compare(a.at) })
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, c := range found {
+		if rand := c.rand(); !t.gone[rand] && t.keys[rand] == nil {
+			t.insert(c.held, true)
+		}
+	}
+	t.ready, t.gone = true, nil
+}
+
+// isReady reports whether everything that the ledger has is counted.
+func (t *tally) isReady() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.ready
+}
+
+// lastEnd returns a time by which all keys have ended that may have to be revoked at a target; zero if there are none.
+func (t *tally) lastEnd(target string) (last time.Time, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.ready {
+		return last, refuse(reasonTargetBusy, "the ledger is still being counted after a start")
+	}
+	of := unique.Make(target)
+	for _, h := range t.keys {
+		if h.target != of || !h.needsTarget {
+			continue
+		}
+		hour, _, _ := splitID(h.id)
+		if start, err := time.Parse(hourLayout, hour); err == nil && start.Add(time.Hour).After(last) {
+			last = start.Add(time.Hour)
+		}
+	}
+	return last, nil
+}
