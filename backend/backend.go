@@ -61,6 +61,8 @@ type engine struct {
 	sweeps  sync.Mutex // one sweep at a time
 	sweptTo string     // the open entry at which the last sweep stopped
 	turn    int        // sweeps so far; each begins with another part
+
+	lastSweep atomic.Pointer[sweepReport]
 }
 
 // Factory makes the engine for one mount.
@@ -99,7 +101,7 @@ func newEngine(now func() time.Time) *engine {
 	b.Paths = framework.PathAppend(
 		[]*framework.Path{b.configPath()},
 		b.issuerNoun.paths(b), b.trustNoun.paths(b), b.targetNoun.paths(b), b.roleNoun.paths(b), b.blockNoun.paths(b),
-		b.keysPaths(), b.credsPaths(),
+		b.keysPaths(), b.credsPaths(), b.statusPaths(),
 		[]*framework.Path{b.explainPath(), b.sweepPath()},
 	)
 	return b

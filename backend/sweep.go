@@ -32,6 +32,12 @@ type swept struct {
 	Expired int // entries of keys that have expired by themselves
 }
 
+// sweepReport says of the last sweep when it ended and whether it got through everything.
+type sweepReport struct {
+	at       time.Time
+	complete bool
+}
+
 // sweeper is one sweep. A target that does not answer is left alone for the rest of it.
 type sweeper struct {
 	*engine
@@ -90,6 +96,7 @@ func (b *engine) sweep(ctx context.Context, s logical.Storage, eager bool) (swep
 		}
 	}
 	b.turn++
+	b.lastSweep.Store(&sweepReport{at: b.now(), complete: len(w.faults) == 0})
 	if w.done != (swept{}) {
 		b.Logger().Info("swept", "settled", w.done.Settled, "revoked", w.done.Revoked, "expired", w.done.Expired)
 	}
@@ -316,28 +323,12 @@ func (b *engine) sweepNow(ctx context.Context, req *logical.Request, _ *framewor
 	b.sweeps.Lock()
 	defer b.sweeps.Unlock()
 	done, faults := b.sweep(ctx, req.Storage, true)
-	pending, inFlight, debt, oldest := 0, 0, 0, b.now()
-	err := b.ledger.eachOpen(ctx, req.Storage, func(e *entry) (bool, error) {
-		switch {
-		case e.State == stateDebt:
-			debt++
-		case b.ledger.inFlight(e.rand()):
-			inFlight++
-		default:
-			pending++
-		}
-		if e.IssuedAt.Before(oldest) {
-			oldest = e.IssuedAt
-		}
-		return true, nil
-	})
+	open, err := b.openWork(ctx, req.Storage)
 	if err != nil {
 		return nil, err
 	}
-	resp := &logical.Response{Data: map[string]any{
-		"settled": done.Settled, "revoked": done.Revoked, "expired": done.Expired,
-		"pending": pending, "in_flight": inFlight, "debt": debt, "oldest_seconds": int(b.now().Sub(oldest) / time.Second),
-	}}
+	open["settled"], open["revoked"], open["expired"] = done.Settled, done.Revoked, done.Expired
+	resp := &logical.Response{Data: open}
 	if faults != nil {
 		b.Logger().Error("sweeping", "error", faults)
 		resp.AddWarning("not everything could be settled; Vault's log says why (request " + req.ID + ")")

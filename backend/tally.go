@@ -266,6 +266,17 @@ func (t *tally) isReady() bool {
 	return t.ready
 }
 
+// perTarget counts the keys of each target.
+func (t *tally) perTarget() map[string]int {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	n := map[string]int{}
+	for _, h := range t.keys {
+		n[h.target.Value()]++
+	}
+	return n
+}
+
 // lastEnd returns a time by which all keys have ended that may have to be revoked at a target; zero if there are none.
 func (t *tally) lastEnd(target string) (last time.Time, err error) {
 	t.mu.Lock()

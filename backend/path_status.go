@@ -1,0 +1,158 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+func (b *engine) statusPaths() []*framework.Path {
+	display := func(verb, suffix string) *framework.DisplayAttributes {
+		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix}
+	}
+	return []*framework.Path{{
+		Pattern: "status$",
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.status), Summary: "Read the health of issuers, targets, ledger and sweeper.", DisplayAttrs: display("read", "status"), ForwardPerformanceStandby: true},
+		},
+		HelpSynopsis: "Health of issuers, targets, ledger and sweeper.",
+		HelpDescription: "Of each issuer: when its keys were last fetched and tried, their ids, what of its key set is not used, and why the last fetch brought nothing. Of each target: what it can do, and how many keys the ledger has there. " +
+			"Of ledger and sweeper: what is not settled, and since when. It asks nobody; it is about the node that answers, since its start.",
+	}, {
+		Pattern: "refresh/(?P<issuer>[^/]+)$",
+		Fields: map[string]*framework.FieldSchema{
+			"issuer": {Type: framework.TypeString, Required: true, Description: "Issuer whose keys to drop and fetch."},
+		},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: &framework.PathOperation{Callback: b.handle(b.refresh), Summary: "Drop an issuer's keys now, and fetch them.", DisplayAttrs: display("refresh", "issuer"), ForwardPerformanceStandby: true},
+		},
+		HelpSynopsis: "Drop an issuer's keys now, and fetch them.",
+		HelpDescription: "For the moment after an issuer has withdrawn a key: none of the keys known so far vouches any more, also if fetching fails. " +
+			"By themselves keys are fetched again as config's jwks_min_refresh and jwks_max_age say. Keys that are written in the issuer's entry stay.",
+	}}
+}
+
+func (b *engine) refresh(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	name := d.Get("issuer").(string)
+	vouches, err := b.issuer(ctx, req.Storage, name)
+	switch {
+	case err != nil:
+		return nil, err
+	case vouches == nil:
+		return nil, badField("issuer", "there is no issuer %q", name)
+	case vouches.verifier == nil:
+		return nil, badField("issuer", "%q is of type %s, which has no keys", name, vouches.Type)
+	}
+	if err := vouches.verifier.Refresh(ctx); err != nil {
+		return nil, err
+	}
+	return &logical.Response{Data: vouches.health()}, nil
+}
+
+// health is what is known of an issuer's keys.
+func (i *issuer) health() map[string]any {
+	known := map[string]any{"type": i.Type, "enabled": i.Enabled}
+	if i.verifier == nil {
+		return known
+	}
+	s := i.verifier.Status()
+	known["keys"], known["key_ids"], known["skipped"] = s.Keys, s.KeyIDs, s.Skipped
+	known["fetched_at"], known["tried_at"], known["last_error"] = timeOrNil(s.Fetched), timeOrNil(s.Tried), s.LastError
+	return known
+}
+
+func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	issuers, err := healthOf(ctx, req.Storage, b.issuerNoun.table, func(name string, _ *issuerRecord) (map[string]any, error) {
+		vouches, err := b.issuer(ctx, req.Storage, name)
+		if err != nil {
+			return nil, err
+		}
+		return vouches.health(), nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	keys := b.ledger.perTarget()
+	targets, err := healthOf(ctx, req.Storage, b.targetNoun.table, func(name string, record *targetRecord) (map[string]any, error) {
+		t, err := b.target(ctx, req.Storage, name)
+		if err != nil {
+			return nil, err
+		}
+		can := t.Caps()
+		return map[string]any{
+			"driver": record.Driver, "enabled": record.Enabled, "deleted": record.DeletedUntil != nil, "keys": keys[name],
+			"revoke": can.Revoke, "renew": can.Renew, "find": can.Find, "check": can.Check,
+		}, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	ledger, err := b.openWork(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	total := 0
+	for _, n := range keys {
+		total += n
+	}
+	ledger["keys"], ledger["counted"] = total, b.ledger.isReady()
+	last := b.lastSweep.Load()
+	if last == nil {
+		last = &sweepReport{}
+	}
+	return &logical.Response{Data: map[string]any{
+		"version": Version, "issuers": issuers, "targets": targets, "ledger": ledger,
+		"sweeper": map[string]any{"last_run": timeOrNil(last.at), "complete": last.complete},
+	}}, nil
+}
+
+// healthOf describes each record of a table. What keeps one from being used is its own health, not the answer's.
+func healthOf[T any](ctx context.Context, s logical.Storage, t table[T], describe func(string, *T) (map[string]any, error)) (map[string]any, error) {
+	names, err := t.list(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	all := map[string]any{}
+	for _, name := range names {
+		record, err := t.get(ctx, s, name)
+		if err == nil && record == nil {
+			continue // deleted meanwhile
+		}
+		var known map[string]any
+		if err == nil {
+			known, err = describe(name, record)
+		}
+		if err != nil {
+			known = map[string]any{"last_error": asRefusal(err).Error()}
+		}
+		all[name] = known
+	}
+	return all, nil
+}
+
+// openWork counts what is not settled.
+func (b *engine) openWork(ctx context.Context, s logical.Storage) (map[string]any, error) {
+	pending, inFlight, debt, oldest := 0, 0, 0, b.now()
+	err := b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
+		switch {
+		case e.State == stateDebt:
+			debt++
+		case b.ledger.inFlight(e.rand()):
+			inFlight++
+		default:
+			pending++
+		}
+		if e.IssuedAt.Before(oldest) {
+			oldest = e.IssuedAt
+		}
+		return true, nil
+	})
+	return map[string]any{
+		"pending": pending, "in_flight": inFlight, "debt": debt, "oldest_seconds": int(b.now().Sub(oldest) / time.Second),
+	}, err
+}
