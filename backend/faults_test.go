@@ -138,7 +138,11 @@ func TestIssueWithFailingTarget(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
-			w.write("config", map[string]any{"request_timeout": "1s"})
+			var leases []*logical.Response
+			if c.fault.Kind == lab.KindHang {
+				w.write("config", map[string]any{"request_timeout": "1s"})
+				leases = append(leases, w.issue("deploy")) // so that the time is not spent on connecting
+			}
 			c.fault.Count = 1
 			w.keys.Fault("create", c.fault)
 			token := w.token(nil)
@@ -147,7 +151,6 @@ func TestIssueWithFailingTarget(t *testing.T) {
 				t.Errorf("got %s, status %d; want %s, %d\n%s", reason, status, c.reason, c.status, w.logs)
 			}
 			again, err := w.exchange("deploy", token)
-			var leases []*logical.Response
 			if reason, _ := reasonOf(again, err); c.again && reason == "" {
 				leases = append(leases, again)
 			} else if c.again || reason != reasonReplayed {
