@@ -248,7 +248,7 @@ func TestTokenWorksOnceAtOnce(t *testing.T) {
 	token := w.token(nil)
 	var issued atomic.Int32
 	var all sync.WaitGroup
-	for i := range 20 {
+	for i := range 64 {
 		all.Go(func() {
 			resp, err := w.request(t.Context(), fmt.Sprint(i), logical.UpdateOperation, "creds/deploy", map[string]any{"subject_token": token})
 			switch reason, _ := reasonOf(resp, err); reason {

@@ -6,6 +6,8 @@ package backend
 import (
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -145,6 +147,34 @@ func TestTokenWorksOnce(t *testing.T) {
 	w.settleAll()
 	if used := w.stored(usedTokens); len(used) != 0 {
 		t.Errorf("records of tokens that nobody can present any more: %v", used)
+	}
+}
+
+// Forgetting used tokens looks at the hours that have passed alone, in bounded steps, however many are remembered.
+func TestForgettingTokensScansNothing(t *testing.T) {
+	w := newWorld(t)
+	remember := func(n int, until time.Time) {
+		for i := range n {
+			name := fmt.Sprintf("%s-%d", hourOf(until), i)
+			if err := errors.Join(hourTable(hourOf(until)).put(t.Context(), w.store.Storage, name, &struct{}{}), usedTable.put(t.Context(), w.store.Storage, name, &use{Until: until})); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	const old = sweepForget + 100
+	remember(old, w.clock.now().Add(-3*time.Hour))
+	remember(old, w.clock.now().Add(3*time.Hour))
+	for _, left := range []int{2 * (old + 100), 2 * old, 2 * old} {
+		w.store.set(nil)
+		w.write("sweep", nil)
+		for _, access := range w.store.seen {
+			if strings.Contains(access, hourOf(w.clock.now().Add(3*time.Hour))) {
+				t.Fatalf("forgetting what has passed touched %q", access)
+			}
+		}
+		if got := len(w.stored(usedTokens)); got != left {
+			t.Errorf("%d records are left, want %d", got, left)
+		}
 	}
 }
 

@@ -18,6 +18,7 @@ var acceptance = []struct {
 	test func(*testing.T, *server)
 }{
 	{"LeftToVault", testLeftToVault},
+	{"Failover", testFailover},
 	{"Restarts", testRestarts},
 	{"Agent", testAgent},
 	{"CrashWhileIssuing", testCrashWhileIssuing},

@@ -76,6 +76,9 @@ func raceEnabled() bool {
 // server is a real Vault server: a process of its own, its storage in a directory that outlives the process.
 type server struct {
 	bin, dir, addr string
+	id             string // of the node in its cluster
+	joins          string // address of another node, whose cluster this one joins
+	audit          string // the audit device's file, which all nodes of a cluster write to
 	built          binaries
 	unsealKey      string
 	root           *api.Client
@@ -92,7 +95,8 @@ type server struct {
 // startServer starts a new Vault, unsealed, with the plugin in its catalog, a file audit device and two auth methods.
 func startServer(t testing.TB, bin string, built binaries) *server {
 	t.Helper()
-	s := &server{bin: bin, dir: t.TempDir(), built: built}
+	s := &server{bin: bin, dir: t.TempDir(), id: "one", built: built}
+	s.audit = filepath.Join(s.dir, "audit.log")
 	t.Cleanup(s.end)
 	s.configure(t)
 	s.launch(t)
@@ -114,13 +118,12 @@ func startServer(t testing.TB, bin string, built binaries) *server {
 
 func (s *server) configure(t testing.TB) {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	host := listener.Addr().String()
+	host, cluster := freePort(t), freePort(t)
 	s.addr = "http://" + host
-	_ = listener.Close()
+	join := ""
+	if s.joins != "" {
+		join = fmt.Sprintf("retry_join { leader_api_addr = %q }", s.joins)
+	}
 	for _, dir := range []string{"plugins", "storage", "home", "tmp"} {
 		if err := os.Mkdir(filepath.Join(s.dir, dir), 0o700); err != nil {
 			t.Fatal(err)
@@ -129,22 +132,36 @@ func (s *server) configure(t testing.TB) {
 	config := fmt.Sprintf(`
 storage "raft" {
   path    = %q
-  node_id = "one"
+  node_id = %q
+  performance_multiplier = 1
+  %s
 }
 listener "tcp" {
-  address     = %q
-  tls_disable = true
+  address         = %q
+  cluster_address = %q
+  tls_disable     = true
 }
 api_addr         = %q
-cluster_addr     = "http://127.0.0.1:0"
+cluster_addr     = "http://%s"
 plugin_directory = %q
 disable_mlock    = true
 log_level        = "debug"
 log_format       = "json"
-`, filepath.Join(s.dir, "storage"), host, s.addr, filepath.Join(s.dir, "plugins"))
+`, filepath.Join(s.dir, "storage"), s.id, join, host, cluster, s.addr, cluster, filepath.Join(s.dir, "plugins"))
 	if err := os.WriteFile(filepath.Join(s.dir, "vault.hcl"), []byte(config), 0o600); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// freePort returns an address that nothing listens on.
+func freePort(t testing.TB) string {
+	t.Helper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	return listener.Addr().String()
 }
 
 // launch starts the process and waits until it answers.
@@ -221,7 +238,7 @@ func (s *server) prepare(t testing.TB) {
 	t.Helper()
 	sys := s.root.Sys()
 	if err := sys.EnableAuditWithOptionsWithContext(t.Context(), "file", &api.EnableAuditOptions{
-		Type: "file", Options: map[string]string{"file_path": filepath.Join(s.dir, "audit.log")},
+		Type: "file", Options: map[string]string{"file_path": s.audit},
 	}); err != nil {
 		t.Fatalf("enabling the audit device: %v", err)
 	}
@@ -259,15 +276,20 @@ func (s *server) register(t testing.TB, name, binary string, env ...string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.Link(binary, s.plugin(name)); err != nil {
-		t.Fatal(err)
-	}
+	s.link(t, name, binary)
 	sum := sha256.Sum256(content)
 	err = s.root.Sys().RegisterPluginWithContext(t.Context(), &api.RegisterPluginInput{
 		Name: name, Type: api.PluginTypeSecrets, Command: name, SHA256: hex.EncodeToString(sum[:]), Version: pluginVersion, Env: env,
 	})
 	if err != nil {
 		t.Fatalf("registering the plugin: %v", err)
+	}
+}
+
+func (s *server) link(t testing.TB, name, binary string) {
+	t.Helper()
+	if err := os.Link(binary, s.plugin(name)); err != nil {
+		t.Fatal(err)
 	}
 }
 

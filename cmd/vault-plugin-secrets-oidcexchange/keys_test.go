@@ -325,7 +325,7 @@ func (w *world) wantLogged(t *testing.T, from int, refused, reason string) {
 // Many callers at once get a key each, and one token yields exactly one.
 func testConcurrency(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
-	const callers = 32
+	const callers = 64
 	one := w.token(nil)
 	var wait sync.WaitGroup
 	var mu sync.Mutex

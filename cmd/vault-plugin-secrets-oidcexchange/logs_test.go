@@ -45,7 +45,7 @@ func (s *server) wantClean(t testing.TB) {
 	t.Helper()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	audit, err := os.ReadFile(filepath.Join(s.dir, "audit.log"))
+	audit, err := os.ReadFile(s.audit)
 	if err != nil {
 		t.Fatal(err)
 	}
