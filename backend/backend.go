@@ -11,6 +11,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"os"
 	"runtime/debug"
 	"strings"
 	"sync"
@@ -55,6 +56,8 @@ type engine struct {
 	roleNoun   noun[roleRecord]
 	blockNoun  noun[blockRecord]
 
+	workload workloadAPI
+
 	ledger  ledger
 	replay  replay
 	counts  sync.Mutex // one count at a time
@@ -75,7 +78,7 @@ func Factory(ctx context.Context, config *logical.BackendConfig) (logical.Backen
 }
 
 func newEngine(now func() time.Time) *engine {
-	b := &engine{now: now}
+	b := &engine{now: now, workload: workloadAPI(os.Getenv(endpointSocket))}
 	b.life, b.end = context.WithCancel(context.Background())
 	b.replay.now = now
 	b.targets.dropped = func(t *openTarget) { t.Close() }

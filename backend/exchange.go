@@ -319,7 +319,7 @@ func (b *engine) intent(ctx context.Context, req *logical.Request, o *order) (*e
 }
 
 func (o *order) request(e *entry, token string) target.Request {
-	subject := map[string]any{"issuer": o.who.issuer.Issuer, "subject": o.who.Subject}
+	subject := map[string]any{"issuer": o.who.issuer.id(), "subject": o.who.Subject}
 	for _, name := range o.target.SubjectClaims() {
 		if value, ok := o.who.Claims[name]; ok {
 			subject[name] = value

@@ -58,13 +58,16 @@ func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *rol
 	if err != nil {
 		return nil, err
 	}
-	claimed, err := identity.Issuer(token, conf.MaxTokenBytes)
+	claimed, err := identity.Peek(token, conf.MaxTokenBytes)
 	if err != nil {
 		return nil, err
 	}
 	// The role's policies name the issuers; what the token claims only picks among them.
-	vouches, policies, err := b.issuerOf(ctx, req.Storage, policies, claimed)
+	vouches, err := b.issuerOf(ctx, req.Storage, policies, claimed)
 	if err != nil {
+		return nil, err
+	}
+	if policies, err = vouches.among(policies); err != nil {
 		return nil, err
 	}
 	verified, err := vouches.verifier.Verify(ctx, token)
@@ -102,25 +105,44 @@ func tokenID(claim any) (string, error) {
 	return id, nil
 }
 
-func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*policy, claimed string) (*issuer, []*policy, error) {
+// issuerOf returns the issuer that a token says it is of, among those that policies name. An OpenID provider whose iss it
+// bears comes before the trust domain of its sub: who names a provider is judged by that provider's keys. There is at most
+// one of each, for the mount has no two issuers of one iss or one trust domain.
+func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*policy, claimed identity.Claimed) (*issuer, error) {
 	var vouches *issuer
-	var of []*policy
 	for _, p := range policies {
 		candidate, err := b.issuer(ctx, s, p.Issuer)
 		if err != nil {
-			return nil, nil, err
+			return nil, err
 		}
-		if candidate != nil && candidate.verifier != nil && candidate.Issuer == claimed {
-			vouches, of = candidate, append(of, p)
+		if candidate == nil || candidate.verifier == nil || !candidate.verifier.Claims(claimed) {
+			continue
+		}
+		if vouches == nil || candidate.Type == issuerOIDC {
+			vouches = candidate
+		}
+	}
+	if vouches == nil {
+		return nil, refuse(identity.UnknownIssuer, "no trust policy of the role is for the token's issuer")
+	}
+	return vouches, nil
+}
+
+// among returns the issuer's own policies; they are asked only while it is enabled.
+func (i *issuer) among(policies []*policy) ([]*policy, error) {
+	var own []*policy
+	for _, p := range policies {
+		if p.Issuer == i.name {
+			own = append(own, p)
 		}
 	}
 	switch {
-	case vouches == nil:
-		return nil, nil, refuse(identity.UnknownIssuer, "no trust policy of the role is for the token's issuer")
-	case !vouches.Enabled:
-		return nil, nil, refuse(reasonDisabled, "issuer %q is disabled", vouches.name)
+	case own == nil:
+		return nil, refuse(identity.UnknownIssuer, "no trust policy of the role is for issuer %q", i.name)
+	case !i.Enabled:
+		return nil, refuse(reasonDisabled, "issuer %q is disabled", i.name)
 	}
-	return vouches, of, nil
+	return own, nil
 }
 
 // identifyLogin asks the policies of login issuers, each with the alias that its own mount vouches for.

@@ -5,6 +5,7 @@ package backend
 
 import (
 	"encoding/json"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -259,12 +260,17 @@ func TestStoredFormsLoad(t *testing.T) {
 		if err != nil || json.Unmarshal(raw, &want) != nil || json.Unmarshal(again, &got) != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
+		maps.DeleteFunc(got, func(field string, value any) bool { // a field that came later is nothing in what came before
+			_, stored := want.Record[field]
+			return !stored && (value == "" || value == false)
+		})
 		if diff := cmp.Diff(want.Record, got); diff != "" {
 			t.Errorf("%s (-stored +loaded):\n%s", name, diff)
 		}
 	}
 	check("config", func(raw []byte) (any, error) { return configTable.decode(raw) })
 	check("issuer", func(raw []byte) (any, error) { return b.issuerNoun.table.decode(raw) })
+	check("issuer-spiffe", func(raw []byte) (any, error) { return b.issuerNoun.table.decode(raw) })
 	check("trust", func(raw []byte) (any, error) { return b.trustNoun.table.decode(raw) })
 	check("target", func(raw []byte) (any, error) { return b.targetNoun.table.decode(raw) })
 	check("role", func(raw []byte) (any, error) { return b.roleNoun.table.decode(raw) })

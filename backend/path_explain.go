@@ -13,6 +13,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
@@ -149,7 +150,7 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 		return nil, err
 	}
 	if vouches == nil || vouches.verifier == nil {
-		return nil, badField("issuer", "name the issuer of the sample claims, one of type oidc")
+		return nil, badField("issuer", "name the issuer of the sample claims, one of type oidc or spiffe")
 	}
 	// Through JSON, as a token's claims come: expressions and conditions see the same types.
 	raw, err := json.Marshal(claims)
@@ -163,6 +164,9 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	if who.Subject, _ = who.Claims["sub"].(string); who.Subject == "" {
 		return nil, badField("claims", "sub is missing")
 	}
+	if vouches.Type == issuerSPIFFE && !vouches.verifier.Claims(identity.Claimed{Subject: who.Subject}) {
+		return nil, badField("claims", "sub is no SPIFFE ID of a workload of trust domain %q", vouches.TrustDomain)
+	}
 	if who.Caller, _, err = b.caller(req, true); err != nil {
 		return nil, err
 	}
@@ -170,7 +174,7 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	if err != nil {
 		return nil, err
 	}
-	if _, policies, err = b.issuerOf(ctx, req.Storage, policies, vouches.Issuer); err != nil {
+	if policies, err = vouches.among(policies); err != nil {
 		return nil, err
 	}
 	return who.decide(policies, trail, budget)

@@ -16,14 +16,17 @@ import (
 
 // The types of issuers.
 const (
-	issuerOIDC  = "oidc"
-	issuerLogin = "login"
+	issuerOIDC   = "oidc"
+	issuerSPIFFE = "spiffe"
+	issuerLogin  = "login"
 )
 
 // issuerRecord says who vouches for callers.
 type issuerRecord struct {
 	Type                 string            `json:"type"`
 	Issuer               string            `json:"issuer"`
+	TrustDomain          string            `json:"trust_domain"`
+	WorkloadAPI          bool              `json:"workload_api"`
 	OIDCDiscoveryURL     string            `json:"oidc_discovery_url"`
 	JWKSURL              string            `json:"jwks_url"`
 	JWTValidationPubkeys []string          `json:"jwt_validation_pubkeys"`
@@ -53,9 +56,19 @@ type issuer struct {
 	verifier *identity.Verifier
 }
 
+// id is what targets are told of who vouched.
+func (i *issuer) id() string {
+	if i.Type == issuerSPIFFE {
+		return "spiffe://" + i.TrustDomain // the token's iss may be anything, or missing
+	}
+	return i.Issuer
+}
+
 var issuerFields = described(map[string]*framework.FieldSchema{
-	"type":                   {Type: framework.TypeString, Description: "oidc (default): tokens of an OpenID provider. login: the caller's Vault login. It cannot be changed."},
-	"issuer":                 {Type: framework.TypeString, Description: "The exact iss of its tokens; default the discovery URL. Unique in the mount."},
+	"type":                   {Type: framework.TypeString, Description: "oidc (default): tokens of an OpenID provider. spiffe: JWT-SVIDs of a SPIFFE trust domain. login: the caller's Vault login. It cannot be changed."},
+	"issuer":                 {Type: framework.TypeString, Description: "The exact iss of its tokens; default the discovery URL. Unique in the mount. spiffe: may be left out; if set, an iss that a token has must be this."},
+	"trust_domain":           {Type: framework.TypeString, Description: "spiffe: name of the trust domain whose workloads it vouches for, such as example.org. Unique in the mount."},
+	"workload_api":           {Type: framework.TypeBool, Description: "spiffe: key source: the SPIFFE Workload API at SPIFFE_ENDPOINT_SOCKET in the plugin's registered environment, a Unix socket."},
 	"oidc_discovery_url":     {Type: framework.TypeString, Description: "Key source: the issuer's base URL, without /.well-known."},
 	"jwks_url":               {Type: framework.TypeString, Description: "Key source: the URL of its key set."},
 	"jwt_validation_pubkeys": {Type: framework.TypeCommaStringSlice, Description: "Key source: public keys in PEM."},
@@ -63,11 +76,11 @@ var issuerFields = described(map[string]*framework.FieldSchema{
 	"proxy_url":              {Type: framework.TypeString, Description: "HTTP proxy to reach the issuer; the environment's proxy variables are not used."},
 	"jwks_hosts":             {Type: framework.TypeCommaStringSlice, Description: "Further hosts that may serve the keys, beside the issuer's own."},
 	"jwt_supported_algs":     {Type: framework.TypeCommaStringSlice, Description: "Signature algorithms that are accepted, asymmetric ones only (default RS256, ES256)."},
-	"allowed_types":          {Type: framework.TypeCommaStringSlice, Description: "Values of the typ header that are accepted, absent among them for a token without one (default absent, JWT)."},
+	"allowed_types":          {Type: framework.TypeCommaStringSlice, Description: "Values of the typ header that are accepted, absent among them for a token without one (default absent, JWT). For spiffe always absent, JWT, JOSE."},
 	"clock_skew_leeway":      {Type: framework.TypeDurationSecond, Description: "How far the issuer's clock may be off (default 30s)."},
 	"max_age":                {Type: framework.TypeDurationSecond, Description: "Oldest token that is accepted, from its iat (default 1h)."},
 	"max_token_lifetime":     {Type: framework.TypeDurationSecond, Description: "Longest life of a token that is accepted, exp less iat (default 24h)."},
-	"single_use":             {Type: framework.TypeBool, Description: "A token works once (default true). Switch off only for tokens that are meant to be presented again."},
+	"single_use":             {Type: framework.TypeBool, Description: "A token works once (default true). Switch off only for tokens that are meant to be presented again. For spiffe always off: agents present an SVID until it expires."},
 	"jti_claim":              {Type: framework.TypeString, Description: "Claim that makes a token unique (default jti); without it the token's hash does."},
 	"record_claims":          {Type: framework.TypeCommaStringSlice, Description: "Claims kept with each key, beside those that the policy reads (default: well-known ids)."},
 	"forward_to":             {Type: framework.TypeCommaStringSlice, Description: "Hosts to which a caller's token may be forwarded (default none)."},
@@ -99,12 +112,12 @@ func (b *engine) newIssuerNoun() noun[issuerRecord] {
 		what:   "issuer",
 		suffix: "issuer",
 		plural: "issuers",
-		help: "An issuer vouches for callers: an OpenID provider by its tokens (type oidc), or an auth mount of this Vault by the caller's login (type login). " +
+		help: "An issuer vouches for callers: an OpenID provider by its tokens (type oidc), a SPIFFE trust domain by its JWT-SVIDs (type spiffe), or an auth mount of this Vault by the caller's login (type login). " +
 			"An issuer only verifies; which of its subjects are trusted is written in trust policies.",
 		fields: issuerFields,
 		check:  b.checkIssuer,
 		probe:  b.probeIssuer,
-		clear:  func(field string) bool { return field != "issuer" && field != "mount_accessor" },
+		clear:  func(field string) bool { return field != "issuer" && field != "trust_domain" && field != "mount_accessor" },
 		remove: func(ctx context.Context, s logical.Storage, name string, _ *issuerRecord, _ *framework.FieldData) ([]string, bool, error) {
 			found, err := users(ctx, s, b.trustNoun.table, "trust policy", func(t *trustRecord) bool { return t.Issuer == name })
 			return found, false, err
@@ -118,7 +131,7 @@ func (b *engine) newIssuerNoun() noun[issuerRecord] {
 
 // probeIssuer fetches the issuer's keys if the request asks for that.
 func (b *engine) probeIssuer(ctx context.Context, s logical.Storage, record *issuerRecord, d *framework.FieldData) error {
-	if record.Type != issuerOIDC || !d.Get("verify").(bool) {
+	if record.Type == issuerLogin || !d.Get("verify").(bool) {
 		return nil
 	}
 	conf, err := b.config(ctx, s)
@@ -135,12 +148,22 @@ func (b *engine) probeIssuer(ctx context.Context, s logical.Storage, record *iss
 	return nil
 }
 
-func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string, record, old *issuerRecord, _ *framework.FieldData) ([]string, error) {
+func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string, record, old *issuerRecord, d *framework.FieldData) ([]string, error) {
 	if old != nil && old.Type != record.Type {
 		return nil, badField("type", "cannot be changed; make another issuer")
 	}
-	if record.Type == issuerOIDC && record.Issuer == "" {
+	if record.Issuer == "" && record.Type != issuerLogin {
 		record.Issuer = record.OIDCDiscoveryURL
+	}
+	if record.Type == issuerSPIFFE {
+		if err := record.standardize(d); err != nil {
+			return nil, err
+		}
+	}
+	if record.WorkloadAPI {
+		if err := b.workload.check(); err != nil {
+			return nil, badField("workload_api", "%v", err)
+		}
 	}
 	conf, err := b.config(ctx, s)
 	if err != nil {
@@ -159,7 +182,22 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 	return warnings, nil
 }
 
-// uniqueIssuer refuses a second entry for the same iss: which of two sets of rules a token met would be chance.
+// standardize sets what the JWT-SVID standard decides, and refuses other wishes.
+func (r *issuerRecord) standardize(d *framework.FieldData) error {
+	for _, field := range []string{"allowed_types", "jti_claim"} {
+		if d.Raw[field] != nil {
+			return badField(field, "is for issuers of type oidc")
+		}
+	}
+	if d.Raw["single_use"] != nil && r.SingleUse {
+		return badField("single_use", "an agent keeps a JWT-SVID and presents it until it expires, so it cannot be for one use")
+	}
+	r.AllowedTypes, r.JTIClaim, r.SingleUse = []string{identity.Absent, "JWT", "JOSE"}, "jti", false
+	return nil
+}
+
+// uniqueIssuer refuses a second entry for the same iss, trust domain or auth mount: which of two sets of rules a caller met
+// would be chance.
 func (b *engine) uniqueIssuer(ctx context.Context, s logical.Storage, name string, record *issuerRecord) error {
 	all, err := b.issuerNoun.table.list(ctx, s)
 	if err != nil {
@@ -170,14 +208,20 @@ func (b *engine) uniqueIssuer(ctx context.Context, s logical.Storage, name strin
 			continue
 		}
 		existing, err := b.issuerNoun.table.get(ctx, s, other)
-		switch {
-		case err != nil:
+		if err != nil {
 			return err
-		case existing == nil || existing.Type != record.Type:
-		case record.Type == issuerOIDC && existing.Issuer == record.Issuer:
-			return badField("issuer", "issuer %q already has it", other)
-		case record.Type == issuerLogin && existing.MountAccessor == record.MountAccessor:
-			return badField("mount_accessor", "issuer %q already has it", other)
+		}
+		if existing == nil {
+			continue
+		}
+		for _, unique := range []struct{ field, ours, theirs string }{
+			{"issuer", record.Issuer, existing.Issuer},
+			{"trust_domain", record.TrustDomain, existing.TrustDomain},
+			{"mount_accessor", record.MountAccessor, existing.MountAccessor},
+		} {
+			if unique.ours != "" && unique.ours == unique.theirs {
+				return badField(unique.field, "issuer %q already has it", other)
+			}
 		}
 	}
 	return nil
@@ -189,11 +233,17 @@ func newIssuer(name string, r *issuerRecord, conf *settings, b *engine) (*issuer
 	switch r.Type {
 	case issuerLogin:
 		return made, r.checkLogin()
-	case issuerOIDC:
+	case issuerOIDC, issuerSPIFFE:
 	default:
-		return nil, badField("type", "%q is unknown; want oidc or login", r.Type)
+		return nil, badField("type", "%q is unknown; want oidc, spiffe or login", r.Type)
 	}
 	switch {
+	case r.Type == issuerSPIFFE && r.TrustDomain == "":
+		return nil, badField("trust_domain", "missing; want the name of the SPIFFE trust domain, such as example.org")
+	case r.Type != issuerSPIFFE && r.TrustDomain != "":
+		return nil, badField("trust_domain", "is for issuers of type spiffe")
+	case r.Type != issuerSPIFFE && r.WorkloadAPI:
+		return nil, badField("workload_api", "is for issuers of type spiffe")
 	case r.MountAccessor != "":
 		return nil, badField("mount_accessor", "is for issuers of type login")
 	case len(r.StableMetadata) > 0:
@@ -201,9 +251,13 @@ func newIssuer(name string, r *issuerRecord, conf *settings, b *engine) (*issuer
 	case r.JTIClaim == "":
 		return nil, badField("jti_claim", "want the name of a claim")
 	}
+	var bundle identity.Bundle
+	if r.WorkloadAPI {
+		bundle = b.workload.bundle
+	}
 	var err error
 	made.verifier, err = identity.New(identity.Config{
-		Issuer: r.Issuer, DiscoveryURL: r.OIDCDiscoveryURL, JWKSURL: r.JWKSURL, PublicKeys: r.JWTValidationPubkeys,
+		Issuer: r.Issuer, TrustDomain: r.TrustDomain, Bundle: bundle, DiscoveryURL: r.OIDCDiscoveryURL, JWKSURL: r.JWKSURL, PublicKeys: r.JWTValidationPubkeys,
 		JWKSHosts: r.JWKSHosts, Algorithms: r.JWTSupportedAlgs, AllowedTypes: r.AllowedTypes,
 		Leeway: r.ClockSkewLeeway.duration(), MaxAge: r.MaxAge.duration(), MaxTokenLifetime: r.MaxTokenLifetime.duration(),
 		CAPEM: r.CAPEM, ProxyURL: r.ProxyURL, Egress: conf.egress, HTTPTimeout: conf.HTTPTimeout.duration(),
@@ -226,9 +280,10 @@ func (r *issuerRecord) checkLogin() error {
 		"issuer": r.Issuer != "", "oidc_discovery_url": r.OIDCDiscoveryURL != "", "jwks_url": r.JWKSURL != "",
 		"jwt_validation_pubkeys": len(r.JWTValidationPubkeys) > 0, "forward_to": len(r.ForwardTo) > 0,
 		"ca_pem": r.CAPEM != "", "proxy_url": r.ProxyURL != "", "jwks_hosts": len(r.JWKSHosts) > 0,
+		"trust_domain": r.TrustDomain != "", "workload_api": r.WorkloadAPI,
 	} {
 		if set {
-			return badField(field, "is for issuers of type oidc")
+			return badField(field, "is not for issuers of type login")
 		}
 	}
 	if r.MountAccessor == "" {

@@ -242,27 +242,40 @@ func TestClaimAttacks(t *testing.T) {
 	run(t, v, i, attacks)
 }
 
-func TestIssuerOfToken(t *testing.T) {
+func TestPeek(t *testing.T) {
 	c := claims("https://id.example.com", start)
-	if got, err := Issuer(token(c), 0); got != "https://id.example.com" || err != nil {
-		t.Errorf("Issuer = %q, %v; want https://id.example.com", got, err)
-	}
 	good := token(c)
+	for name, tt := range map[string]struct {
+		token string
+		want  Claimed
+	}{
+		"iss":               {good, Claimed{"https://id.example.com", "repo:acme/widget:ref:refs/heads/main"}},
+		"SVID":              {token(c.with("sub", "spiffe://example.org/a")), Claimed{"https://id.example.com", "spiffe://example.org/a"}},
+		"SVID without iss":  {token(c.without("iss").with("sub", "spiffe://example.org/a")), Claimed{"", "spiffe://example.org/a"}},
+		"no SPIFFE ID, iss": {token(c.with("sub", "spiffe://example.org/a/")), Claimed{"https://id.example.com", "spiffe://example.org/a/"}},
+	} {
+		if got, err := Peek(tt.token, 0); got != tt.want || err != nil {
+			t.Errorf("%s: %v, %v; want %v", name, got, err, tt.want)
+		}
+	}
 	for name, tt := range map[string]struct {
 		token string
 		max   int
 	}{
-		"too large":    {good, len(good) - 1},
-		"no token":     {"x", 0},
-		"line end":     {good + "\n", 0},
-		"iss missing":  {token(c.without("iss")), 0},
-		"iss twice":    {compact("RS256", rsaKey(), header1.String(), `{"iss":"a","iss":"b"}`), 0},
-		"iss folded":   {token(c.with("ISS", "https://evil.example")), 0},
-		"iss a number": {token(c.with("iss", 1)), 0},
+		"too large":                    {good, len(good) - 1},
+		"no token":                     {"x", 0},
+		"line end":                     {good + "\n", 0},
+		"iss missing":                  {token(c.without("iss")), 0},
+		"iss missing, no SPIFFE ID":    {token(c.without("iss").with("sub", "spiffe://example.org/a/")), 0},
+		"iss missing, domain's own id": {token(c.without("iss").with("sub", "spiffe://example.org")), 0},
+		"iss empty":                    {token(c.with("iss", "").with("sub", "spiffe://example.org/a")), 0},
+		"iss twice":                    {compact("RS256", rsaKey(), header1.String(), `{"iss":"a","iss":"b"}`), 0},
+		"iss folded":                   {token(c.with("ISS", "https://evil.example")), 0},
+		"iss a number":                 {token(c.with("iss", 1)), 0},
 	} {
-		got, err := Issuer(tt.token, tt.max)
-		if got != "" || reason(t, err) != TokenMalformed {
-			t.Errorf("%s: %q, %v; want %s", name, got, err, TokenMalformed)
+		got, err := Peek(tt.token, tt.max)
+		if got != (Claimed{}) || reason(t, err) != TokenMalformed {
+			t.Errorf("%s: %v, %v; want %s", name, got, err, TokenMalformed)
 		}
 		wantNoLeak(t, err)
 	}

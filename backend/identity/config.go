@@ -41,7 +41,13 @@ func (c *Config) complete() error {
 	if err := c.checkLists(); err != nil {
 		return err
 	}
+	if err := c.checkTrustDomain(); err != nil {
+		return err
+	}
 	c.Issuer = cmp.Or(c.Issuer, c.DiscoveryURL)
+	if c.Issuer == "" && c.TrustDomain != "" {
+		return nil
+	}
 	if c.Issuer == "" {
 		return errors.New("issuer: missing; want the exact iss of the tokens")
 	}
@@ -98,6 +104,9 @@ func (c *Config) checkLists() error {
 	}
 	if len(c.AllowedTypes) == 0 {
 		c.AllowedTypes = []string{Absent, "JWT"}
+		if c.TrustDomain != "" {
+			c.AllowedTypes = append(c.AllowedTypes, "JOSE")
+		}
 	}
 	c.Algorithms, c.AllowedTypes = slices.Clone(c.Algorithms), slices.Clone(c.AllowedTypes) // the caller's stay the caller's
 	for _, alg := range c.Algorithms {
@@ -163,14 +172,8 @@ func (c *Config) keySet() (*keySet, error) {
 	for _, alg := range c.Algorithms {
 		set.algorithms = append(set.algorithms, jose.SignatureAlgorithm(alg))
 	}
-	given := 0
-	for _, is := range []bool{c.DiscoveryURL != "", c.JWKSURL != "", len(c.PublicKeys) > 0} {
-		if is {
-			given++
-		}
-	}
-	if given != 1 {
-		return nil, errors.New("oidc_discovery_url, jwks_url, jwt_validation_pubkeys: want exactly one of them")
+	if err := c.checkSources(); err != nil {
+		return nil, err
 	}
 	client, err := c.Egress.Client(egress.Options{
 		CAPEM: c.CAPEM, ProxyURL: c.ProxyURL, Timeout: c.HTTPTimeout, MaxConns: maxIssuerConns,
@@ -184,16 +187,41 @@ func (c *Config) keySet() (*keySet, error) {
 		}
 		return set, nil
 	}
-	set.source = &source{
-		client: client, policy: c.Egress, issuer: c.Issuer,
-		discoveryURL: c.DiscoveryURL, keysURL: c.JWKSURL,
-		maxBytes: c.MaxJWKSBytes, maxKeys: c.MaxKeys,
+	limits := setLimits{bytes: c.MaxJWKSBytes, keys: c.MaxKeys, uses: []string{"", "sig"}}
+	if c.TrustDomain != "" {
+		limits.uses = append(limits.uses, "jwt-svid")
 	}
-	return set, c.locate(set.source)
+	if c.Bundle != nil {
+		set.source = &bundleSource{ask: c.Bundle, trustDomain: c.TrustDomain, limits: limits}
+		return set, nil
+	}
+	web := &webSource{
+		client: client, policy: c.Egress, issuer: c.Issuer,
+		discoveryURL: c.DiscoveryURL, keysURL: c.JWKSURL, limits: limits,
+	}
+	set.source = web
+	return set, c.locate(web)
+}
+
+// checkSources wants one source of keys.
+func (c *Config) checkSources() error {
+	given := 0
+	for _, is := range []bool{c.DiscoveryURL != "", c.JWKSURL != "", len(c.PublicKeys) > 0, c.Bundle != nil} {
+		if is {
+			given++
+		}
+	}
+	switch {
+	case given == 1:
+		return nil
+	case c.TrustDomain != "":
+		return errors.New("workload_api, oidc_discovery_url, jwks_url, jwt_validation_pubkeys: want exactly one of them")
+	}
+	return errors.New("oidc_discovery_url, jwks_url, jwt_validation_pubkeys: want exactly one of them")
 }
 
 // locate checks the addresses that will be called, and lists the hosts that may serve keys.
-func (c *Config) locate(s *source) error {
+func (c *Config) locate(s *webSource) error {
 	if c.JWKSURL != "" {
 		// With a query some issuers choose among their key sets; nothing is appended to this address.
 		base, query, _ := strings.Cut(c.JWKSURL, "?")

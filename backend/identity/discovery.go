@@ -28,15 +28,20 @@ var discoveryLimits = limits{depth: 16, members: 1024}
 
 // source knows how to get an issuer's keys. It keeps nothing between calls. Its errors are in our own words: what an
 // issuer answers is never repeated.
-type source struct {
+type source interface {
+	// fetch gets the keys, from where they were last found. The place it returns is for the next call, also after an error.
+	fetch(ctx context.Context, p place, now time.Time) (*keys, place, error)
+}
+
+// webSource gets keys by https.
+type webSource struct {
 	client       *http.Client
 	policy       egress.Policy
 	issuer       string
 	discoveryURL string   // empty if the address of the keys is configured
 	keysURL      string   // empty if it is discovered
 	keyHosts     []string // host, or host:port, that a discovery document may name for the keys
-	maxBytes     int64
-	maxKeys      int
+	limits       setLimits
 }
 
 // place is where an issuer's keys were last found.
@@ -46,9 +51,8 @@ type place struct {
 	failures int // fetches in a row that failed there
 }
 
-// fetch gets the keys, and first their address if it is unknown, old or has failed repeatedly. The place it returns is for
-// the next call, also after an error.
-func (s *source) fetch(ctx context.Context, p place, now time.Time) (*keys, place, error) {
+// fetch gets the keys, and first their address if it is unknown, old or has failed repeatedly.
+func (s *webSource) fetch(ctx context.Context, p place, now time.Time) (*keys, place, error) {
 	if s.discoveryURL == "" {
 		p.url = s.keysURL
 	} else if p.url == "" || p.failures >= rediscoverFailures || now.Sub(p.found) >= rediscoverAfter {
@@ -68,7 +72,7 @@ func (s *source) fetch(ctx context.Context, p place, now time.Time) (*keys, plac
 }
 
 // discover returns the address of the keys from the discovery document.
-func (s *source) discover(ctx context.Context) (string, error) {
+func (s *webSource) discover(ctx context.Context) (string, error) {
 	body, err := s.get(ctx, strings.TrimSuffix(s.discoveryURL, "/")+wellKnown, maxDiscoveryBytes)
 	if err != nil {
 		return "", err
@@ -92,17 +96,17 @@ func (s *source) discover(ctx context.Context) (string, error) {
 	return raw, nil
 }
 
-func (s *source) fetchKeys(ctx context.Context, address string) (*keys, error) {
-	body, err := s.get(ctx, address, s.maxBytes)
+func (s *webSource) fetchKeys(ctx context.Context, address string) (*keys, error) {
+	body, err := s.get(ctx, address, s.limits.bytes)
 	if err != nil {
 		return nil, err
 	}
-	return parseKeys(body, s.maxKeys)
+	return parseKeys(body, s.limits)
 }
 
 // get reads an answer of status 200 up to limit bytes. The content type is not looked at: issuers on plain file hosting
 // send all kinds, and the parsers decide.
-func (s *source) get(ctx context.Context, address string, limit int64) ([]byte, error) {
+func (s *webSource) get(ctx context.Context, address string, limit int64) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, errors.New("not an address")

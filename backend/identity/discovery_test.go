@@ -345,7 +345,7 @@ func TestStatus(t *testing.T) {
 
 func TestPanicInFetchIsAnError(t *testing.T) {
 	v, i, c := fetching(t)
-	v.keys.source.client = nil
+	v.keys.source.(*webSource).client = nil
 	wantReason(t, v, fresh(i, c), IssuerUnavailable)
 	if got, want := v.Status().LastError, "reading the issuer's answer panicked"; got != want {
 		t.Errorf("LastError = %q, want %q", got, want)

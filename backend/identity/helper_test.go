@@ -210,8 +210,8 @@ func newVerifier(t *testing.T, c Config) *Verifier {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if v.keys.source != nil {
-		t.Cleanup(v.keys.source.client.CloseIdleConnections)
+	if web, ok := v.keys.source.(*webSource); ok {
+		t.Cleanup(web.client.CloseIdleConnections)
 	}
 	return v
 }

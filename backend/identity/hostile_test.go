@@ -46,7 +46,7 @@ func TestHostileEntraConsumersGUID(t *testing.T) {
 
 func TestHostileJWKSTwice(t *testing.T) {
 	body := `{"keys":[` + string(firstKey()) + `],"keys":[` + string(secondKey()) + `]}`
-	if set, err := parseKeys([]byte(body), 100); err == nil {
+	if set, err := parseKeys([]byte(body), limits100); err == nil {
 		t.Errorf("a set with keys twice is accepted: %v", set.named)
 	}
 }

@@ -10,7 +10,7 @@
 //	spelling   compact form, one spelling only                         split
 //	header     strict JSON; alg and typ permitted; no foreign keys     parseHeader
 //	payload    strict JSON into the one map of claims                  parsePayload
-//	issuer     iss is exactly this issuer's                            Verify
+//	issuer     iss, or the trust domain of sub, is this issuer's       Config.claimed
 //	time       exp, iat, nbf, age and lifetime                         inTime
 //	signature  go-oidc, over the issuer's keys                         keySet
 //	agreement  go-oidc read the same iss, sub, aud and exp as we did   agree
@@ -32,22 +32,28 @@ import (
 // Absent in Config.AllowedTypes stands for a token without a typ header.
 const Absent = "absent"
 
-// Config describes one issuer of OpenID Connect tokens. Limits and durations that are 0 take the default named beside them.
+// Config describes one issuer of tokens: an OpenID provider, or a SPIFFE trust domain. Limits and durations that are 0 take
+// the default named beside them.
 type Config struct {
 	// Issuer is the exact iss of its tokens; empty means DiscoveryURL. It is compared byte by byte and never normalised.
+	// Tokens of a trust domain need no iss; with Issuer those that have one must have this.
 	Issuer string
+	// TrustDomain makes the issuer a SPIFFE trust domain, by its name: it vouches for the SPIFFE IDs of its workloads, with
+	// JWT-SVIDs.
+	TrustDomain string
 
 	// Exactly one of these says where its keys come from: a discovery document below DiscoveryURL, a JWK set at JWKSURL,
-	// or public keys in PEM, one each.
+	// public keys in PEM, one each, or for a trust domain a call that brings its JWK set.
 	DiscoveryURL string
 	JWKSURL      string
 	PublicKeys   []string
+	Bundle       Bundle
 	// JWKSHosts are hosts ("host", or "host:port" if not the default) that a discovery document may name for the keys,
 	// beside those of the issuer and of DiscoveryURL.
 	JWKSHosts []string
 
 	Algorithms   []string // asymmetric JWS algorithms; default RS256, ES256
-	AllowedTypes []string // typ headers, and Absent for none; default Absent and JWT. Compared as media types are
+	AllowedTypes []string // typ headers, and Absent for none; default Absent and JWT, for JWT-SVIDs JOSE too. Compared as media types are
 
 	// Leeway forgives clocks that differ: a token is valid until exp plus Leeway, and from nbf less Leeway on. 0 is none;
 	// at most 2 minutes. iat may always lie up to a minute ahead.
@@ -106,6 +112,8 @@ func New(c Config) (*Verifier, error) {
 		SupportedSigningAlgs: c.Algorithms,
 		// The audience is decided by the trust policy: which values are right depends on the role, not on the issuer.
 		SkipClientIDCheck: true,
+		// A JWT-SVID need not have an iss; Config.claimed has looked at it, and at the trust domain.
+		SkipIssuerCheck: c.TrustDomain != "",
 		// go-oidc has no leeway for exp; moving its clock back gives it ours. It looks at nbf with five minutes of leeway,
 		// less this; inTime is stricter.
 		Now: func() time.Time { return c.Now().Add(-c.Leeway) },
@@ -127,8 +135,8 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Token, error) {
 	if err != nil {
 		return nil, err
 	}
-	if p.iss != v.cfg.Issuer {
-		return nil, refuse(UnknownIssuer, "iss is not exactly this issuer's")
+	if err := v.cfg.claimed(Claimed{Issuer: p.iss, Subject: p.sub}); err != nil {
+		return nil, err
 	}
 	if err := v.inTime(p, v.cfg.Now()); err != nil {
 		return nil, err
@@ -149,6 +157,9 @@ func (v *Verifier) checkHeader(s segments) error {
 	}
 	if !typeAllowed(h, v.cfg.AllowedTypes) {
 		return refuse(TokenType, "typ is not in allowed_types")
+	}
+	if v.cfg.TrustDomain != "" && !h.hasKid {
+		return refuse(UnknownKey, "it has no kid, which a JWT-SVID must have here")
 	}
 	if s.signature == 0 {
 		return refuse(TokenMalformed, "it has no signature")

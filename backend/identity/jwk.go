@@ -32,6 +32,13 @@ const (
 // asymmetric lists every algorithm that an issuer may be given. HMAC is not among them: who can verify with it can sign.
 var asymmetric = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 
+// setLimits bound a key set.
+type setLimits struct {
+	bytes int64
+	keys  int
+	uses  []string // values of use that make a key one for verifying tokens; "" for a key without use
+}
+
 // jwkLimits bound one key of a set.
 var jwkLimits = limits{depth: 8, members: 64}
 
@@ -131,19 +138,19 @@ func members(body []byte) (map[string]json.RawMessage, error) {
 
 // parseKeys reads a JWK set entry by entry: an entry that cannot be used is skipped and counted, so that one odd key does
 // not take the issuer down (RFC 7517 section 5). A set without any usable key is an error.
-func parseKeys(body []byte, maxKeys int) (*keys, error) {
+func parseKeys(body []byte, l setLimits) (*keys, error) {
 	var entries []json.RawMessage
 	doc, err := members(body)
 	if err != nil || json.Unmarshal(doc["keys"], &entries) != nil || entries == nil {
 		return nil, errors.New("the answer is not a JWK set")
 	}
-	if len(entries) > maxKeys {
-		return nil, fmt.Errorf("the key set has more than %d keys", maxKeys)
+	if len(entries) > l.keys {
+		return nil, fmt.Errorf("the key set has more than %d keys", l.keys)
 	}
 	seen := make(map[string]int)
 	list := make([]parsedKey, len(entries))
 	for i, entry := range entries {
-		list[i] = parseKey(entry)
+		list[i] = parseKey(entry, l.uses)
 		seen[list[i].id]++
 	}
 	set := &keys{named: make(map[string]key), skipped: make(map[string]int)}
@@ -182,7 +189,7 @@ type parsedKey struct {
 	fault string
 }
 
-func parseKey(entry []byte) parsedKey {
+func parseKey(entry []byte, uses []string) parsedKey {
 	m, err := parseObject(string(entry), jwkLimits)
 	if err != nil {
 		return parsedKey{fault: "malformed"}
@@ -192,7 +199,7 @@ func parseKey(entry []byte) parsedKey {
 		return parsedKey{fault: "malformed"}
 	}
 	k := key{id: id}
-	fault := purpose(m)
+	fault := purpose(m, uses)
 	if fault == "" {
 		fault = k.read(entry, m)
 	}
@@ -221,7 +228,7 @@ func (k *key) read(entry []byte, m map[string]any) string {
 }
 
 // purpose refuses entries that are not public keys for verifying signatures.
-func purpose(m map[string]any) string {
+func purpose(m map[string]any, uses []string) string {
 	if m["kty"] == "oct" {
 		return "a symmetric key"
 	}
@@ -230,8 +237,7 @@ func purpose(m map[string]any) string {
 			return "a private key"
 		}
 	}
-	use, hasUse, ok := stringMember(m, "use")
-	if !ok || hasUse && use != "sig" && use != "" {
+	if use, _, ok := stringMember(m, "use"); !ok || !slices.Contains(uses, use) {
 		return "not for signatures"
 	}
 	ops, hasOps := m["key_ops"]

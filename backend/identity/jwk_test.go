@@ -73,7 +73,7 @@ func TestUnusableKeys(t *testing.T) {
 		{"alg a number", rsaWith(fields{"alg": 1}), "malformed"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			set, err := parseKeys([]byte(jwks(tt.entry, firstKey())), 100)
+			set, err := parseKeys([]byte(jwks(tt.entry, firstKey())), limits100)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -92,6 +92,9 @@ func TestUnusableKeys(t *testing.T) {
 	}
 }
 
+// limits100 are the limits of a set of an OpenID provider.
+var limits100 = setLimits{bytes: 1 << 20, keys: 100, uses: []string{"", "sig"}}
+
 func TestRepeatedKeyID(t *testing.T) {
 	same := jwk(otherRSA().Public(), "x", "RS256", nil)
 	for name, entries := range map[string][]json.RawMessage{
@@ -99,7 +102,7 @@ func TestRepeatedKeyID(t *testing.T) {
 		"one key twice":          {same, same, firstKey()},
 		"beside an unusable one": {same, jwk(rsaKey().Public(), "x", "", fields{"use": "enc"}), firstKey()},
 	} {
-		set, err := parseKeys([]byte(jwks(entries...)), 100)
+		set, err := parseKeys([]byte(jwks(entries...)), limits100)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -114,10 +117,10 @@ func TestKeySetLimits(t *testing.T) {
 	for n := range 99 {
 		entries = append(entries, json.RawMessage(fmt.Sprintf(`{"kty":"oct","kid":"%d","k":"AA"}`, n)))
 	}
-	if _, err := parseKeys([]byte(jwks(entries...)), 100); err != nil {
+	if _, err := parseKeys([]byte(jwks(entries...)), limits100); err != nil {
 		t.Errorf("100 keys: %v, want nil", err)
 	}
-	_, err := parseKeys([]byte(jwks(append(entries, secondKey())...)), 100)
+	_, err := parseKeys([]byte(jwks(append(entries, secondKey())...)), limits100)
 	if want := "the key set has more than 100 keys"; err == nil || err.Error() != want {
 		t.Errorf("101 keys: %v, want %q", err, want)
 	}
@@ -125,11 +128,11 @@ func TestKeySetLimits(t *testing.T) {
 	for n := range unnamed {
 		unnamed[n] = jwk(ecKey().Public(), "", "", nil)
 	}
-	set, err := parseKeys([]byte(jwks(unnamed...)), 100)
+	set, err := parseKeys([]byte(jwks(unnamed...)), limits100)
 	if err != nil || len(set.unnamed) != maxUnnamed || set.skipped["too many without kid"] != 2 {
 		t.Errorf("keys without kid: %v, %v; want %d and two skipped", set, err, maxUnnamed)
 	}
-	_, err = parseKeys([]byte(`{"keys":[{"kty":"oct"},{"kty":"oct"},1]}`), 100)
+	_, err = parseKeys([]byte(`{"keys":[{"kty":"oct"},{"kty":"oct"},1]}`), limits100)
 	if want := "the key set has no usable key; a symmetric key: 2; malformed: 1"; err == nil || err.Error() != want {
 		t.Errorf("no usable key: %v, want %q", err, want)
 	}
@@ -163,7 +166,7 @@ func FuzzKeys(f *testing.F) {
 	f.Add([]byte(jwks(jwk(edKey().Public(), "d", "EdDSA", nil), jwk(ecKey().Public(), "", "", nil))))
 	f.Add([]byte(`{"keys":[{"kty":"RSA","n":"AQ","e":"AQAB"},{"kty":"EC","crv":"P-256","x":"","y":""}]}`))
 	f.Fuzz(func(t *testing.T, body []byte) {
-		set, err := parseKeys(body, 10)
+		set, err := parseKeys(body, setLimits{keys: 10, uses: limits100.uses})
 		if err != nil {
 			return
 		}

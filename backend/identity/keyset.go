@@ -28,12 +28,13 @@ const (
 //   - refreshed when used at the age maxAge, while callers go on with what they have;
 //   - waited for (for a short time) at twice that age, so that on a mount that was idle a key that the issuer withdrew
 //     does not vouch merely because nobody asked;
-//   - used up to the age maxStale while the issuer cannot be reached, and not longer.
+//   - used up to the age maxStale while the issuer cannot be reached, and not longer;
+//   - dropped at once when a Workload API says that it has none any more.
 //
 // A signature that does not verify with the key it names never causes a fetch.
 type keySet struct {
 	algorithms []jose.SignatureAlgorithm
-	source     *source // nil if the keys are configured
+	source     source // nil if the keys are configured
 	now        func() time.Time
 	floor      time.Duration
 	maxAge     time.Duration
@@ -215,6 +216,9 @@ func (s *keySet) land(f *flight, set *keys, at place, began time.Time, err error
 	s.flight, s.place = nil, at
 	if err != nil {
 		s.lastError = err.Error()
+		if errors.Is(err, ErrWithdrawn) {
+			s.current = nil
+		}
 		return
 	}
 	s.current, s.fetched, s.lastError = set, began, ""

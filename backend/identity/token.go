@@ -146,7 +146,7 @@ func isKeyID(s string) bool {
 // payload is a token's payload: the claims that verifying needs, and all of them. They are claims only once the signature
 // was verified.
 type payload struct {
-	iss, sub, jti string
+	iss, sub, jti string // iss and jti are "" if absent
 	aud           []string
 	iat, exp, nbf int64 // Unix seconds; nbf is 0 if absent
 	all           map[string]any
@@ -176,17 +176,18 @@ func parsePayload(text string, l limits) (payload, error) {
 	return p, nil
 }
 
+const badIssuer = "payload: iss is not a string of 1 to 1024 printable characters"
+
 // names reads the claims that name somebody. They end up in logs, policies and storage, so they hold no character that
-// cannot be seen.
+// cannot be seen. iss may be absent here: a JWT-SVID need not have one.
 func (p *payload) names(m map[string]any) error {
-	var ok bool
-	if p.iss, ok = m["iss"].(string); !ok || !isName(p.iss) {
-		return refuse(TokenMalformed, "payload: iss is not a string of 1 to 1024 printable characters")
+	var present, ok bool
+	if p.iss, present, ok = stringMember(m, "iss"); !ok || present && !isName(p.iss) {
+		return refuse(TokenMalformed, badIssuer)
 	}
 	if p.sub, ok = m["sub"].(string); !ok || !isName(p.sub) {
 		return refuse(TokenMalformed, "payload: sub is not a string of 1 to 1024 printable characters")
 	}
-	var present bool
 	if p.jti, present, ok = stringMember(m, "jti"); !ok || present && (!isName(p.jti) || len(p.jti) > maxTokenIDBytes) {
 		return refuse(TokenMalformed, "payload: jti is not a string of 1 to 256 printable characters")
 	}
@@ -312,23 +313,4 @@ func newToken(s segments, p payload) *Token {
 		Expiry:   time.Unix(p.exp, 0).UTC(),
 		Digest:   sha256.Sum256([]byte(s.signed)),
 	}
-}
-
-// Issuer returns the iss of a token that nobody has verified, to pick the configured issuer whose Verify then decides; it
-// is good for nothing else. A token that it refuses (with an [Error]) no issuer would accept. maxBytes bounds the token; 0
-// means 16 KiB. It uses no network.
-func Issuer(token string, maxBytes int) (string, error) {
-	if maxBytes <= 0 {
-		maxBytes = defaultTokenBytes
-	}
-	s, err := split(token, maxBytes)
-	if err != nil {
-		return "", err
-	}
-	// The issuer's own limits are checked by its Verify.
-	p, err := parsePayload(s.payload, limits{depth: hardDepth, members: hardClaims})
-	if err != nil {
-		return "", err
-	}
-	return p.iss, nil
 }

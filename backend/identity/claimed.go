@@ -1,0 +1,89 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package identity
+
+import (
+	"errors"
+
+	"github.com/spiffe/go-spiffe/v2/spiffeid"
+)
+
+// Claimed is what a token that nobody has verified says of its origin. It is good for nothing but to pick the issuer whose
+// Verify then decides.
+type Claimed struct {
+	Issuer  string // iss; "" if there is none
+	Subject string // sub
+}
+
+// Peek returns what a token claims. A token that it refuses (with an [Error]) no issuer would accept. maxBytes bounds the
+// token; 0 means 16 KiB. It uses no network.
+func Peek(token string, maxBytes int) (Claimed, error) {
+	if maxBytes <= 0 {
+		maxBytes = defaultTokenBytes
+	}
+	s, err := split(token, maxBytes)
+	if err != nil {
+		return Claimed{}, err
+	}
+	// The issuer's own limits are checked by its Verify.
+	p, err := parsePayload(s.payload, limits{depth: hardDepth, members: hardClaims})
+	if err != nil {
+		return Claimed{}, err
+	}
+	if _, isWorkload := trustDomainOf(p.sub); p.iss == "" && !isWorkload {
+		return Claimed{}, refuse(TokenMalformed, badIssuer)
+	}
+	return Claimed{Issuer: p.iss, Subject: p.sub}, nil
+}
+
+// Claims says whether a token that claims c says to be of this issuer. Verify refuses every other token.
+func (v *Verifier) Claims(c Claimed) bool { return v.cfg.claimed(c) == nil }
+
+// claimed refuses what does not say to be of this issuer.
+func (c *Config) claimed(by Claimed) error {
+	if c.TrustDomain == "" {
+		switch by.Issuer {
+		case c.Issuer:
+			return nil
+		case "":
+			return refuse(TokenMalformed, badIssuer)
+		}
+		return refuse(UnknownIssuer, "iss is not exactly this issuer's")
+	}
+	domain, isWorkload := trustDomainOf(by.Subject)
+	switch {
+	case !isWorkload:
+		return refuse(TokenMalformed, "payload: sub is not the SPIFFE ID of a workload")
+	case domain != c.TrustDomain: // whose keys must not vouch for it
+		return refuse(UnknownIssuer, "sub is of another trust domain")
+	case c.Issuer != "" && by.Issuer != "" && by.Issuer != c.Issuer:
+		return refuse(UnknownIssuer, "iss is not exactly this issuer's")
+	}
+	return nil
+}
+
+// trustDomainOf returns the trust domain of a workload's SPIFFE ID. The id of a trust domain itself, which has no path, is no
+// workload's.
+func trustDomainOf(sub string) (name string, isWorkload bool) {
+	id, err := spiffeid.FromString(sub)
+	return id.TrustDomain().Name(), err == nil && id.Path() != ""
+}
+
+// maxTrustDomainBytes is the limit of the SPIFFE standard (SPIFFE-ID section 2.3).
+const maxTrustDomainBytes = 255
+
+func (c *Config) checkTrustDomain() error {
+	if c.TrustDomain == "" {
+		if c.Bundle != nil {
+			return errors.New("workload_api: is for trust domains")
+		}
+		return nil
+	}
+	// The parser takes a SPIFFE ID too; two spellings of one domain would be two issuers.
+	domain, err := spiffeid.TrustDomainFromString(c.TrustDomain)
+	if err != nil || domain.Name() != c.TrustDomain || len(c.TrustDomain) > maxTrustDomainBytes {
+		return errors.New("trust_domain: want the name of a SPIFFE trust domain in lower case, such as example.org, without spiffe://")
+	}
+	return nil
+}

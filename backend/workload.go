@@ -1,0 +1,99 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/metadata"
+	"google.golang.org/grpc/status"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
+)
+
+// endpointSocket names the variable that the SPIFFE standard has for the address of the Workload API.
+const endpointSocket = workloadapi.SocketEnv
+
+// workloadAPI is the SPIFFE Workload API at an address, "" if the plugin's environment has none. It keeps nothing between
+// calls: a connection that outlived an agent would wait up to two minutes before it tried the next one.
+type workloadAPI string
+
+// check says what is wrong with the address, and what to do.
+func (w workloadAPI) check() error {
+	if w == "" {
+		return fmt.Errorf("%s is not in the plugin's environment; register the plugin with: vault plugin register -env=%[1]s=unix:///path/to/the/agent's/socket …", endpointSocket)
+	}
+	// A TCP address would be a way past the egress rules.
+	if !strings.HasPrefix(string(w), "unix:///") || workloadapi.ValidateAddress(string(w)) != nil {
+		return fmt.Errorf("%s in the plugin's environment is not the address of a Unix socket; want unix:///path/to/the/agent's/socket", endpointSocket)
+	}
+	return nil
+}
+
+// bundle implements identity.Bundle. It takes the answer raw instead of through workloadapi.Client, which reads the bundles of
+// all federated domains and fails as a whole if a single key of any of them cannot be read.
+func (w workloadAPI) bundle(ctx context.Context, trustDomain string) (keys []byte, err error) {
+	err = w.call(ctx, func(ctx context.Context, api workload.SpiffeWorkloadAPIClient) error {
+		stream, err := api.FetchJWTBundles(ctx, &workload.JWTBundlesRequest{})
+		if err != nil {
+			return err
+		}
+		answer, err := stream.Recv() // the first answer is whole, and comes at once
+		if err != nil {
+			return err
+		}
+		keys = answer.Bundles["spiffe://"+trustDomain]
+		return nil
+	})
+	switch {
+	case status.Code(err) == codes.PermissionDenied:
+		return nil, fmt.Errorf("%v: %w", told(err), identity.ErrWithdrawn)
+	case err != nil:
+		return nil, told(err)
+	case keys == nil:
+		return nil, fmt.Errorf("the Workload API has none of trust domain %q: %w", trustDomain, identity.ErrWithdrawn)
+	}
+	return keys, nil
+}
+
+// call makes one call of the Workload API. The metadata is what the standard demands of every call, so that nobody makes one
+// by making us fetch a URL.
+func (w workloadAPI) call(ctx context.Context, do func(context.Context, workload.SpiffeWorkloadAPIClient) error) error {
+	if err := w.check(); err != nil {
+		return err
+	}
+	conn, err := grpc.NewClient(string(w), grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithNoProxy())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true"))
+	defer cancel() // ends a stream that is not read to its end
+	return do(ctx, workload.NewSpiffeWorkloadAPIClient(conn))
+}
+
+// told says in our own words what a call ended with: the text of a status is the server's.
+func told(err error) error {
+	s, isStatus := status.FromError(err)
+	if !isStatus {
+		return err
+	}
+	switch s.Code() {
+	case codes.Unavailable:
+		return errors.New("the Workload API at " + endpointSocket + " cannot be reached")
+	case codes.DeadlineExceeded, codes.Canceled:
+		return errors.New("the Workload API did not answer in time")
+	case codes.PermissionDenied:
+		return errors.New("the Workload API does not know this plugin; register the plugin's process as a workload")
+	}
+	return fmt.Errorf("the Workload API answered %s", s.Code())
+}
