@@ -30,6 +30,9 @@ const (
 	OpFind   = "find"   // KeyAPI: look for keys by name
 	OpCheck  = "check"  // KeyAPI: is the admin token good
 	OpUse    = "use"    // KeyAPI: use of a key
+
+	OpSVID    = "svid"    // WorkloadAPI: JWT-SVIDs for the caller
+	OpBundles = "bundles" // WorkloadAPI: the bundles of all trust domains
 )
 
 // Stage is a moment in the life of one request.
@@ -48,7 +51,8 @@ const maxRequestBytes = 64 << 20
 // embeds one. A method given an operation that the stand-in does not have panics, because a fault that silently never
 // happens makes a test that cannot fail.
 type Control struct {
-	ops []string
+	ops   []string
+	kinds []Kind // of faults that can be carried out, and then only instead of the work; nil = all
 
 	mu     sync.Mutex
 	faults map[string][]Fault
@@ -94,6 +98,9 @@ func (c *Control) addFault(op string, f Fault) error {
 	}
 	if err := f.check(); err != nil {
 		return err
+	}
+	if c.kinds != nil && (f.After || !slices.Contains(c.kinds, f.Kind)) {
+		return fmt.Errorf("fault for operation %q: want one of the kinds %q, not after", op, c.kinds)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

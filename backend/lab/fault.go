@@ -86,11 +86,7 @@ func (f Fault) check() error {
 func (f Fault) interrupt(w http.ResponseWriter, r *http.Request) bool {
 	switch f.Kind {
 	case KindDelay:
-		if f.Until != nil {
-			<-f.Until
-		} else {
-			time.Sleep(f.Delay)
-		}
+		f.wait()
 		return false
 	case KindHang:
 		<-r.Context().Done()
@@ -109,6 +105,15 @@ func (f Fault) interrupt(w http.ResponseWriter, r *http.Request) bool {
 		return true
 	}
 	return false
+}
+
+// wait carries out a delay.
+func (f Fault) wait() {
+	if f.Until != nil {
+		<-f.Until
+	} else {
+		time.Sleep(f.Delay)
+	}
 }
 
 // send answers with what the work said, spoiled if f spoils it.

@@ -8,6 +8,7 @@ import (
 	"crypto"
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"io"
 	"maps"
 	"net/http"
@@ -47,6 +48,7 @@ type Issuer struct {
 	key       crypto.Signer
 	published []publishedKey
 	body      []byte // instead of the published keys
+	changed   func() // called after each change of the key set
 }
 
 // publishedKey is a member of the key set as it is sent.
@@ -128,6 +130,7 @@ func (i *Issuer) Rotate() (kid string) {
 
 // Retire takes the keys with this id out of the key set. A retired key that signs goes on signing.
 func (i *Issuer) Retire(kid string) {
+	defer i.tellWatcher()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.published = slices.DeleteFunc(i.published, func(k publishedKey) bool { return k.kid == kid })
@@ -141,6 +144,7 @@ func (i *Issuer) Publish(jwk any) {
 		Kid string `json:"kid"`
 	}
 	_ = json.Unmarshal(raw, &named) // what has no usable id cannot be retired
+	defer i.tellWatcher()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.published = append(i.published, publishedKey{named.Kid, raw})
@@ -148,9 +152,26 @@ func (i *Issuer) Publish(jwk any) {
 
 // SetJWKS makes the key set's body raw, whatever that is. nil goes back to the published keys.
 func (i *Issuer) SetJWKS(raw []byte) {
+	defer i.tellWatcher()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.body = slices.Clone(raw)
+}
+
+// watch sets what is called after each change of the key set, without the lock.
+func (i *Issuer) watch(changed func()) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.changed = changed
+}
+
+func (i *Issuer) tellWatcher() {
+	i.mu.Lock()
+	changed := i.changed
+	i.mu.Unlock()
+	if changed != nil {
+		changed()
+	}
 }
 
 // Token signs a token with every claim that a GitHub Actions token has, for the workflow release.yml on main of
@@ -238,36 +259,48 @@ func (i *Issuer) discovery(w http.ResponseWriter, _ *http.Request) {
 }
 
 func (i *Issuer) jwks(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/jwk-set+json") // RFC 7517 section 8.5.2
+	_, _ = w.Write(i.keySet())
+}
+
+// keySet is the key set as it is sent.
+func (i *Issuer) keySet() []byte {
 	i.mu.Lock()
-	body := i.body
+	defer i.mu.Unlock()
+	if i.body != nil {
+		return slices.Clone(i.body)
+	}
 	keys := make([]json.RawMessage, 0, len(i.published))
 	for _, k := range i.published {
 		keys = append(keys, k.jwk)
 	}
-	i.mu.Unlock()
-	if body == nil {
-		body = mustJSON(map[string]any{"keys": keys})
-	}
-	w.Header().Set("Content-Type", "application/jwk-set+json") // RFC 7517 section 8.5.2
-	_, _ = w.Write(body)
+	return mustJSON(map[string]any{"keys": keys})
 }
 
 func (i *Issuer) postToken(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+	claims, err := readClaims(w, r)
 	if err != nil {
-		writeError(w, http.StatusBadRequest, "the body cannot be read or is too long")
+		writeError(w, http.StatusBadRequest, err.Error())
 		return
 	}
-	var claims map[string]any
-	if len(bytes.TrimSpace(body)) > 0 {
-		d := json.NewDecoder(bytes.NewReader(body))
-		d.UseNumber() // a claim goes into the token with the digits that it came with
-		if d.Decode(&claims) != nil || trailing(d) != nil {
-			writeError(w, http.StatusBadRequest, "want a JSON object of claims")
-			return
-		}
-	}
 	writeText(w, i.Token(claims))
+}
+
+// readClaims reads a body that is a JSON object of claims, or nothing.
+func readClaims(w http.ResponseWriter, r *http.Request) (claims map[string]any, err error) {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, 1<<20))
+	if err != nil {
+		return nil, errors.New("the body cannot be read or is too long")
+	}
+	if len(bytes.TrimSpace(body)) == 0 {
+		return nil, nil
+	}
+	d := json.NewDecoder(bytes.NewReader(body))
+	d.UseNumber() // a claim goes into the token with the digits that it came with
+	if d.Decode(&claims) != nil || trailing(d) != nil {
+		return nil, errors.New("want a JSON object of claims")
+	}
+	return claims, nil
 }
 
 func writeText(w http.ResponseWriter, text string) {
