@@ -117,7 +117,9 @@ func (b *engine) newIssuerNoun() noun[issuerRecord] {
 		fields: issuerFields,
 		check:  b.checkIssuer,
 		probe:  b.probeIssuer,
-		clear:  func(field string) bool { return field != "issuer" && field != "trust_domain" && field != "mount_accessor" },
+		clear: func(field string) bool {
+			return field != "issuer" && field != "trust_domain" && field != "mount_accessor"
+		},
 		remove: func(ctx context.Context, s logical.Storage, name string, _ *issuerRecord, _ *framework.FieldData) ([]string, bool, error) {
 			found, err := users(ctx, s, b.trustNoun.table, "trust policy", func(t *trustRecord) bool { return t.Issuer == name })
 			return found, false, err
