@@ -21,6 +21,9 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
+	"github.com/spiffe/go-spiffe/v2/workloadapi"
+
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
@@ -187,6 +190,37 @@ func TestPlainHTTPAndGivenToken(t *testing.T) {
 	}
 }
 
+// The socket that spiffe.env names answers SPIFFE's own client, and what the user signs by https verifies with its bundles.
+func TestWorkloadAPIOnASocket(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "spiffe.sock"), nil, 0o600); err != nil { // an earlier run was killed
+		t.Fatal(err)
+	}
+	p := startProgram(t, 1, "", "-dir", dir, "spiffe")
+	address, ok := strings.CutPrefix(strings.TrimSpace(readFile(t, dir, "spiffe.env")), "SPIFFE_ENDPOINT_SOCKET=")
+	if !ok {
+		t.Fatalf("spiffe.env names no socket: %q", address)
+	}
+	client, err := workloadapi.New(t.Context(), workloadapi.WithAddr(address))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	bundles, err := client.FetchJWTBundles(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, token := call(t, trusting(t, dir), "POST", p.urls["spiffe"]+"/lab/svid", `{"aud":"vault"}`)
+	if svid, err := jwtsvid.ParseAndValidate(token, bundles, []string{"vault"}); err != nil || svid.ID.String() != "spiffe://example.org/workload" {
+		t.Errorf("SVID: %v, %v", svid, err)
+	}
+	p.end(t)
+	if _, err := os.Stat(filepath.Join(dir, "spiffe.sock")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the socket is still there: %v", err)
+	}
+}
+
 func TestNuGetTrustsIssuerWithoutTLS(t *testing.T) {
 	t.Parallel()
 	p := startProgram(t, 2, "", "-http", "nuget", "issuer")
@@ -250,13 +284,14 @@ func TestSignalEndsTheProgram(t *testing.T) {
 
 func TestRefusedCommandLines(t *testing.T) {
 	t.Parallel()
-	const known = `["issuer" "nuget" "keyapi"]`
+	const known = `["issuer" "nuget" "keyapi" "spiffe"]`
 	for args, want := range map[string]string{
 		"":                               "no server named; want some of " + known,
 		"isuer":                          `server "isuer": unknown; want some of ` + known,
 		"issuer issuer":                  `server "issuer": named twice`,
 		"nuget":                          `server "nuget": needs "issuer" beside it`,
 		"keyapi":                         "keyapi without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
+		"spiffe":                         "spiffe without a place for its socket; set -dir",
 		"-ports nuget=8080 issuer":       `port for "nuget", which is not started`,
 		"-ports issuer issuer":           `invalid value "issuer" for flag -ports: "issuer": want name=port`,
 		"-ports issuer=65536 issuer":     `invalid value "issuer=65536" for flag -ports: "issuer=65536": want name=port`,

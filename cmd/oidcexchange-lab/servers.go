@@ -30,7 +30,10 @@ var standIns = []struct {
 	{"issuer", "", newIssuer},
 	{"nuget", "issuer", newNuGet},
 	{"keyapi", "", newKeyAPI},
+	{spiffeName, "", newSPIFFE},
 }
+
+const spiffeName = "spiffe"
 
 // setup is what a stand-in may need to know of the others.
 type setup struct {
@@ -53,6 +56,11 @@ func newNuGet(s setup) http.Handler {
 
 func newKeyAPI(s setup) http.Handler {
 	return lab.NewKeyAPI(lab.KeyAPIOptions{AdminToken: s.adminToken})
+}
+
+// newSPIFFE makes a Workload API; what it serves by https is for the user of the program alone.
+func newSPIFFE(setup) http.Handler {
+	return lab.NewWorkloadAPI(lab.WorkloadAPIOptions{})
 }
 
 func names() []string {
@@ -109,6 +117,9 @@ func start(o options, adminToken string) (*labs, error) {
 	if adminToken == "" && o.dir == "" && slices.Contains(o.names, "keyapi") {
 		return nil, errors.New("keyapi without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made")
 	}
+	if o.dir == "" && slices.Contains(o.names, spiffeName) {
+		return nil, errors.New("spiffe without a place for its socket; set -dir")
+	}
 	if err := clearFiles(o.dir); err != nil {
 		return nil, err
 	}
@@ -123,6 +134,10 @@ func start(o options, adminToken string) (*labs, error) {
 	}
 	token := cmp.Or(adminToken, rand.Text())
 	l.serve(o, authority, token)
+	if err := l.openSocket(o.dir); err != nil {
+		l.close()
+		return nil, err
+	}
 	if err := l.writeFiles(o, authority, token, adminToken == ""); err != nil {
 		l.close()
 		return nil, err
@@ -178,6 +193,25 @@ func (l *labs) serve(o options, authority *authority, token string) {
 	}
 }
 
+// openSocket starts the Workload API on its socket, if there is one, and says where that is.
+func (l *labs) openSocket(dir string) error {
+	for _, r := range l.servers {
+		api, ok := r.server.Handler.(*lab.WorkloadAPI)
+		if !ok {
+			continue
+		}
+		path, err := filepath.Abs(filepath.Join(dir, socketFile))
+		if err != nil {
+			return err
+		}
+		if err := api.Start(path); err != nil {
+			return fmt.Errorf("listening for %q: %w", r.name, err)
+		}
+		return writeFile(dir, envFile, []byte("SPIFFE_ENDPOINT_SOCKET=unix://"+path+"\n"), 0o644)
+	}
+	return nil
+}
+
 func handler(name string, s setup) http.Handler {
 	for _, in := range standIns {
 		if in.name == name {
@@ -204,15 +238,22 @@ func (l *labs) close() {
 	for _, r := range l.servers {
 		if r.server == nil {
 			_ = r.listener.Close()
-		} else if r.server.Shutdown(ctx) != nil {
+			continue
+		}
+		if r.server.Shutdown(ctx) != nil {
 			_ = r.server.Close()
+		}
+		if api, ok := r.server.Handler.(*lab.WorkloadAPI); ok {
+			api.Stop()
 		}
 	}
 }
 
 const (
-	caFile    = "ca.pem"
-	tokenFile = "keyapi.token"
+	caFile     = "ca.pem"
+	tokenFile  = "keyapi.token"
+	socketFile = "spiffe.sock"
+	envFile    = "spiffe.env"
 )
 
 // clearFiles removes what an earlier run left in dir, and makes dir if there is none.
@@ -223,7 +264,7 @@ func clearFiles(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	stale := []string{caFile, tokenFile}
+	stale := []string{caFile, tokenFile, socketFile, envFile}
 	for _, name := range names() {
 		stale = append(stale, name+".url")
 	}
