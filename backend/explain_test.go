@@ -4,11 +4,15 @@
 package backend
 
 import (
+	"encoding/json"
+	"fmt"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
@@ -67,8 +71,86 @@ func TestExplain(t *testing.T) {
 	if reason, _ := reasonOf(w.exchange("deploy/acme/widget", token)); reason != "" {
 		t.Errorf("explaining used the token up: %s", reason)
 	}
+	if told := w.write("explain/deploy", map[string]any{"subject_token": token}).Data; told["reason"] != reasonReplayed {
+		t.Errorf("explaining a used token: %v", told["reason"])
+	}
 	w.write("roles/deploy", map[string]any{"trust": "alice", "lease_path": `"x"`})
 	if got := w.write("explain/deploy", nil).Data; got["accepted"] != true || got["subject"] != "alice" {
 		t.Errorf("own login: %v", got)
+	}
+}
+
+// Each issuer says for itself whether it vouches, and an operator sees what the token says of itself, readable or not.
+func TestExplainIssuers(t *testing.T) {
+	w := newWorld(t)
+	w.write("issuers/other", map[string]any{"issuer": "https://other.example", "jwks_url": "https://other.example/keys"})
+	w.write("trust/other", map[string]any{"issuer": "other", "bound_audiences": audience, "bound_subject": "s"})
+	w.write("issuers/mesh", map[string]any{"type": "spiffe", "trust_domain": "acme.example", "jwks_url": "https://mesh.example/keys"})
+	w.write("trust/mesh", map[string]any{"issuer": "mesh", "bound_audiences": audience, "bound_subject": "spiffe://acme.example/ci"})
+	w.write("roles/deploy", map[string]any{"trust": "other,main,alice,mesh"})
+	now := w.clock.now()
+	verdicts := func(data map[string]any) map[string]string {
+		told := w.write("explain/deploy", data).Data
+		all := map[string]string{"": told["reason"].(string)}
+		for _, one := range told["issuers"].([]map[string]any) {
+			all[one["issuer"].(string)] = one["reason"].(string) + " " + one["detail"].(string)
+			if one["accepted"] != (one["reason"] == "") {
+				t.Errorf("%v", one)
+			}
+		}
+		return all
+	}
+	unheard := map[string]string{"other": "token_required it vouches for tokens, and none was presented", "mesh": "token_required it vouches for tokens, and none was presented"}
+	unheard["github"] = unheard["mesh"]
+	for name, c := range map[string]struct {
+		data map[string]any
+		want map[string]string
+	}{
+		"token": {map[string]any{"subject_token": w.token(nil)}, map[string]string{
+			"": "", "github": " ",
+			"other":  `unknown_issuer its iss is "https://other.example", the token's is "` + w.issuerURL + `"`,
+			"mesh":   `unknown_issuer its trust domain is "acme.example", the token's sub is "repo:acme/widget:ref:refs/heads/main"`,
+			"people": "token_required logins are not asked, for a token was presented",
+		}},
+		"expired": {map[string]any{"subject_token": w.token(map[string]any{"exp": now.Add(-time.Hour).Unix()})}, map[string]string{
+			"": identity.Expired, "github": "expired exp has passed",
+		}},
+		"rubbish": {map[string]any{"subject_token": "rubbish"}, map[string]string{"": identity.TokenMalformed}},
+		"sample": {map[string]any{"issuer": "github", "claims": map[string]any{"sub": "s", "aud": audience}}, map[string]string{
+			"": trust.NotTrusted, "github": " ", "other": `unknown_issuer the sample claims are of issuer "github"`,
+		}},
+		"login": {nil, map[string]string{"": "", "people": " ", "github": unheard["github"], "other": unheard["other"]}},
+	} {
+		got := verdicts(c.data)
+		for of, want := range c.want {
+			if got[of] != want {
+				t.Errorf("%s: %q says %q, want %q", name, of, got[of], want)
+			}
+		}
+		if len(got) != 5 {
+			t.Errorf("%s: %v", name, got)
+		}
+	}
+	w.write("issuers/github", map[string]any{"enabled": false})
+	if got := verdicts(map[string]any{"subject_token": w.token(nil)})["github"]; got != `disabled issuer "github" is disabled` {
+		t.Errorf("a disabled issuer: %q", got)
+	}
+	w.write("issuers/github", map[string]any{"enabled": true})
+	w.write("refresh/github", nil)
+	w.issuer.Fault(lab.OpAny, lab.Fault{Kind: lab.KindStatus, Status: 500})
+	w.clock.advance(2 * time.Hour)
+	if got := verdicts(map[string]any{"subject_token": w.token(nil)}); got["github"] != "issuer_unavailable no keys of the issuer: keys: the issuer answered with status 500, want 200" {
+		t.Errorf("an issuer that is down: %q", got)
+	}
+
+	kid, _ := w.issuer.Key()
+	token := w.token(map[string]any{"exp": now.Add(-time.Hour).Unix(), "iat": now.Add(-2 * time.Hour).Unix(), "nbf": now.Unix()})
+	told := w.write("explain/deploy", map[string]any{"subject_token": token}).Data
+	want := map[string]any{
+		"alg": "ES256", "typ": "JWT", "kid": kid, "iss": w.issuerURL, "sub": "repo:acme/widget:ref:refs/heads/main", "aud": audience,
+		"exp": json.Number(fmt.Sprint(now.Add(-time.Hour).Unix())), "iat": json.Number(fmt.Sprint(now.Add(-2 * time.Hour).Unix())), "nbf": json.Number(fmt.Sprint(now.Unix())),
+	}
+	if diff := cmp.Diff(want, told["token"]); diff != "" || told["now"] != w.clock.now().Unix() {
+		t.Errorf("what the token says (-want +got):\n%s now %v", diff, told["now"])
 	}
 }

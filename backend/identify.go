@@ -67,10 +67,11 @@ func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *rol
 	if err != nil {
 		return nil, err
 	}
-	if policies, err = vouches.among(policies); err != nil {
-		return nil, err
+	var verified *identity.Token
+	if policies, err = vouches.among(policies); err == nil {
+		verified, err = vouches.verifier.Verify(ctx, token)
 	}
-	verified, err := vouches.verifier.Verify(ctx, token)
+	trail.asked(vouches, err)
 	if err != nil {
 		return nil, err
 	}
@@ -169,6 +170,7 @@ func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, polici
 			}
 		}
 		who, err := b.loginSubject(vouches, caller, entity)
+		trail.asked(vouches, err)
 		if err == nil {
 			who, err = who.decide([]*policy{p}, trail, budget)
 		}

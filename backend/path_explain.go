@@ -17,10 +17,11 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
-// trail keeps who was judged and what each policy said, for explain; a nil trail keeps nothing.
+// trail keeps who was judged, and what each issuer and each policy said, for explain; a nil trail keeps nothing.
 type trail struct {
-	who    *subject
-	judged []judged
+	who     *subject
+	issuers map[string]error // what verifying said, by the name of the issuer that was asked
+	judged  []judged
 }
 
 type judged struct {
@@ -32,6 +33,16 @@ func (t *trail) judges(who *subject) {
 	if t != nil {
 		t.who = who
 	}
+}
+
+func (t *trail) asked(i *issuer, err error) {
+	if t == nil {
+		return
+	}
+	if t.issuers == nil {
+		t.issuers = map[string]error{}
+	}
+	t.issuers[i.name] = err
 }
 
 func (t *trail) add(p *policy, d trust.Decision) {
@@ -55,6 +66,53 @@ func (t *trail) view() []map[string]any {
 	return all
 }
 
+// issuersView is every issuer of the role as operators read it: whether it vouches for the caller, or why not.
+func (b *engine) issuersView(ctx context.Context, s logical.Storage, r *role, t *trail, presented map[string]any, sample string) ([]map[string]any, error) {
+	policies, err := b.policiesOf(ctx, s, r)
+	if err != nil {
+		return nil, err
+	}
+	all, seen := []map[string]any{}, map[string]bool{}
+	for _, p := range policies {
+		vouches, err := b.issuer(ctx, s, p.Issuer)
+		if err != nil {
+			return nil, err
+		}
+		if vouches == nil || seen[vouches.name] {
+			continue
+		}
+		seen[vouches.name] = true
+		verdict, asked := t.issuers[vouches.name]
+		if !asked {
+			verdict = vouches.unasked(presented, sample)
+		}
+		one := map[string]any{"issuer": vouches.name, "type": vouches.Type, "accepted": verdict == nil, "reason": "", "detail": ""}
+		if verdict != nil {
+			one["reason"], one["detail"] = asRefusal(verdict).reason, asRefusal(verdict).detail
+		}
+		all = append(all, one)
+	}
+	return all, nil
+}
+
+// unasked says why an issuer was not asked to verify the caller: presented is what the caller's token says of itself, sample
+// the issuer of sample claims.
+func (i *issuer) unasked(presented map[string]any, sample string) error {
+	switch {
+	case sample != "":
+		return refuse(identity.UnknownIssuer, "the sample claims are of issuer %q", sample)
+	case i.Type == issuerLogin && presented != nil:
+		return refuse(reasonTokenRequired, "logins are not asked, for a token was presented")
+	case i.Type == issuerLogin:
+		return refuse(reasonNoEntity, "the request's Vault token has no entity")
+	case presented == nil:
+		return refuse(reasonTokenRequired, "it vouches for tokens, and none was presented")
+	case i.Type == issuerOIDC:
+		return refuse(identity.UnknownIssuer, "its iss is %q, the token's is %q", i.Issuer, presented["iss"])
+	}
+	return refuse(identity.UnknownIssuer, "its trust domain is %q, the token's sub is %q", i.TrustDomain, presented["sub"])
+}
+
 func (b *engine) explainPath() *framework.Path {
 	return &framework.Path{
 		Pattern: "explain/(?P<role>[^/]+)$",
@@ -71,7 +129,7 @@ func (b *engine) explainPath() *framework.Path {
 			},
 		},
 		HelpSynopsis: "Judge a token, sample claims or your own login, and say why.",
-		HelpDescription: "Answers what creds/<role> would decide: accepted or the reason, every condition of every trust policy with what it saw, the ids that a policy should bind, the lease path and the parameters. " +
+		HelpDescription: "Answers what creds/<role> would decide: accepted or the reason, what the token says of itself (times in seconds since 1970, beside now), every issuer with its verdict, every condition of every trust policy with what it saw, the ids that a policy should bind, the lease path and the parameters. " +
 			"Nothing is issued, written or used up. It shows what callers are not told, so it has an ACL of its own.",
 	}
 }
@@ -88,18 +146,27 @@ func (b *engine) explain(ctx context.Context, req *logical.Request, d *framework
 		return nil, refuse(reasonUnknownRole, "there is no role %q", name)
 	}
 	trail, budget := &trail{}, expr.NewBudget()
-	answer := map[string]any{}
+	conf, err := b.config(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	var presented map[string]any
+	if token := d.Get("subject_token").(string); token != "" {
+		presented = identity.Describe(trimToken(token), conf.MaxTokenBytes)
+	}
+	answer := map[string]any{"token": presented, "now": b.now().Unix()}
 	err = b.explained(ctx, req, d, r, trail, budget, answer)
 	answer["policies"] = trail.view()
 	answer["accepted"], answer["reason"], answer["detail"] = err == nil, "", ""
 	if err != nil {
 		refused := asRefusal(err)
-		if refused.reason == reasonBadRequest || reasons[refused.reason].Status >= http.StatusInternalServerError {
+		if status := reasons[refused.reason].Status; refused.reason == reasonBadRequest || status == http.StatusInternalServerError || status == 0 {
 			return nil, err // a fault of the request or of the engine is no verdict
 		}
 		answer["reason"], answer["detail"] = refused.reason, refused.detail
 	}
-	return &logical.Response{Data: answer}, nil
+	answer["issuers"], err = b.issuersView(ctx, req.Storage, r, trail, presented, d.Get("issuer").(string))
+	return &logical.Response{Data: answer}, err
 }
 
 // explained goes the way of issue up to where the first thing would be written, and fills the answer on the way.
@@ -130,7 +197,10 @@ func (b *engine) explained(ctx context.Context, req *logical.Request, d *framewo
 		return err
 	}
 	answer["target"], answer["parameters"], answer["ttl"] = r.Target, o.params, int(o.ttl/time.Second)
-	return b.ledger.check(&entry{Role: r.name, Issuer: who.issuer.name, Subject: who.Subject}, r.ceilings())
+	if err := b.ledger.check(&entry{Role: r.name, Issuer: who.issuer.name, Subject: who.Subject}, r.ceilings()); err != nil {
+		return err
+	}
+	return b.replay.check(ctx, req.Storage, who)
 }
 
 // explainedSubject verifies who asks, or takes sample claims for verified, and has the role's policies decide.
@@ -174,7 +244,9 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	if err != nil {
 		return nil, err
 	}
-	if policies, err = vouches.among(policies); err != nil {
+	policies, err = vouches.among(policies)
+	trail.asked(vouches, err)
+	if err != nil {
 		return nil, err
 	}
 	return who.decide(policies, trail, budget)

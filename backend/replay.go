@@ -78,6 +78,19 @@ func (r *replay) claim(ctx context.Context, req *logical.Request, who *subject) 
 	}, nil
 }
 
+// check tells what claim would say to a new request, and changes nothing.
+func (r *replay) check(ctx context.Context, s logical.Storage, who *subject) error {
+	if who.token == nil || !who.issuer.SingleUse {
+		return nil
+	}
+	hash := who.tokenHash()
+	before, err := usedTable.get(ctx, s, hex.EncodeToString(hash[:]))
+	if err == nil && before != nil {
+		err = refuse(reasonReplayed, "request %q used the token", before.RequestID)
+	}
+	return err
+}
+
 // tokenHash names a token: by the id that its issuer gave it, or else by what was signed. The signature is not part of
 // it, for a signature can be rewritten so that it still verifies.
 func (who *subject) tokenHash() [sha256.Size]byte {

@@ -37,6 +37,31 @@ func Peek(token string, maxBytes int) (Claimed, error) {
 	return Claimed{Issuer: p.iss, Subject: p.sub}, nil
 }
 
+// Describe returns what an unverified token says of itself: of alg, typ, kid, iss, sub, aud, iat, nbf and exp those that can
+// be read. It is for showing to whoever presented the token, and proves nothing.
+func Describe(token string, maxBytes int) map[string]any {
+	said := map[string]any{}
+	if maxBytes <= 0 {
+		maxBytes = defaultTokenBytes
+	}
+	s, err := split(token, maxBytes)
+	if err != nil {
+		return said
+	}
+	for text, names := range map[string][]string{s.header: {"alg", "typ", "kid"}, s.payload: {"iss", "sub", "aud", "iat", "nbf", "exp"}} {
+		m, err := parseObject(text, limits{depth: hardDepth, members: hardClaims})
+		if err != nil {
+			continue
+		}
+		for _, name := range names {
+			if value, ok := m[name]; ok {
+				said[name] = value
+			}
+		}
+	}
+	return said
+}
+
 // Claims says whether a token that claims c says to be of this issuer. Verify refuses every other token.
 func (v *Verifier) Claims(c Claimed) bool { return v.cfg.claimed(c) == nil }
 

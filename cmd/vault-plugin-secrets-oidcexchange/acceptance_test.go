@@ -38,6 +38,7 @@ var acceptance = []struct {
 	{"EndOfLogin", testEndOfLogin},
 	{"Ledger", testLedger},
 	{"Refusals", testRefusals},
+	{"Explain", testExplain},
 	{"NuGet", testNuGet},
 	{"Concurrency", testConcurrency},
 	{"WrongTypes", testWrongTypes},

@@ -216,7 +216,7 @@ func testNull(t *testing.T, s *server) {
 	refused := map[string][]string{
 		"issuers/github": {"issuer", "mount_accessor"},
 		"targets/acme":   {"driver", "condition", "allowed_roles"},
-		"roles/deploy":   {"trust", "target", "lease_path", "require_revocable"},
+		"roles/deploy":   {"trust", "target", "lease_path", "max_keys", "max_keys_per_subject", "require_revocable"},
 		"creds/deploy":   {"parameters", "subject_token", "ttl"},
 	}
 	for field := range w.fields(t)["trust/main"] {
@@ -317,7 +317,7 @@ func testRecords(t *testing.T, s *server) {
 		"ttl=90s", "max_ttl=3600", "custom_metadata=team=red", "custom_metadata=tier=1", "description=first")
 	w.must(t, root, "write", w.path+"/roles/r1", `parameters={"project": "two", "scopes": ["read", "push"]}`)
 	w.must(t, root, "patch", w.path+"/roles/r1", "ttl=2m")
-	want := `{"allowed_parameters":["scopes"],"custom_metadata":{"team":"red","tier":"1"},"description":"first","enabled":true,"lease_path":"","max_ttl":3600,` +
+	want := `{"allowed_parameters":["scopes"],"custom_metadata":{"team":"red","tier":"1"},"description":"first","enabled":true,"lease_path":"","max_keys":0,"max_keys_per_subject":0,"max_ttl":3600,"on_limit":"refuse",` +
 		`"parameters":{"project":"two","scopes":["read","push"]},"parameters_from":{},"require_revocable":false,"target":"acme","trust":["main","login"],"ttl":120}`
 	if got := w.raw(t, http.MethodGet, w.path+"/roles/r1", ""); !strings.Contains(got.body, want) {
 		t.Errorf("roles/r1: %s; want %s", got.body, want)
@@ -371,7 +371,7 @@ func testDocumented(t *testing.T, s *server) {
 				t.Errorf("%s %s has the name %q", method, pattern, name)
 			}
 		}
-		example := strings.NewReplacer("{name}", "x", "{role}", "x", "{path}", "y", "{id}", "2026010100-x").Replace(strings.TrimSuffix(pattern, "/"))
+		example := strings.NewReplacer("{name}", "x", "{role}", "x", "{path}", "y", "{id}", "2026010100-x", "{issuer}", "x").Replace(strings.TrimSuffix(pattern, "/"))
 		if strings.Contains(example, "{") {
 			t.Errorf("path %s has a part that this test does not know", pattern)
 		}
@@ -379,7 +379,7 @@ func testDocumented(t *testing.T, s *server) {
 			t.Errorf("help of %s:\n%s", pattern, out)
 		}
 	}
-	for _, path := range []string{"config", "issuers/{name}", "trust/{name}", "targets/{name}", "roles/{name}", "creds/{role}", "creds/{role}/{path}", "keys/", "keys/{id}", "sweep"} {
+	for _, path := range []string{"config", "issuers/{name}", "trust/{name}", "targets/{name}", "roles/{name}", "creds/{role}", "creds/{role}/{path}", "keys/", "keys/{id}", "explain/{role}", "status", "refresh/{issuer}", "sweep"} {
 		if d.Paths["/"+w.path+"/"+path] == nil {
 			t.Errorf("%s is not documented", path)
 		}
