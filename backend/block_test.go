@@ -49,6 +49,24 @@ func TestBlock(t *testing.T) {
 	}
 }
 
+// A key of a login was issued without claims: a filter by claim can judge it, and it does not match.
+func TestClaimsOfALogin(t *testing.T) {
+	w := newWorld(t)
+	resp, err := w.asLogin("deploy")
+	if err != nil || resp.IsError() {
+		t.Fatal(err, resp)
+	}
+	w.issue("deploy")
+	w.write("blocks/b", map[string]any{"claim": "workflow_sha=x"})
+	if got, _ := reasonOf(w.lease(logical.RenewOperation, resp)); got != "" {
+		t.Errorf("renewing: %q", got)
+	}
+	found, err := w.do(logical.ReadOperation, "keys", map[string]any{"claim": "workflow_sha=x"})
+	if err != nil || found.Data["matched"] != 0 || found.Data["unrecorded"] != 1 {
+		t.Errorf("%v %v; want the token's key alone to be unrecorded", err, found)
+	}
+}
+
 func TestBlockEndsByItself(t *testing.T) {
 	w := newWorld(t)
 	w.write("blocks/b", map[string]any{"role": "deploy", "expires_at": w.clock.now().Add(time.Hour).Format(time.RFC3339)})

@@ -92,7 +92,8 @@ func (f *filter) judge(e *entry) verdict {
 	switch {
 	case f.RevisionBefore > 0 && e.Revision >= f.RevisionBefore,
 		f.IssuedBefore != nil && !e.IssuedAt.Before(*f.IssuedBefore),
-		f.IssuedAfter != nil && !e.IssuedAt.After(*f.IssuedAfter):
+		f.IssuedAfter != nil && !e.IssuedAt.After(*f.IssuedAfter),
+		len(f.Claim) > 0 && e.Claims == nil: // a login has no claims, so none went unrecorded
 		return unmatched
 	}
 	result := matched
