@@ -40,24 +40,6 @@ func status(code int) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
 }
 
-func TestUnknownKeysFetchOncePerInterval(t *testing.T) {
-	v, i, c := fetching(t)
-	wantReason(t, v, fresh(i, c), "")
-	i.wantHits(t, "/keys", 1)
-	for interval := range 3 {
-		c.advance(30 * time.Second)
-		body := claims(i.URL, c.now())
-		for n := range 10_000 {
-			wantReason(t, v, unsigned(fmt.Sprintf("%d-%d", interval, n), body), UnknownKey)
-		}
-		i.wantHits(t, "/keys", 2+interval)
-	}
-	if n := len(v.keys.misses); n > maxMisses {
-		t.Errorf("%d key ids remembered, want at most %d", n, maxMisses)
-	}
-	i.wantHits(t, wellKnown, 1)
-}
-
 func TestUnknownKeysAtOnce(t *testing.T) {
 	v, i, c := fetching(t)
 	wantReason(t, v, fresh(i, c), "")
@@ -81,17 +63,6 @@ func TestColdStartAtOnce(t *testing.T) {
 	wg.Wait()
 	i.wantHits(t, "/keys", 1)
 	i.wantHits(t, wellKnown, 1)
-}
-
-func TestKnownKeyBadSignatureNeverFetches(t *testing.T) {
-	v, i, c := fetching(t)
-	wantReason(t, v, fresh(i, c), "")
-	c.advance(5 * time.Minute)
-	bad := unsigned("k1", claims(i.URL, c.now()))
-	for range 500 {
-		wantReason(t, v, bad, BadSignature)
-	}
-	i.wantHits(t, "/keys", 1)
 }
 
 // The same unknown key is asked for at ever longer intervals, up to the age at which keys are refreshed anyway.
