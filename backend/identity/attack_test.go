@@ -5,6 +5,7 @@ package identity
 
 import (
 	"crypto/elliptic"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
@@ -23,10 +24,13 @@ type attack struct {
 	want  string // reason; "" for accepted
 }
 
-// door is a verifier with one key of each kind, and its issuer.
+// door is a verifier with keys of each kind, and its issuer. Keys p1 and e2 are for one algorithm alone, key twice stands
+// there twice.
 func door(t *testing.T) (*Verifier, *fakeIssuer) {
 	t.Helper()
-	i := newIssuer(t, jwks(firstKey(), jwk(ecKey().Public(), "e1", "", nil), jwk(edKey().Public(), "d1", "EdDSA", nil)))
+	twice := jwk(rsaKey().Public(), "twice", "RS256", nil)
+	i := newIssuer(t, jwks(firstKey(), jwk(ecKey().Public(), "e1", "", nil), jwk(edKey().Public(), "d1", "EdDSA", nil),
+		jwk(otherRSA().Public(), "p1", "PS256", nil), jwk(p384Key().Public(), "e2", "", nil), twice, twice))
 	v := newVerifier(t, i.config(newClock()))
 	wantReason(t, v, token(claims(i.URL, start)), "")
 	return v, i
@@ -73,6 +77,7 @@ func TestVerify(t *testing.T) {
 	run(t, v, i, []attack{
 		{"ES256", compact("ES256", ecKey(), headerE.String(), c.String()), ""},
 		{"EdDSA", compact("EdDSA", edKey(), fields{"alg": "EdDSA", "kid": "d1"}.String(), c.String()), ""},
+		{"PS256", compact("PS256", otherRSA(), fields{"alg": "PS256", "kid": "p1"}.String(), c.String()), ""},
 	})
 }
 
@@ -94,12 +99,16 @@ func TestHeaderAttacks(t *testing.T) {
 		{"alg in lower case", rs(`{"alg":"rs256","kid":"k1"}`), Algorithm},
 		{"alg asymmetric but not permitted", rs(`{"alg":"RS384","kid":"k1"}`), Algorithm},
 		{"HMAC with the RSA key's PEM", compact("HS256", []byte(publicPEM(rsaKey().Public())), `{"alg":"HS256","kid":"k1"}`, c), Algorithm},
+		{"HMAC with the RSA key's DER", compact("HS256", must(x509.MarshalPKIXPublicKey(rsaKey().Public())), `{"alg":"HS256","kid":"k1"}`, c), Algorithm},
+		{"HMAC with the RSA key's PKCS #1", compact("HS256", x509.MarshalPKCS1PublicKey(&rsaKey().PublicKey), `{"alg":"HS256","kid":"k1"}`, c), Algorithm},
 		{"HMAC with the JWK", compact("HS256", []byte(firstKey()), `{"alg":"HS256","kid":"k1"}`, c), Algorithm},
 		{"HMAC under alg RS256", compact("HS256", []byte(publicPEM(rsaKey().Public())), header1.String(), c), BadSignature},
 		{"embedded jwk", compact("RS256", otherRSA(), header1.with("jwk", attacker).String(), c), TokenMalformed},
 		{"embedded jwk without kid", compact("RS256", otherRSA(), header1.without("kid").with("jwk", attacker).String(), c), TokenMalformed},
+		{"embedded jwk with an unknown kid", compact("RS256", otherRSA(), header1.with("kid", "k9").with("jwk", attacker).String(), c), TokenMalformed},
 		{"jku, attacker's signature", compact("RS256", otherRSA(), header1.with("jku", i.URL+"/evil").String(), c), TokenMalformed},
 		{"jku, right signature", rs(header1.with("jku", i.URL+"/evil").String()), TokenMalformed},
+		{"x5u, attacker's signature", compact("RS256", otherRSA(), header1.with("x5u", i.URL+"/evil").String(), c), TokenMalformed},
 		{"x5u, right signature", rs(header1.with("x5u", i.URL+"/evil").String()), TokenMalformed},
 		{"x5c", rs(header1.with("x5c", []string{"AA"}).String()), TokenMalformed},
 		{"x5t", rs(header1.with("x5t", "AA").String()), TokenMalformed},
@@ -115,9 +124,12 @@ func TestHeaderAttacks(t *testing.T) {
 		{"kid null", rs(header1.with("kid", nil).String()), TokenMalformed},
 		{"kid empty", rs(header1.with("kid", "").String()), TokenMalformed},
 		{"kid absent", rs(header1.without("kid").String()), UnknownKey},
+		{"kid of two keys of the set", rs(header1.with("kid", "twice").String()), UnknownKey},
 		{"kid in another case", rs(header1.with("kid", "K1").String()), UnknownKey},
 		{"same kid, other key", tokenBy(otherRSA(), "k1", claims(i.URL, start)), BadSignature},
 		{"PS256 with a key for RS256", compact("PS256", rsaKey(), header1.with("alg", "PS256").String(), c), Algorithm},
+		{"RS256 with a key for PS256", compact("RS256", otherRSA(), header1.with("kid", "p1").String(), c), Algorithm},
+		{"ES256 naming a P-384 key", compact("ES256", ecKey(), headerE.with("kid", "e2").String(), c), Algorithm},
 		{"ES256 naming an RSA key", compact("ES256", ecKey(), headerE.with("kid", "k1").String(), c), Algorithm},
 		{"RS256 naming an EC key", rs(header1.with("kid", "e1").String()), Algorithm},
 		{"crit unknown", rs(header1.with("crit", []string{"x"}).with("x", 1).String()), TokenMalformed},
@@ -191,6 +203,7 @@ func TestSpellingAttacks(t *testing.T) {
 	p := strings.Split(good, ".")
 	flattened := fields{"protected": p[0], "payload": p[1], "signature": p[2]}
 	twice := []fields{{"protected": p[0], "signature": p[2]}, {"protected": p[0], "signature": p[2]}}
+	oneBad := []fields{twice[0], {"protected": p[0], "signature": b64("bad")}}
 	std := base64.StdEncoding.EncodeToString(must(base64.RawURLEncoding.DecodeString(p[2])))
 
 	attacks := []attack{
@@ -208,14 +221,22 @@ func TestSpellingAttacks(t *testing.T) {
 		{"flattened JSON, kid unprotected", flattened.with("header", fields{"kid": "k1"}).String(), TokenMalformed},
 		{"general JSON", fields{"payload": p[1], "signatures": twice[:1]}.String(), TokenMalformed},
 		{"general JSON, two signatures", fields{"payload": p[1], "signatures": twice}.String(), TokenMalformed},
+		{"general JSON, a good and a bad signature", fields{"payload": p[1], "signatures": oneBad}.String(), TokenMalformed},
+		{"general JSON, a bad and a good signature", fields{"payload": p[1], "signatures": []fields{oneBad[1], oneBad[0]}}.String(), TokenMalformed},
 		{"JSON string", `"` + good + `"`, TokenMalformed},
 		{"Bearer before", "Bearer " + good, TokenMalformed},
 		{"line end after", good + "\n", TokenMalformed},
+		{"line end before", "\n" + good, TokenMalformed},
 		{"space before", " " + good, TokenMalformed},
+		{"space after", good + " ", TokenMalformed},
+		{"tab after", good + "\t", TokenMalformed},
 		{"NUL after", good + "\x00", TokenMalformed},
 		{"no-break space after", good + "\u00a0", TokenMalformed},
 		{"padding", good + "==", TokenMalformed},
 		{"standard base64", p[0] + "." + p[1] + "." + strings.TrimRight(std, "=") + "+", TokenMalformed},
+		{"loose last bits of the header", signed(loosen(b64(uneven(header1))), p[1]), TokenMalformed},
+		{"loose last bits of the payload", signed(p[0], loosen(b64(uneven(claims(i.URL, start))))), TokenMalformed},
+		{"tight last bits of both", signed(b64(uneven(header1)), b64(uneven(claims(i.URL, start)))), ""},
 		{"loose last bits of the signature", p[0] + "." + p[1] + "." + loosen(p[2]), TokenMalformed},
 		{"impossible length", p[0] + "." + p[1] + "." + p[2][:len(p[2])-1], TokenMalformed},
 	}
@@ -227,6 +248,17 @@ func TestSpellingAttacks(t *testing.T) {
 		}
 	}
 	run(t, v, i, attacks)
+}
+
+// signed signs the first two parts of a token as they are spelt.
+func signed(header, payload string) string {
+	return header + "." + payload + "." + b64(string(signature("RS256", rsaKey(), header+"."+payload)))
+}
+
+// uneven writes fields so that their last base64 character has unused bits.
+func uneven(f fields) string {
+	text := f.String()
+	return text + strings.Repeat(" ", (4-len(text)%3)%3)
 }
 
 // loosen flips an unused bit of the last character, which lax decoders do not see.
@@ -278,6 +310,8 @@ func TestSizeLimits(t *testing.T) {
 	}
 	wantReason(t, v, nest(15), "")
 	wantReason(t, v, nest(16), TokenMalformed)
+	cfg.MaxTokenBytes = hardTokenBytes
+	wantReason(t, newVerifier(t, cfg), nest(20_000), TokenMalformed)
 
 	wide := func(members int) string {
 		c := claims(i.URL, start) // nine members, and one in the nested object

@@ -54,6 +54,18 @@ func TestTimeAttacks(t *testing.T) {
 	run(t, v, i, attacks)
 }
 
+// Without leeway a token ends with the second that its exp names.
+func TestNoLeeway(t *testing.T) {
+	_, i := door(t)
+	for exp, want := range map[time.Duration]string{-time.Second: Expired, 0: Expired, time.Second: ""} {
+		cfg := i.config(newClock())
+		cfg.Leeway = 0
+		c := claims(i.URL, start).with("iat", start.Add(-time.Minute).Unix()).without("nbf")
+		wantReason(t, newVerifier(t, cfg), token(c.with("exp", start.Add(exp).Unix())), want)
+		wantReason(t, newVerifier(t, cfg), token(c.with("nbf", start.Unix()+1)), NotYetValid)
+	}
+}
+
 func TestClockSkew(t *testing.T) {
 	for _, tt := range []struct {
 		skew time.Duration
@@ -100,6 +112,31 @@ func TestIssuerAttacks(t *testing.T) {
 		{"folded instead", token(claims(i.URL, start).without("iss").with("ISS", i.URL)), TokenMalformed},
 		{"zero-width space", iss(i.URL + "\u200b"), TokenMalformed},
 	})
+}
+
+// An issuer's string is compared byte by byte: what a browser would take for the same address is another issuer.
+func TestIssuerSpellings(t *testing.T) {
+	const tenant, other = "72f988bf-0000-4000-8000-000000000002", "72f988bf-0000-4000-8000-000000000003"
+	for issuer, others := range map[string][]string{
+		"https://id.example.com": {
+			"https://id.example.com/", "https://ID.example.com", "HTTPS://id.example.com", "http://id.example.com", "https://id.example.com:443",
+			"https://u@id.example.com", "https://id.example.com/a/..", "https://id.example.com/.", "https://id.example.com?", "https://id.example.com#",
+			"https://id.example.com.", "https://id.example.com%20", "https://id.example.com@evil.example", "https://іd.example.com", "id.example.com", "//id.example.com",
+		},
+		"https://id.example.com/": {"https://id.example.com", "https://id.example.com//"},
+		"https://login.microsoftonline.com/" + tenant + "/v2.0": {
+			"https://login.microsoftonline.com/" + other + "/v2.0", "https://login.microsoftonline.com/common/v2.0",
+			"https://login.microsoftonline.com/organizations/v2.0", "https://login.microsoftonline.com/{tenantid}/v2.0",
+			"https://sts.windows.net/" + tenant + "/", "https://login.microsoftonline.us/" + tenant + "/v2.0",
+		},
+		"https://sts.windows.net/" + tenant + "/": {"https://sts.windows.net/" + other + "/", "https://sts.windows.net/" + tenant},
+	} {
+		v := newVerifier(t, Config{Issuer: issuer, PublicKeys: []string{publicPEM(rsaKey().Public())}, Now: newClock().now})
+		wantReason(t, v, token(claims(issuer, start)), "")
+		for _, iss := range others {
+			t.Run(issuer+" is not "+iss, func(t *testing.T) { wantReason(t, v, token(claims(iss, start)), UnknownIssuer) })
+		}
+	}
 }
 
 // No token gets past the strict parse and is then read differently by go-oidc, so the comparison is tested by itself.
@@ -224,6 +261,8 @@ func TestClaimAttacks(t *testing.T) {
 		{"sub of 1024 bytes", token(c.with("sub", strings.Repeat("a", 1024))), ""},
 		{"sub of 1025 bytes", token(c.with("sub", strings.Repeat("a", 1025))), TokenMalformed},
 		{"sub with letters of another script", token(c.with("sub", "b\u00fccher")), ""},
+		{"surrogate in an unknown claim", raw(`"x":"\ud800"`), TokenMalformed},
+		{"claim that nobody knows", raw(`"https://acme.example/team":{"a":["b\n"]}`), ""},
 		{"jti of 256 bytes", token(c.with("jti", strings.Repeat("a", 256))), ""},
 		{"jti of 257 bytes", token(c.with("jti", strings.Repeat("a", 257))), TokenMalformed},
 		{"jti empty", token(c.with("jti", "")), TokenMalformed},

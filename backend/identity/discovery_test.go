@@ -138,6 +138,34 @@ func TestNoFetchForTokensThatCannotPass(t *testing.T) {
 	i.wantHits(t, "/keys", 0)
 }
 
+// A token that is wrong in every way is refused for what costs least to see; set right one by one, the next fault shows,
+// and the signature, which costs most, comes last.
+func TestCheapestCheckFirst(t *testing.T) {
+	v, i, c := fetching(t)
+	wantReason(t, v, fresh(i, c), "")
+	header := fields{"alg": "none", "typ": "dpop+jwt", "kid": "k9"}
+	body := claims("https://evil.example", c.now().Add(-time.Hour)).with("sub", "")
+	pad := strings.Repeat("x", 16<<10)
+	for _, step := range []struct {
+		fix  func()
+		want string
+	}{
+		{func() {}, TokenMalformed}, // larger than a token may be
+		{func() { pad = "" }, Algorithm},
+		{func() { header["alg"] = "RS256" }, TokenType},
+		{func() { delete(header, "typ") }, TokenMalformed}, // no subject
+		{func() { body["sub"] = "s" }, UnknownIssuer},
+		{func() { body["iss"] = i.URL }, Expired},
+		{func() { body = claims(i.URL, c.now()) }, UnknownKey},
+		{func() { header["kid"] = "k1" }, BadSignature},
+	} {
+		step.fix()
+		wantReason(t, v, b64(header.String())+"."+b64(body.String())+".AAAA"+pad, step.want)
+	}
+	wantReason(t, v, compact("RS256", rsaKey(), header.String(), body.String()), "")
+	i.wantHits(t, "/keys", 1)
+}
+
 func TestDiscoveryAttacks(t *testing.T) {
 	inside := newIssuer(t, jwks(firstKey()))
 	for _, tt := range []struct {
@@ -229,6 +257,13 @@ func TestJWKSURLNeedsNoDiscovery(t *testing.T) {
 	i.wantHits(t, wellKnown, 0)
 }
 
+// A set of one key that has an id is no leave to guess: the token must name it.
+func TestKeyIDIsRequired(t *testing.T) {
+	v, i, c := fetching(t)
+	wantReason(t, v, compact("RS256", rsaKey(), header1.without("kid").String(), claims(i.URL, c.now()).String()), UnknownKey)
+	wantReason(t, v, fresh(i, c), "")
+}
+
 func TestUnnamedKeys(t *testing.T) {
 	v, i, c := fetching(t)
 	i.publish(jwks(jwk(rsaKey().Public(), "", "", nil), jwk(ecKey().Public(), "", "", nil)))
@@ -304,6 +339,58 @@ func TestForgetDiscardsRunningFetch(t *testing.T) {
 	if err := <-done; reason(t, err) != UnknownKey {
 		t.Errorf("Verify = %v, want %s: the key was withdrawn", err, UnknownKey)
 	}
+}
+
+// The caller for whom a fetch was begun leaves; those who wait with it are served by that same fetch.
+func TestFetchOutlivesItsCaller(t *testing.T) {
+	v, i, c := fetching(t)
+	asked, release := make(chan struct{}), make(chan struct{})
+	i.answer(func(w http.ResponseWriter, _ *http.Request) {
+		asked <- struct{}{}
+		<-release
+		fmt.Fprint(w, jwks(firstKey()))
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	left, served := make(chan error), make(chan error)
+	verify := func(ctx context.Context, done chan error) {
+		_, err := v.Verify(ctx, fresh(i, c))
+		done <- err
+	}
+	go verify(ctx, left)
+	<-asked
+	go verify(t.Context(), served)
+	cancel()
+	if err := <-left; reason(t, err) != IssuerUnavailable {
+		t.Errorf("caller that left: %v, want %s", err, IssuerUnavailable)
+	}
+	close(release)
+	if err := <-served; err != nil {
+		t.Errorf("caller that stayed: %v, want nil", err)
+	}
+	i.wantHits(t, "/keys", 1)
+}
+
+// go-oidc and net/http fall back to a client without any limit where they are given none.
+func TestDefaultClientIsNotUsed(t *testing.T) {
+	before := http.DefaultTransport
+	defer func() { http.DefaultTransport = before }()
+	http.DefaultTransport = transport(func(*http.Request) { t.Error("the default client was used") })
+	v, i, c := fetching(t)
+	wantReason(t, v, fresh(i, c), "")
+	if err := v.Refresh(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := v.Probe(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+// transport tells of a request and serves none.
+type transport func(*http.Request)
+
+func (f transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	f(r)
+	return nil, http.ErrNotSupported
 }
 
 func TestForgetFetchesAnew(t *testing.T) {
