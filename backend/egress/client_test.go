@@ -221,6 +221,47 @@ func TestOwnCAReplacesRoots(t *testing.T) {
 	}
 }
 
+func TestCertificateMustFit(t *testing.T) {
+	now := time.Now()
+	for name, tt := range map[string]struct {
+		change func(*x509.Certificate)
+		want   string
+	}{
+		"good":         {func(*x509.Certificate) {}, ""},
+		"another name": {func(c *x509.Certificate) { c.IPAddresses, c.DNSNames = nil, []string{"example.com"} }, "the server's certificate is for another host"},
+		"another address": {func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 2)} },
+			"the server's certificate is for another host"},
+		"name in the subject alone": {func(c *x509.Certificate) { c.IPAddresses, c.Subject.CommonName = nil, "127.0.0.1" },
+			"the server's certificate is for another host"},
+		"expired":       {func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Minute) }, "the server's certificate is not valid"},
+		"not valid yet": {func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute) }, "the server's certificate is not valid"},
+		"of a client": {func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} },
+			"the server's certificate is not valid"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			cert, key := certificateWith(t, func(c *x509.Certificate) {
+				c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+				tt.change(c)
+			})
+			pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
+			if err != nil {
+				t.Fatal(err)
+			}
+			srv := quiet(httptest.NewUnstartedServer(&counter{}))
+			srv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+			srv.StartTLS()
+			defer srv.Close()
+			got := ""
+			if _, err := get(t, client(t, loopbackOnly, Options{CAPEM: cert}), srv.URL); err != nil {
+				got = Cause(err)
+			}
+			if got != tt.want {
+				t.Errorf("cause %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
 func TestOldTLSRefused(t *testing.T) {
 	srv := quiet(httptest.NewUnstartedServer(&counter{}))
 	srv.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
@@ -251,6 +292,11 @@ func TestClientCertificate(t *testing.T) {
 // certificate makes a self-signed certificate and its key, in PEM.
 func certificate(t *testing.T) (cert, key string) {
 	t.Helper()
+	return certificateWith(t, func(*x509.Certificate) {})
+}
+
+func certificateWith(t *testing.T, change func(*x509.Certificate)) (cert, key string) {
+	t.Helper()
 	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
@@ -259,6 +305,7 @@ func certificate(t *testing.T) (cert, key string) {
 		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "engine"},
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 	}
+	change(template)
 	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
 	if err != nil {
 		t.Fatal(err)

@@ -163,6 +163,26 @@ func TestLint(t *testing.T) {
 	}
 }
 
+// Each event that somebody without rights in the repository can cause is warned of, alone and among others.
+func TestLintUntrustedEvents(t *testing.T) {
+	for _, event := range []string{
+		"pull_request", "pull_request_target", "pull_request_review", "pull_request_review_comment", "workflow_run", "issues", "issue_comment",
+		"discussion", "discussion_comment", "fork", "watch",
+	} {
+		for _, events := range []any{event, []any{"push", event}} {
+			got := Lint(bind("repository_id", "74", "event_name", events), gitHub)
+			if len(got) != 1 || !strings.HasPrefix(got[0], badEvent) {
+				t.Errorf("%v: %q; want the warning on events", events, got)
+			}
+		}
+	}
+	for _, event := range []string{"push", "release", "workflow_dispatch", "schedule"} {
+		if got := Lint(bind("repository_id", "74", "event_name", event), gitHub); got != nil {
+			t.Errorf("%s: %q; want no warning", event, got)
+		}
+	}
+}
+
 // A warning names no value of the policy, so that it can be logged, and says what to write.
 func TestLintTexts(t *testing.T) {
 	seen := map[string]bool{}
