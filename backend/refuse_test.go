@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
@@ -51,6 +52,7 @@ func TestRefusals(t *testing.T) {
 		"null token":                {setup{data: map[string]any{"subject_token": nil}}, reasonBadRequest, 400},
 		"number for a token":        {setup{data: map[string]any{"subject_token": 7}}, reasonBadRequest, 400},
 		"no token at all":           {setup{raw: "no token"}, identity.TokenMalformed, 403},
+		"metadata address":          {setup{token: map[string]any{"iss": "http://169.254.169.254/latest/meta-data"}}, identity.UnknownIssuer, 403},
 		"other issuer":              {setup{token: map[string]any{"iss": "https://evil.example"}}, identity.UnknownIssuer, 403},
 		"only login is trusted":     {setup{write: map[string]map[string]any{"roles/deploy": login}, token: map[string]any{}}, identity.UnknownIssuer, 403},
 		"expired":                   {setup{token: map[string]any{"exp": time.Now().Add(-time.Minute).Unix()}}, identity.Expired, 403},
@@ -116,6 +118,88 @@ func TestRefusals(t *testing.T) {
 				t.Error("the log holds the token")
 			}
 		})
+	}
+}
+
+// What a policy asks for is nobody's business who does not fulfil it: two tokens that fail in different conditions get the
+// same words. The operator finds which, without the token's values, in the log under the id that the caller was told.
+func TestCallersLearnNothingOfThePolicy(t *testing.T) {
+	w := newWorld(t)
+	w.write("trust/main", map[string]any{"bound_claims": map[string]any{"repository": "acme/widget", "environment": "prod"}})
+	var texts []string
+	for _, c := range []struct {
+		claims map[string]any
+		unmet  string
+	}{
+		{map[string]any{"repository": "evil/widget", "environment": "prod"}, "bound_claims.repository"},
+		{map[string]any{"repository": "acme/widget", "environment": "canary-env"}, "bound_claims.environment"},
+	} {
+		_, err := w.exchange("deploy", w.token(c.claims))
+		if reason, _ := reasonOf(nil, err); reason != trust.NotTrusted {
+			t.Fatalf("refused for %q, want %s", reason, trust.NotTrusted)
+		}
+		id := fmt.Sprintf("request-%d", w.requests)
+		texts = append(texts, strings.ReplaceAll(err.Error(), id, "ID"))
+		line := logLine(w, id)
+		if !strings.Contains(line, c.unmet) || strings.Contains(line, "evil") || strings.Contains(line, "canary-env") {
+			t.Errorf("the log says of %s: %q; want %s and no value", id, line, c.unmet)
+		}
+	}
+	if want := "not_trusted: no trust policy of the role accepts you; ask its operator, who finds the detail in Vault's log (request ID)"; texts[0] != want || texts[1] != want {
+		t.Errorf("callers are told %q, want %q", texts, want)
+	}
+}
+
+// logLine is the line of the log that holds text.
+func logLine(w *world, text string) string {
+	for line := range strings.Lines(w.logs.String()) {
+		if strings.Contains(line, text) {
+			return line
+		}
+	}
+	return ""
+}
+
+// Two issuers in one mount make the same claims. A policy of one never judges a token of the other, though the role trusts
+// both and the other has the same key id.
+func TestClaimsOfAnotherIssuer(t *testing.T) {
+	w := newWorld(t)
+	other := lab.NewIssuer(lab.IssuerOptions{Now: w.clock.now, Algorithm: "ES256"})
+	other.SetURL(w.serve(other))
+	w.write("issuers/other", map[string]any{"oidc_discovery_url": other.URL(), "ca_pem": w.ca})
+	w.write("trust/other", map[string]any{"issuer": "other", "bound_audiences": audience, "bound_claims": map[string]any{"repository": "other/widget"}})
+	w.write("roles/deploy", map[string]any{"trust": "main,other"})
+	kid, _ := w.issuer.Key()
+	claims := func(iss, repository string) map[string]any {
+		return map[string]any{"aud": audience, "iss": iss, "repository": repository}
+	}
+	now := w.clock.now().Unix()
+	forged := fmt.Sprintf(`{"iss":%q,"aud":%q,"sub":"s","repository":"acme/widget","iat":%d,"exp":%d}`, w.issuerURL, audience, now, now+300)
+	for name, c := range map[string]struct{ token, want string }{
+		"claims that its own policy wants":      {other.Token(claims(other.URL(), "other/widget")), ""},
+		"claims that the other's policy wants":  {other.Token(claims(other.URL(), "acme/widget")), trust.NotTrusted},
+		"in the other's name":                   {other.Token(claims(w.issuerURL, "acme/widget")), identity.UnknownKey},
+		"in the other's name, with its key id":  {other.Sign(map[string]any{"kid": kid}, []byte(forged)), identity.BadSignature},
+		"the other's own":                       {w.token(nil), ""},
+		"the other's own, for this one's terms": {w.token(map[string]any{"repository": "other/widget"}), trust.NotTrusted},
+	} {
+		if reason, _ := reasonOf(w.exchange("deploy", c.token)); reason != c.want {
+			t.Errorf("%s: %q, want %q", name, reason, c.want)
+		}
+	}
+}
+
+// Time passes between a token's verification and the exchange; a token that ended meanwhile gets no key.
+func TestTokenEndsBeforeTheExchange(t *testing.T) {
+	w := newWorld(t)
+	w.issue("deploy") // the issuer is made, with the clock as it is
+	token, verified := w.token(nil), w.clock.now
+	w.engine.now = func() time.Time { return verified().Add(time.Hour) }
+	if reason, status := reasonOf(w.exchange("deploy", token)); reason != identity.Expired || status != http.StatusForbidden {
+		t.Errorf("got %q %d; want %s", reason, status, identity.Expired)
+	}
+	if made := w.keys.Calls("create"); made != 1 {
+		t.Errorf("%d keys were made, want only the first", made)
 	}
 }
 
