@@ -277,20 +277,44 @@ func TestJudge(t *testing.T) {
 }
 
 func FuzzParseURL(f *testing.F) {
-	for _, seed := range []string{"https://a.example/x", "http://localhost:1", "https://[::1]:2/", "https://u@a/?#", "https://a\\b", "https://1.2.3"} {
+	for _, seed := range []string{
+		"https://a.example/x", "http://localhost:1", "https://[::1]:2/", "https://u@a/?#", "https://a\\b", "https://1.2.3", "https://A.example", "https://a.example:443",
+		"https://a.example/../b", "https://a.example/%2e%2e/b", "https://a.example/a%2Fb", "http://evil?https://good", "https://*.example", "https://b\u00fccher.example",
+		"http://127.0.0.1:8200", "http://localhost.evil:1", "https://10.0.0.1", "https://169.254.169.254", "https://[::ffff:169.254.169.254]", "https://0x7f.1",
+	} {
 		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, raw string) {
-		u, err := Policy{}.ParseURL(raw)
-		if err != nil {
-			return
-		}
-		if u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.String() != raw ||
-			u.Hostname() != strings.ToLower(u.Hostname()) || u.Port() == "443" {
-			t.Errorf("ParseURL accepted %q", raw)
-		}
-		if ip, err := netip.ParseAddr(u.Hostname()); err == nil && (Policy{}).judge(ip) != nil {
-			t.Errorf("ParseURL accepted the forbidden address in %q", raw)
+		for _, p := range []Policy{{}, {AllowHTTPLoopback: true}, {AllowPrivate: everything}, {Hosts: []string{"*.example"}}} {
+			if u, err := p.ParseURL(raw); err == nil {
+				wantPlain(t, p, u, raw)
+			}
 		}
 	})
+}
+
+// wantPlain wants of a URL that the policy accepted that it is what it looks like, and leads where the policy permits.
+func wantPlain(t *testing.T, p Policy, u *url.URL, raw string) {
+	t.Helper()
+	host := u.Hostname()
+	ip, err := netip.ParseAddr(host)
+	loopback := host == localhost || err == nil && ip.IsLoopback()
+	if u.String() != raw || u.User != nil || u.RawQuery != "" || u.Fragment != "" || host == "" || host != strings.ToLower(host) ||
+		u.Port() == defaultPort(u.Scheme) || strings.Trim(raw, "!#$%&'()*+,-./0123456789:;=?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]_abcdefghijklmnopqrstuvwxyz~") != "" {
+		t.Errorf("accepted %q, which is not in its plain spelling", raw)
+	}
+	for segment := range strings.SplitSeq(u.Path, "/") {
+		if again, err := url.PathUnescape(segment); segment == "." || segment == ".." || err == nil && again != segment && strings.Contains(again, "/") {
+			t.Errorf("accepted %q, in whose path %q leads elsewhere", raw, segment)
+		}
+	}
+	if u.Scheme != "https" && !(u.Scheme == "http" && p.AllowHTTPLoopback && loopback) {
+		t.Errorf("accepted %q, which is neither https nor a permitted loopback", raw)
+	}
+	if err == nil && p.judge(ip) != nil {
+		t.Errorf("accepted the forbidden address in %q", raw)
+	}
+	if !p.allowsHost(host) || p.Check(u) != nil {
+		t.Errorf("accepted %q, which a client of the same policy would not call", raw)
+	}
 }

@@ -148,9 +148,6 @@ func FuzzPrecheck(f *testing.F) {
 		if err == nil && string(jws.UnsafePayloadWithoutVerification()) != s.payload {
 			t.Errorf("go-jose reads another payload out of %q", token)
 		}
-		if h, ours := parseHeader(s.header, testLimits); ours == nil && h.alg == "RS256" && err != nil {
-			t.Errorf("go-jose refuses a header that we accept: %v", err)
-		}
 	})
 }
 
