@@ -24,8 +24,9 @@ vault:
 demo: dev
 	@./scripts/demo.sh
 
-# All tests: unit, conformance, and acceptance against a real Vault.
+# All tests: unit, conformance, our verifier against those of others, and acceptance against a real Vault.
 test: need-cc
+	cd scripts/differential && go test -count=1 ./...
 	vault=$$(./scripts/vault.sh) && VAULT_BIN="$$vault" CGO_ENABLED=1 go test -race -shuffle=on -count=1 $(TESTARGS) ./...
 
 # Without Vault: for the inner loop.
@@ -46,6 +47,7 @@ lint: need-go
 	go vet -tags faults ./backend
 	$(STATICCHECK) ./...
 	$(STATICCHECK) -tags faults ./backend
+	cd scripts/differential && go vet ./... && go tool -modfile=../tools/go.mod staticcheck ./...
 
 fmt: need-go
 	gofmt -l -w .
