@@ -225,7 +225,11 @@ func (c *Config) locate(s *webSource) error {
 	if c.JWKSURL != "" {
 		// With a query some issuers choose among their key sets; nothing is appended to this address.
 		base, query, _ := strings.Cut(c.JWKSURL, "?")
-		if _, err := c.Egress.ParseURL(base); err != nil {
+		at, err := c.Egress.ParseURL(base)
+		if err == nil {
+			err = checkEntra(at)
+		}
+		if err != nil {
 			return fmt.Errorf("jwks_url: %w", err)
 		}
 		if u, err := url.Parse(c.JWKSURL); err != nil || u.Fragment != "" || !isKeyID(query) && query != "" {

@@ -69,6 +69,10 @@ func TestNew(t *testing.T) {
 		{"Entra without tenant", issuer("https://sts.windows.net/"), "issuer: serves every Entra tenant"},
 		{"Entra common as the discovery address", Config{Issuer: "https://id.example.com", DiscoveryURL: "https://login.microsoftonline.com/common"}, "oidc_discovery_url: serves every Entra tenant"},
 
+		{"Entra common as the key address", Config{Issuer: "https://login.microsoftonline.com/72f988bf-86f1-41af-91ab-2d7cd011db47/v2.0", JWKSURL: "https://login.microsoftonline.com/common/discovery/v2.0/keys"}, "jwks_url: serves every Entra tenant"},
+		{"Entra v1 common as the key address", Config{Issuer: "https://id.example.com", JWKSURL: "https://login.windows.net/common/discovery/keys?appid=1"}, "jwks_url: serves every Entra tenant"},
+		{"one Entra tenant's key address", Config{Issuer: "https://id.example.com", JWKSURL: "https://login.microsoftonline.com/72f988bf-86f1-41af-91ab-2d7cd011db47/discovery/v2.0/keys"}, ""},
+
 		{"discovery with http", Config{Issuer: "https://id.example.com", DiscoveryURL: "http://id.example.com"}, "oidc_discovery_url: "},
 		{"discovery at a private address", discovery("https://10.0.0.1"), "oidc_discovery_url: refused by the egress rules: 10.0.0.1 is a private address; list its range in config's allow_private"},
 		{"discovery document itself", discovery("https://id.example.com/.well-known/openid-configuration"), "oidc_discovery_url: leave out"},
