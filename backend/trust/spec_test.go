@@ -200,6 +200,7 @@ func TestOpenPoliciesAreRefused(t *testing.T) {
 		"stars between colons":     {glob("sub", "*:*/*:**"), Token, true},
 		"stars around punctuation": {glob("email", "*@*.*"), Token, true},
 		"a star among others":      {glob("sub", []any{"repo:acme/x:ref:refs/heads/main", "**"}), Token, true},
+		"a star before others":     {glob("sub", []any{"**", "repo:acme/x:ref:refs/heads/main"}), Token, true},
 		"star and common": {token(func(s *Spec) {
 			s.BoundSubject, s.BoundClaimsType, s.BoundClaims = "", "glob", map[string]any{"sub": "*", "iss": "https://idp"}
 		}), Token, true},
