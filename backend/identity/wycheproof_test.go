@@ -90,7 +90,7 @@ func wycheproofVerdict(t *testing.T, public, private json.RawMessage) func(token
 		set.Keys = []json.RawMessage{public}
 	}
 	v := newVerifier(t, Config{Issuer: "https://id.example.com", JWKSURL: "https://id.example.com/keys", Algorithms: asymmetric, Now: newClock().now})
-	current, err := parseKeys([]byte(jwks(set.Keys...)), 100)
+	current, err := parseKeys([]byte(jwks(set.Keys...)), limits100)
 	v.keys.current, v.keys.fetched, v.keys.tried, v.keys.floor = current, start, start, time.Hour // nothing is fetched
 	return func(token string) string {
 		s, splitErr := split(token, hardTokenBytes)
