@@ -40,6 +40,7 @@ var acceptance = []struct {
 	{"Refusals", testRefusals},
 	{"Explain", testExplain},
 	{"NuGet", testNuGet},
+	{"SPIFFE", testSPIFFE},
 	{"Concurrency", testConcurrency},
 	{"WrongTypes", testWrongTypes},
 	{"OddValues", testOddValues},
@@ -57,8 +58,8 @@ func TestAcceptance(t *testing.T) {
 	if bin == "" {
 		t.Skip("VAULT_BIN is not set, so nothing was tested in a real Vault; `make test` finds or builds one and sets it")
 	}
-	for _, variable := range os.Environ() { // the developer's own Vault is none of ours
-		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "VAULT_") && name != "VAULT_BIN" {
+	for _, variable := range os.Environ() { // the developer's own Vault is none of ours, nor is a SPIFFE agent
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "VAULT_") && name != "VAULT_BIN" || name == "SPIFFE_ENDPOINT_SOCKET" {
 			t.Setenv(name, "")
 		}
 	}
