@@ -9,6 +9,8 @@
 # The Vault is the one that VAULT_ADDR and VAULT_TOKEN name; the token needs sudo on sys/plugins/catalog and rights on
 # sys/mounts. Vault runs on this machine, or every one of its nodes has PLUGIN_DIR with the same binary.
 #
+# PLUGIN_ENV, if set, holds words NAME=VALUE for the plugin's environment: PLUGIN_ENV="SPIFFE_ENDPOINT_SOCKET=unix:///run/agent.sock".
+# What a run does not name, the plugin loses.
 # PLUGIN_CONFIG, if set, holds words to write to the mount's config: PLUGIN_CONFIG="allow_private=10.0.0.0/8"
 set -euo pipefail
 
@@ -61,7 +63,12 @@ sha256() {
 }
 
 register() {
-	vault plugin register -sha256="$(sha256 "$binary")" -version="$version" -command="$command" secret "$name" ||
+	local words=() env=() word
+	read -ra words <<<"${PLUGIN_ENV:-}"
+	for word in ${words[@]+"${words[@]}"}; do
+		env+=("-env=$word")
+	done
+	vault plugin register -sha256="$(sha256 "$binary")" -version="$version" -command="$command" ${env[@]+"${env[@]}"} secret "$name" ||
 		die "Vault did not take the plugin, see above; is $dir the plugin_directory of its configuration?"
 }
 

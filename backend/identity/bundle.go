@@ -17,7 +17,7 @@ type Bundle func(ctx context.Context, trustDomain string) ([]byte, error)
 
 // ErrWithdrawn is in the error of a [Bundle] that there is none of. Keys in use are then dropped at once: what a Workload API
 // leaves out it takes back (SPIFFE Workload API section 4.4).
-var ErrWithdrawn = errors.New("no key of the trust domain vouches any more")
+var ErrWithdrawn = errors.New("no key of the trust domain vouches")
 
 // bundleSource gets a trust domain's keys from the Workload API.
 type bundleSource struct {
