@@ -116,7 +116,7 @@ func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*po
 		if err != nil {
 			return nil, err
 		}
-		if candidate == nil || candidate.verifier == nil || !candidate.verifier.Claims(claimed) {
+		if candidate == nil || candidate.verifier == nil || !candidate.verifier.ClaimedBy(claimed) {
 			continue
 		}
 		if vouches == nil || candidate.Type == issuerOIDC {

@@ -234,7 +234,7 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	if who.Subject, _ = who.Claims["sub"].(string); who.Subject == "" {
 		return nil, badField("claims", "sub is missing")
 	}
-	if vouches.Type == issuerSPIFFE && !vouches.verifier.Claims(identity.Claimed{Subject: who.Subject}) {
+	if vouches.Type == issuerSPIFFE && !vouches.verifier.ClaimedBy(identity.Claimed{Subject: who.Subject}) {
 		return nil, badField("claims", "sub is no SPIFFE ID of a workload of trust domain %q", vouches.TrustDomain)
 	}
 	if who.Caller, _, err = b.caller(req, true); err != nil {

@@ -117,9 +117,7 @@ func (b *engine) newIssuerNoun() noun[issuerRecord] {
 		fields: issuerFields,
 		check:  b.checkIssuer,
 		probe:  b.probeIssuer,
-		clear: func(field string) bool {
-			return field != "issuer" && field != "trust_domain" && field != "mount_accessor"
-		},
+		clear:  func(field string) bool { return field != "issuer" && field != "mount_accessor" },
 		remove: func(ctx context.Context, s logical.Storage, name string, _ *issuerRecord, _ *framework.FieldData) ([]string, bool, error) {
 			found, err := users(ctx, s, b.trustNoun.table, "trust policy", func(t *trustRecord) bool { return t.Issuer == name })
 			return found, false, err
@@ -162,17 +160,17 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 			return nil, err
 		}
 	}
-	if record.WorkloadAPI {
-		if err := b.workload.check(); err != nil {
-			return nil, badField("workload_api", "%v", err)
-		}
-	}
 	conf, err := b.config(ctx, s)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := newIssuer(name, record, conf, b); err != nil {
 		return nil, err
+	}
+	if record.WorkloadAPI { // what is stored stays good on a node without one: there its keys cannot be had
+		if err := b.workload.check(); err != nil {
+			return nil, badField("workload_api", "%v", err)
+		}
 	}
 	if err := b.uniqueIssuer(ctx, s, name, record); err != nil {
 		return nil, err
@@ -244,8 +242,6 @@ func newIssuer(name string, r *issuerRecord, conf *settings, b *engine) (*issuer
 		return nil, badField("trust_domain", "missing; want the name of the SPIFFE trust domain, such as example.org")
 	case r.Type != issuerSPIFFE && r.TrustDomain != "":
 		return nil, badField("trust_domain", "is for issuers of type spiffe")
-	case r.Type != issuerSPIFFE && r.WorkloadAPI:
-		return nil, badField("workload_api", "is for issuers of type spiffe")
 	case r.MountAccessor != "":
 		return nil, badField("mount_accessor", "is for issuers of type login")
 	case len(r.StableMetadata) > 0:

@@ -62,8 +62,8 @@ func Describe(token string, maxBytes int) map[string]any {
 	return said
 }
 
-// Claims says whether a token that claims c says to be of this issuer. Verify refuses every other token.
-func (v *Verifier) Claims(c Claimed) bool { return v.cfg.claimed(c) == nil }
+// ClaimedBy says whether a token that claims c says to be of this issuer. Verify refuses every other token.
+func (v *Verifier) ClaimedBy(c Claimed) bool { return v.cfg.claimed(c) == nil }
 
 // claimed refuses what does not say to be of this issuer.
 func (c *Config) claimed(by Claimed) error {
@@ -101,7 +101,7 @@ const maxTrustDomainBytes = 255
 func (c *Config) checkTrustDomain() error {
 	if c.TrustDomain == "" {
 		if c.Bundle != nil {
-			return errors.New("workload_api: is for trust domains")
+			return errors.New("workload_api: is for issuers of type spiffe")
 		}
 		return nil
 	}

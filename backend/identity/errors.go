@@ -8,7 +8,7 @@ const (
 	TokenMalformed    = "token_malformed"    // not one token in compact form that every parser reads the same way
 	TokenType         = "token_type"         // its typ is not one of the issuer's allowed types
 	Algorithm         = "algorithm"          // its alg is not permitted, or not the one of the key it names
-	UnknownIssuer     = "unknown_issuer"     // its iss is not this issuer's
+	UnknownIssuer     = "unknown_issuer"     // its iss, or the trust domain of its sub, is not this issuer's
 	UnknownKey        = "unknown_key"        // the issuer does not publish the key it names
 	BadSignature      = "bad_signature"      // the key it names did not sign it
 	Expired           = "expired"            // its exp has passed

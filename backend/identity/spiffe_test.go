@@ -187,7 +187,7 @@ func TestSubjectIsFreeOfOpenIDProviders(t *testing.T) {
 	wantReason(t, v, token(c.with("sub", workloadID).without("iss")), TokenMalformed)
 }
 
-func TestClaims(t *testing.T) {
+func TestClaimedBy(t *testing.T) {
 	domain, _, _ := trusting(t, nil)
 	named, _, _ := trusting(t, func(c *Config) { c.Issuer = "https://oidc.example.org" })
 	provider, i := door(t)
@@ -205,7 +205,7 @@ func TestClaims(t *testing.T) {
 		{Claimed{"", "spiffe://example.org"}, false, false, false},
 		{Claimed{}, false, false, false},
 	} {
-		if got := [3]bool{domain.Claims(tt.c), named.Claims(tt.c), provider.Claims(tt.c)}; got != [3]bool{tt.domain, tt.named, tt.provider} {
+		if got := [3]bool{domain.ClaimedBy(tt.c), named.ClaimedBy(tt.c), provider.ClaimedBy(tt.c)}; got != [3]bool{tt.domain, tt.named, tt.provider} {
 			t.Errorf("%v: domain, domain with issuer, provider: %t", tt.c, got)
 		}
 	}
