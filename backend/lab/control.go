@@ -24,6 +24,8 @@ const (
 	OpToken = "token" // NuGet: a key for an identity token
 	OpPush  = "push"  // NuGet: use of a key
 
+	OpGrant = "grant" // TokenEndpoint: a token for the client's credentials
+
 	OpCreate = "create" // KeyAPI: make a key
 	OpExtend = "extend" // KeyAPI: move a key's end
 	OpRevoke = "revoke" // KeyAPI: end a key

@@ -30,7 +30,7 @@ const (
 	KindTruncate   Kind = "truncate"    // send half of the body that Content-Length announces, then close the connection
 	KindHTML       Kind = "html"        // an HTML page under the answer's own status (200 if it has no body)
 	KindWrongTypes Kind = "wrong-types" // the JSON object's own members, each with a value of another type
-	KindNoSecret   Kind = "no-secret"   // the JSON object without the member that holds the key
+	KindNoSecret   Kind = "no-secret"   // the JSON object without the member that holds the key or token
 	KindHuge       Kind = "huge"        // the JSON object, still valid, with Size MiB of padding before its members
 )
 
@@ -139,8 +139,9 @@ func (f Fault) send(w http.ResponseWriter, a *answer) {
 		})
 	case KindNoSecret:
 		a.edit(func(object map[string]any) {
-			delete(object, "secret") // KeyAPI
-			delete(object, "apiKey") // NuGet
+			delete(object, "secret")       // KeyAPI
+			delete(object, "apiKey")       // NuGet
+			delete(object, "access_token") // TokenEndpoint
 		})
 	case KindHuge:
 		a.pad(f.Size << 20)

@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"regexp"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 )
@@ -21,8 +22,9 @@ var projectName = regexp.MustCompile(`^[a-z0-9-]{1,40}$`)
 
 // KeyAPIOptions configures a KeyAPI.
 type KeyAPIOptions struct {
-	AdminToken string           // the bearer token of all calls but the use of a key; required
-	Now        func() time.Time // nil = time.Now
+	AdminToken string            // the bearer token of all calls but the use of a key; required
+	MayCreate  func(string) bool // which bearer tokens make keys, in place of the admin token; nil = that one
+	Now        func() time.Time  // nil = time.Now
 }
 
 // Key is a key as the inventory of a KeyAPI shows it: without its secret.
@@ -45,10 +47,10 @@ type Key struct {
 //	GET    /lab/keys                          -> 200 {"keys":[...]}, the inventory, open to all
 //	POST   /lab/faults, DELETE /lab/faults    see Control
 //
-// All /v1 paths but data want the admin token as bearer (401). Projects need not be made; a name outside [a-z0-9-]{1,40} is
-// unknown (404). Bodies are JSON objects (415) with exactly the members above (400); names are not empty, expiries lie in the
-// future (400) and are required. A name that a live key of the project bears is taken (409). A key that was ended or has
-// expired is unknown (404). Make one with NewKeyAPI.
+// All /v1 paths but data want the admin token as bearer (401); see MayCreate for another one. Projects need not be made; a
+// name outside [a-z0-9-]{1,40} is unknown (404). Bodies are JSON objects (415) with exactly the members above (400); names
+// are not empty, expiries lie in the future (400) and are required. A name that a live key of the project bears is taken
+// (409). A key that was ended or has expired is unknown (404). Make one with NewKeyAPI.
 type KeyAPI struct {
 	Control
 	mux   *http.ServeMux
@@ -76,12 +78,16 @@ func NewKeyAPI(o KeyAPIOptions) *KeyAPI {
 		admin:   o.AdminToken,
 		now:     clock(o.Now),
 	}
+	mayCreate := o.MayCreate
+	if mayCreate == nil {
+		mayCreate = a.isAdmin
+	}
 	const keys = "/v1/projects/{project}/keys"
-	a.mux.HandleFunc("POST "+keys, a.handle(OpCreate, a.asAdmin(a.create)))
-	a.mux.HandleFunc("GET "+keys, a.handle(OpFind, a.asAdmin(a.find)))
-	a.mux.HandleFunc("PATCH "+keys+"/{id}", a.handle(OpExtend, a.asAdmin(a.extend)))
-	a.mux.HandleFunc("DELETE "+keys+"/{id}", a.handle(OpRevoke, a.asAdmin(a.revoke)))
-	a.mux.HandleFunc("GET /v1/whoami", a.handle(OpCheck, a.asAdmin(a.whoami)))
+	a.mux.HandleFunc("POST "+keys, a.handle(OpCreate, a.as(mayCreate, a.create)))
+	a.mux.HandleFunc("GET "+keys, a.handle(OpFind, a.as(a.isAdmin, a.find)))
+	a.mux.HandleFunc("PATCH "+keys+"/{id}", a.handle(OpExtend, a.as(a.isAdmin, a.extend)))
+	a.mux.HandleFunc("DELETE "+keys+"/{id}", a.handle(OpRevoke, a.as(a.isAdmin, a.revoke)))
+	a.mux.HandleFunc("GET /v1/whoami", a.handle(OpCheck, a.as(a.isAdmin, a.whoami)))
 	a.mux.HandleFunc("GET /v1/data", a.handle(OpUse, a.use))
 	a.mux.HandleFunc("GET /lab/keys", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]any{"keys": a.Live()})
@@ -111,13 +117,17 @@ func (a *KeyAPI) Valid(secret string) bool {
 	return ok
 }
 
-// asAdmin lets through only calls with the admin token and, where the path has a project, a possible one.
-func (a *KeyAPI) asAdmin(next http.HandlerFunc) http.HandlerFunc {
-	want := []byte("Bearer " + a.admin)
+func (a *KeyAPI) isAdmin(token string) bool {
+	return subtle.ConstantTimeCompare([]byte(token), []byte(a.admin)) == 1
+}
+
+// as lets through only calls whose bearer token may make them and, where the path has a project, a possible one.
+func (a *KeyAPI) as(may func(token string) bool, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
-		if subtle.ConstantTimeCompare([]byte(r.Header.Get("Authorization")), want) != 1 {
+		token, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+		if !bearer || !may(token) {
 			w.Header().Set("WWW-Authenticate", "Bearer")
-			writeError(w, http.StatusUnauthorized, "the admin token is missing or wrong")
+			writeError(w, http.StatusUnauthorized, "the bearer token is missing or wrong")
 			return
 		}
 		if p := r.PathValue("project"); p != "" && !projectName.MatchString(p) {

@@ -151,12 +151,12 @@ func TestKeyAPIRefusals(t *testing.T) {
 		status                          int
 		text                            string
 	}{
-		"no admin token":     {"GET", "/v1/whoami", "", "", "", 401, "the admin token is missing or wrong"},
-		"wrong admin token":  {"GET", "/v1/whoami", "", "Bearer admin-toke", "", 401, "the admin token is missing or wrong"},
-		"find unauthorized":  {"GET", keys, "", "Bearer x", "", 401, "the admin token is missing or wrong"},
-		"make unauthorized":  {"POST", keys, "", "Bearer x", "", 401, "the admin token is missing or wrong"},
-		"renew unauthorized": {"PATCH", keys + "/" + id, "", "Bearer x", "", 401, "the admin token is missing or wrong"},
-		"end unauthorized":   {"DELETE", keys + "/" + id, "", "Bearer x", "", 401, "the admin token is missing or wrong"},
+		"no admin token":     {"GET", "/v1/whoami", "", "", "", 401, "the bearer token is missing or wrong"},
+		"wrong admin token":  {"GET", "/v1/whoami", "", "Bearer admin-toke", "", 401, "the bearer token is missing or wrong"},
+		"find unauthorized":  {"GET", keys, "", "Bearer x", "", 401, "the bearer token is missing or wrong"},
+		"make unauthorized":  {"POST", keys, "", "Bearer x", "", 401, "the bearer token is missing or wrong"},
+		"renew unauthorized": {"PATCH", keys + "/" + id, "", "Bearer x", "", 401, "the bearer token is missing or wrong"},
+		"end unauthorized":   {"DELETE", keys + "/" + id, "", "Bearer x", "", 401, "the bearer token is missing or wrong"},
 		"bad project":        {"POST", "/v1/projects/P1/keys", "{}", adminHeader, "application/json", 404, "no such project"},
 		"long project":       {"GET", "/v1/projects/" + strings.Repeat("a", 41) + "/keys", "", adminHeader, "", 404, "no such project"},
 		"form":               {"POST", keys, "name=n", adminHeader, "application/x-www-form-urlencoded", 415, "want Content-Type application/json"},
