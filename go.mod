@@ -13,6 +13,7 @@ require (
 	github.com/hashicorp/vault/sdk v0.25.1 // the engine framework
 	github.com/spiffe/go-spiffe/v2 v2.9.0 // SPIFFE IDs, and the protocol of the Workload API
 	go.yaml.in/yaml/v3 v3.0.6 // profiles, with line numbers
+	golang.org/x/oauth2 v0.36.0 // client credentials of a token endpoint
 	golang.org/x/time v0.16.0 // the limiter's rate
 	google.golang.org/grpc v1.79.3 // the transport of the Workload API
 )
@@ -104,7 +105,6 @@ require (
 	golang.org/x/crypto v0.49.0 // indirect
 	golang.org/x/exp v0.0.0-20240823005443-9b4947da3948 // indirect
 	golang.org/x/net v0.52.0 // indirect
-	golang.org/x/oauth2 v0.36.0 // indirect
 	golang.org/x/sync v0.24.0 // indirect
 	golang.org/x/sys v0.42.0 // indirect
 	golang.org/x/text v0.35.0 // indirect

@@ -31,8 +31,9 @@ func TestImports(t *testing.T) {
 		{"trust", []string{"backend/expr"}, []string{"net", "os", "context", "log", "github.com/hashicorp"}},
 		{"egress", nil, []string{"os", "log", "github.com"}},
 		{"identity", []string{"backend/egress"}, []string{"os", "log", "github.com/hashicorp", "google.golang.org", spiffe + "workloadapi", spiffe + "proto"}},
+		{"source", []string{"backend/egress", "backend/identity"}, []string{"log", "github.com/hashicorp", spiffe + "workloadapi", spiffe + "proto"}},
 		{"target", []string{"backend/egress", "backend/expr"}, []string{"os", "log/slog/internal", "github.com/hashicorp"}},
-		{".", []string{"backend/egress", "backend/expr", "backend/identity", "backend/target", "backend/trust"}, nil},
+		{".", []string{"backend/egress", "backend/expr", "backend/identity", "backend/source", "backend/target", "backend/trust"}, nil},
 		{"../cmd/vault-plugin-secrets-oidcexchange", []string{"backend"}, nil},
 	} {
 		for _, path := range importsOf(t, rule.dir) {

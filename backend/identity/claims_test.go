@@ -5,6 +5,7 @@ package identity
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -317,5 +318,37 @@ func TestPeek(t *testing.T) {
 			t.Errorf("%s: %v, %v; want %s", name, got, err, TokenMalformed)
 		}
 		wantNoLeak(t, err)
+	}
+}
+
+// Addressed verifies nothing, but reads only what every parser reads the same way.
+func TestAddressed(t *testing.T) {
+	good := claims("https://i.example", start)
+	sign := func(header, payload string) string { return compact("RS256", rsaKey(), header, payload) }
+	for name, tt := range map[string]struct{ token, reason string }{
+		"a token":            {token(good), ""},
+		"who it is of":       {token(good.without("iss").without("sub").without("iat")), ""},
+		"a certificate's id": {sign(`{"alg":"RS256","x5t":"x"}`, good.String()), ""},
+		"no exp":             {token(good.without("exp")), TokenMalformed},
+		"exp with fraction":  {token(good.with("exp", 1.5e9+0.5)), TokenMalformed},
+		"aud as number":      {token(good.with("aud", 7)), TokenMalformed},
+		"aud twice":          {sign(header1.String(), `{"aud":"a","aud":"b","exp":2000000000}`), TokenMalformed},
+		"AUD":                {token(good.with("AUD", "b")), TokenMalformed},
+		"header no object":   {sign(`[]`, good.String()), TokenMalformed},
+		"payload no object":  {sign(header1.String(), `"x"`), TokenMalformed},
+		"no signature":       {b64(header1.String()) + "." + b64(good.String()) + ".", TokenMalformed},
+		"line end":           {token(good) + "\n", TokenMalformed},
+		"long":               {token(good.with("a", strings.Repeat("x", 4<<10))), TokenMalformed},
+	} {
+		aud, expiry, err := Addressed(tt.token, 4<<10)
+		if got := reason(t, err); got != tt.reason {
+			t.Errorf("%s: %q; want %q", name, got, tt.reason)
+		}
+		if tt.reason == "" && (!slices.Equal(aud, []string{good["aud"].(string)}) || expiry.Unix() != good["exp"].(int64)) {
+			t.Errorf("%s: for %q until %s", name, aud, expiry)
+		}
+		if err != nil {
+			wantNoLeak(t, err)
+		}
 	}
 }

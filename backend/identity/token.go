@@ -314,3 +314,33 @@ func newToken(s segments, p payload) *Token {
 		Digest:   sha256.Sum256([]byte(s.signed)),
 	}
 }
+
+// Addressed returns whom a token is for and when it ends. It serves tokens that the engine presents elsewhere: nobody here
+// verifies them, but one that parsers could read in two ways is refused (with an [Error]), and so is one without an end.
+// maxBytes bounds the token. It uses no network.
+func Addressed(token string, maxBytes int) (aud []string, expiry time.Time, err error) {
+	s, err := split(token, maxBytes)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	if s.signature == 0 {
+		return nil, time.Time{}, refuse(TokenMalformed, "it has no signature")
+	}
+	l := limits{depth: hardDepth, members: hardClaims}
+	if _, err := parseObject(s.header, l); err != nil {
+		return nil, time.Time{}, refuse(TokenMalformed, "header: "+err.Error())
+	}
+	m, err := parseObject(s.payload, l)
+	if err != nil {
+		return nil, time.Time{}, refuse(TokenMalformed, "payload: "+err.Error())
+	}
+	aud, ok := audience(m)
+	if !ok {
+		return nil, time.Time{}, refuse(TokenMalformed, "payload: aud is not a string or a list of strings of printable characters")
+	}
+	exp, ok := unixTime(m["exp"])
+	if !ok {
+		return nil, time.Time{}, refuse(TokenMalformed, "payload: exp is not a time in whole seconds")
+	}
+	return aud, time.Unix(exp, 0).UTC(), nil
+}
