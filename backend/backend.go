@@ -23,6 +23,7 @@ import (
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/source"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
@@ -56,7 +57,8 @@ type engine struct {
 	roleNoun   noun[roleRecord]
 	blockNoun  noun[blockRecord]
 
-	workload workloadAPI
+	workload  workloadAPI
+	tokenDirs string // the plugin's environment: where token files may be
 
 	ledger  ledger
 	replay  replay
@@ -78,7 +80,7 @@ func Factory(ctx context.Context, config *logical.BackendConfig) (logical.Backen
 }
 
 func newEngine(now func() time.Time) *engine {
-	b := &engine{now: now, workload: workloadAPI(os.Getenv(endpointSocket))}
+	b := &engine{now: now, workload: workloadAPI(os.Getenv(endpointSocket)), tokenDirs: os.Getenv(source.DirsVariable)}
 	b.life, b.end = context.WithCancel(context.Background())
 	b.replay.now = now
 	b.targets.dropped = func(t *openTarget) { t.Close() }

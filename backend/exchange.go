@@ -285,12 +285,14 @@ func (t *openTarget) forwardable(who *subject) error {
 }
 
 // present returns the token to present to the target. Nothing was sent there yet: an error means that no key was made.
-func (b *engine) present(_ context.Context, o *order) (string, error) {
+func (b *engine) present(ctx context.Context, o *order) (string, error) {
 	switch o.target.Source() {
 	case target.SourceNone:
 		return "", nil
 	case target.SourceRequest:
 		return o.who.raw, nil
+	case target.SourceFile, target.SourceClientCredentials, target.SourceSVID:
+		return o.target.ownToken(ctx)
 	}
 	return "", refuse(reasonInternal, "no such source of subject tokens")
 }

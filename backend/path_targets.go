@@ -14,6 +14,8 @@ import (
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/source"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
@@ -27,6 +29,14 @@ type targetRecord struct {
 	Condition          string            `json:"condition"`
 	SubjectTokenSource string            `json:"subject_token_source"`
 	Audience           string            `json:"audience"`
+	TokenFile          string            `json:"token_file"`
+	TokenURL           string            `json:"token_url"`
+	ClientID           string            `json:"client_id"`
+	ClientSecret       string            `json:"client_secret"`
+	TokenAuth          string            `json:"token_auth"`
+	TokenScopes        []string          `json:"token_scopes"`
+	TokenParams        map[string]string `json:"token_params"`
+	SPIFFEID           string            `json:"spiffe_id"`
 	CAPEM              string            `json:"ca_pem"`
 	ClientCert         string            `json:"client_cert"`
 	ClientKey          string            `json:"client_key"`
@@ -44,7 +54,9 @@ type targetRecord struct {
 // openTarget is a target as the engine uses it.
 type openTarget struct {
 	*target.Target
-	record targetRecord
+	record    targetRecord
+	source    *source.Source // of the engine's own tokens; nil if the target wants none
+	sourceErr error          // why there is no source: no key is issued, but what revokes needs none
 }
 
 var targetFields = described(map[string]*framework.FieldSchema{
@@ -54,8 +66,16 @@ var targetFields = described(map[string]*framework.FieldSchema{
 	"credential":           {Type: framework.TypeKVPairs, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "What the driver needs to administer the API. Never read back."},
 	"allowed_roles":        {Type: framework.TypeCommaStringSlice, Description: "Roles that may use this target; globs (default none)."},
 	"condition":            {Type: framework.TypeString, Description: "CEL expression over params that every request must meet, whoever asks."},
-	"subject_token_source": {Type: framework.TypeString, Description: "What is sent as the subject token: request (the caller's) or none; default by driver."},
-	"audience":             {Type: framework.TypeString, Description: "The aud that the API wants in a subject token; default by driver."},
+	"subject_token_source": {Type: framework.TypeString, Description: "What is sent as the subject token: request (the caller's), none, or the engine's own from a file, by client_credentials or as an svid; default by driver."},
+	"audience":             {Type: framework.TypeString, Description: "The aud that the API wants in a subject token; default by driver. A token for others too is not sent. With client_credentials it may be left out: the token then need not be a JWT."},
+	"token_file":           {Type: framework.TypeString, Description: "file: absolute path of the token, read for each key. It must be below a directory that OIDCEXCHANGE_TOKEN_DIRS in the plugin's registered environment names."},
+	"token_url":            {Type: framework.TypeString, Description: "client_credentials: the token endpoint."},
+	"client_id":            {Type: framework.TypeString, Description: "client_credentials: the engine's id there."},
+	"client_secret":        {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "client_credentials: the secret of client_id. Never read back; changing token_url, ca_pem or proxy_url asks for it again."},
+	"token_auth":           {Type: framework.TypeString, Description: "client_credentials: how the secret is sent, basic (default) or post."},
+	"token_scopes":         {Type: framework.TypeCommaStringSlice, Description: "client_credentials: scopes to ask for."},
+	"token_params":         {Type: framework.TypeKVPairs, Description: "client_credentials: further parameters of the request, such as resource or audience. They are read back."},
+	"spiffe_id":            {Type: framework.TypeString, Description: "svid: which of the SPIFFE ids that the agent has for the plugin; default its first."},
 	"ca_pem":               {Type: framework.TypeString, Description: "Certificate authorities of the API's server, in place of the system's."},
 	"client_cert":          {Type: framework.TypeString, Description: "Client certificate (PEM) for mutual TLS."},
 	"client_key":           {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "Key (PEM) of client_cert. Never read back."},
@@ -71,7 +91,7 @@ var targetFields = described(map[string]*framework.FieldSchema{
 func (b *engine) newTargetNoun() noun[targetRecord] {
 	return noun[targetRecord]{
 		table: table[targetRecord]{prefix: "targets/", defaults: func() targetRecord {
-			return targetRecord{Credential: map[string]string{}, AllowedRoles: []string{}, Enabled: true, CustomMetadata: map[string]string{}}
+			return targetRecord{Credential: map[string]string{}, AllowedRoles: []string{}, TokenScopes: []string{}, TokenParams: map[string]string{}, Enabled: true, CustomMetadata: map[string]string{}}
 		}},
 		what:   "target",
 		suffix: "target",
@@ -105,6 +125,12 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 		return nil, err
 	}
 	made.Close()
+	if err := record.checkSourceFields(made.Source()); err != nil {
+		return nil, err
+	}
+	if made.sourceErr != nil {
+		return nil, namedField(made.sourceErr)
+	}
 	record.URL = made.URL()
 	if old == nil {
 		return nil, nil
@@ -116,24 +142,30 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	return nil, retold(record, old, d)
 }
 
-// retold refuses to send the stored credential by another way than the one that it was given for: who may write
-// targets could otherwise collect it.
+// retold refuses to send a stored secret by another way than the one that it was given for: who may write targets could
+// otherwise collect it.
 func retold(record, old *targetRecord, d *framework.FieldData) error {
-	if len(old.Credential) == 0 && old.ClientKey == "" {
-		return nil
-	}
-	for field, changed := range map[string]bool{
+	changed := map[string]bool{
 		"url": old.URL != record.URL, "ca_pem": old.CAPEM != record.CAPEM, "proxy_url": old.ProxyURL != record.ProxyURL,
-		"profile": old.Profile != record.Profile, "client_cert": old.ClientCert != record.ClientCert,
+		"profile": old.Profile != record.Profile, "client_cert": old.ClientCert != record.ClientCert, "token_url": old.TokenURL != record.TokenURL,
+	}
+	toTarget := []string{"url", "ca_pem", "proxy_url", "profile", "client_cert"}
+	for _, secret := range []struct {
+		field string
+		kept  bool
+		way   []string
+	}{
+		{"credential", len(old.Credential) > 0, toTarget},
+		{"client_key", old.ClientKey != "" && record.ClientKey != "", toTarget},
+		{"client_secret", old.ClientSecret != "" && record.ClientSecret != "", []string{"token_url", "ca_pem", "proxy_url"}},
 	} {
-		if !changed {
+		if _, given := d.GetOk(secret.field); given || !secret.kept {
 			continue
 		}
-		if _, given := d.GetOk("credential"); !given && len(old.Credential) > 0 {
-			return badField("credential", "changing %s asks for it again", field)
-		}
-		if _, given := d.GetOk("client_key"); !given && old.ClientKey != "" && record.ClientKey != "" {
-			return badField("client_key", "changing %s asks for it again", field)
+		for _, field := range secret.way {
+			if changed[field] {
+				return badField(secret.field, "changing %s asks for it again", field)
+			}
 		}
 	}
 	return nil
@@ -173,7 +205,11 @@ func (b *engine) openTarget(name string, r *targetRecord, conf *settings) (*open
 	if err != nil {
 		return nil, err
 	}
-	return &openTarget{Target: made, record: *r}, nil
+	t := &openTarget{Target: made, record: *r}
+	t.source, t.sourceErr = b.openSource(made.Source(), made.Audience(), r, conf.egress, egress.Options{
+		CAPEM: r.CAPEM, ClientCert: r.ClientCert, ClientKey: r.ClientKey, ProxyURL: r.ProxyURL, Timeout: timeout.duration(),
+	})
+	return t, nil
 }
 
 // allows reports whether the target lists the role.

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/spiffe/go-spiffe/v2/proto/spiffe/workload"
+	"github.com/spiffe/go-spiffe/v2/svid/jwtsvid"
 	"github.com/spiffe/go-spiffe/v2/workloadapi"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -63,6 +64,22 @@ func (w workloadAPI) bundle(ctx context.Context, trustDomain string) (keys []byt
 		return nil, fmt.Errorf("the Workload API has none of trust domain %q: %w", trustDomain, identity.ErrWithdrawn)
 	}
 	return keys, nil
+}
+
+// FetchJWTSVID implements source.SVIDs: an SVID that is the engine's own.
+func (w workloadAPI) FetchJWTSVID(ctx context.Context, p jwtsvid.Params) (svid *jwtsvid.SVID, err error) {
+	err = w.call(ctx, func(ctx context.Context, api workload.SpiffeWorkloadAPIClient) error {
+		answer, err := api.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{SpiffeId: p.Subject.String(), Audience: []string{p.Audience}})
+		if err != nil {
+			return err
+		}
+		if len(answer.Svids) == 0 {
+			return errors.New("the Workload API's answer has no SVID")
+		}
+		svid, err = jwtsvid.ParseInsecure(answer.Svids[0].Svid, []string{p.Audience}) // the agent has signed it; its reader verifies it
+		return err
+	})
+	return svid, err
 }
 
 // call makes one call of the Workload API. The metadata is what the standard demands of every call, so that nobody makes one

@@ -155,7 +155,7 @@ func TestOpenNamesTheField(t *testing.T) {
 
 		"agent":         {agent, func(*Config) {}, ""},
 		"spiffe_id":     {agent, func(c *Config) { c.SPIFFEID = "spiffe://example/a" }, ""},
-		"no agent":      {agent, func(c *Config) { c.SVIDs = nil }, "subject_token_source: svid needs a SPIFFE agent; register the plugin with its socket: "},
+		"no agent":      {agent, func(c *Config) { c.SVIDs = nil }, "subject_token_source: svid needs "},
 		"bad spiffe_id": {agent, func(c *Config) { c.SPIFFEID = "https://example/a" }, "spiffe_id: "},
 		"for nobody":    {agent, func(c *Config) { c.Audience = "" }, "audience: "},
 	} {

@@ -27,7 +27,7 @@ type svid struct {
 
 func openSVID(c Config) (*Source, error) {
 	if c.SVIDs == nil {
-		return nil, errors.New("subject_token_source: svid needs a SPIFFE agent; register the plugin with its socket: vault plugin register -env=SPIFFE_ENDPOINT_SOCKET=unix:///… …")
+		return nil, errors.New("subject_token_source: svid needs the SPIFFE Workload API, and there is none")
 	}
 	s := &svid{from: c.SVIDs, params: jwtsvid.Params{Audience: c.Audience}, now: c.Now}
 	if c.SPIFFEID != "" {
