@@ -41,6 +41,8 @@ var acceptance = []struct {
 	{"Explain", testExplain},
 	{"NuGet", testNuGet},
 	{"SPIFFE", testSPIFFE},
+	{"OwnTokenFromFile", testOwnTokenFromFile},
+	{"OwnTokenFromEndpoint", testOwnTokenFromEndpoint},
 	{"Concurrency", testConcurrency},
 	{"WrongTypes", testWrongTypes},
 	{"OddValues", testOddValues},
