@@ -128,7 +128,7 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	if err := record.checkSourceFields(made.Source()); err != nil {
 		return nil, err
 	}
-	if made.sourceErr != nil {
+	if made.sourceErr != nil && record.Enabled { // what is wrong with a source must not keep a target from being switched off
 		return nil, namedField(made.sourceErr)
 	}
 	record.URL = made.URL()

@@ -40,7 +40,7 @@ func (b *engine) openSource(kind, audience string, r *targetRecord, policy egres
 	switch kind {
 	case target.SourceSVID:
 		if err := b.workload.check(); err != nil {
-			return nil, fmt.Errorf("subject_token_source: %w", err)
+			return nil, fmt.Errorf("subject_token_source: %v", err)
 		}
 	case target.SourceFile, target.SourceClientCredentials:
 	default:

@@ -278,6 +278,7 @@ func TestRevokingNeedsNoSource(t *testing.T) {
 			if reason, status := reasonOf(w.exchange("own", w.token(nil))); reason != reasonNotForwardable || status != http.StatusForbidden {
 				t.Errorf("issuing: %q %d", reason, status)
 			}
+			w.write("targets/own", map[string]any{"enabled": false})
 			w.revoke(resp)
 			w.wantSettled()
 		})

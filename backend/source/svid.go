@@ -59,16 +59,16 @@ func (s *svid) token(ctx context.Context) (string, error) {
 
 // refusalOf says what an error of the Workload API means. Its text is the agent's and is not repeated.
 func refusalOf(ctx context.Context, err error) error {
-	code := status.Code(err)
+	said, isStatus := status.FromError(err)
 	switch {
 	case ctx.Err() != nil:
 		return unavailable("no answer from the SPIFFE agent in time")
-	case code == codes.PermissionDenied:
-		return errors.New("the SPIFFE agent has no such identity for the plugin's process")
-	case code == codes.InvalidArgument:
-		return errors.New("the SPIFFE agent refuses audience or spiffe_id")
-	case code == codes.Unknown: // no answer of the agent's, but what go-spiffe says of one
+	case !isStatus:
 		return errors.New("the SPIFFE agent's answer makes no sense")
+	case said.Code() == codes.PermissionDenied:
+		return errors.New("the SPIFFE agent has no such identity for the plugin's process")
+	case said.Code() == codes.InvalidArgument:
+		return errors.New("the SPIFFE agent refuses audience or spiffe_id")
 	}
-	return unavailable(fmt.Sprintf("the SPIFFE agent answers %s", code))
+	return unavailable(fmt.Sprintf("the SPIFFE agent answers %s", said.Code()))
 }

@@ -62,6 +62,7 @@ func TestSVID(t *testing.T) {
 		"expired":         {&agent{token: token(map[string]any{"exp": c.now().Unix()})}, "", false, "it has expired"},
 		"agent is down":   {&agent{err: status.Error(codes.Unavailable, "canary")}, "", true, "answers Unavailable"},
 		"agent is slow":   {&agent{err: status.Error(codes.DeadlineExceeded, "canary")}, "", true, "answers DeadlineExceeded"},
+		"agent's fault":   {&agent{err: status.Error(codes.Unknown, "canary")}, "", true, "answers Unknown"},
 		"no identity":     {&agent{err: status.Error(codes.PermissionDenied, "canary")}, "", false, "no such identity"},
 		"bad request":     {&agent{err: status.Error(codes.InvalidArgument, "canary")}, "", false, "refuses audience or spiffe_id"},
 		"bad answer":      {&agent{err: errors.New("canary")}, "", false, "makes no sense"},
