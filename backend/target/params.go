@@ -126,12 +126,12 @@ func (s section) written(name string) any {
 // "condition" and holds no value. The result is the caller's; it may be stored as JSON.
 func (t *Target) Params(given map[string]any) (map[string]any, error) {
 	for _, name := range slices.Sorted(maps.Keys(given)) {
-		if !slices.ContainsFunc(t.profile.params, func(p parameter) bool { return p.name == name }) {
-			return nil, t.profile.params.unknown(name)
+		if !slices.ContainsFunc(t.kind.params, func(p parameter) bool { return p.name == name }) {
+			return nil, t.kind.params.unknown(name)
 		}
 	}
 	out := map[string]any{}
-	for _, p := range t.profile.params {
+	for _, p := range t.kind.params {
 		value, text := p.value(given)
 		if text != "" {
 			return nil, fieldErrorf("parameters."+p.name, "%s", text)

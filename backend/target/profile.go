@@ -20,13 +20,8 @@ import (
 // profile is a kind of target told as data: what its API is asked and what its answers mean. parseProfile makes one; it is
 // immutable.
 type profile struct {
-	name, url, source, audience string
-	params                      parameters
-	credential                  []string // fields
-	claims                      []string // of the subject, that its expressions may read
-	lifetime                    time.Duration
-	headerName                  string
-	header                      *expr.Program // nil = the key itself
+	facts
+	header *expr.Program // nil = the key itself
 
 	exchange, renew, revoke, find, check *operation // all but exchange may be nil
 
@@ -60,6 +55,15 @@ type profileDriver struct {
 	api        *api
 	credential map[string]any
 	now        func() time.Time
+}
+
+// connect makes the driver of a target that the profile describes.
+func (p *profile) connect(t *Target) driver {
+	credential := make(map[string]any, len(t.credential))
+	for name, value := range t.credential {
+		credential[name] = value
+	}
+	return (&profileDriver{profile: p, api: t.api, credential: credential, now: t.api.now}).driver()
 }
 
 // driver returns what the profile can do.

@@ -56,12 +56,12 @@ func parseProfile(text string) (*profile, error) {
 	}
 	s.only("name", "url", "subject_token_source", "audience", "params", "credential", "claims", "lifetime", "header",
 		"exchange", "renew", "revoke", "find", "check")
-	p := &profile{
+	p := &profile{facts: facts{
 		name: s.text("name"), url: s.text("url"),
 		source: s.text("subject_token_source"), audience: s.text("audience"),
 		params: parseParameters(s.section("params")), lifetime: s.duration("lifetime"),
 		credential: names(s, "credential", fieldName), claims: names(s, "claims", claimName),
-	}
+	}}
 	doc.declared = map[string][]string{
 		"params": p.params.names(), "credential": p.credential, "subject": append([]string{"issuer", "subject"}, p.claims...),
 	}
@@ -284,6 +284,7 @@ func (p *profile) checkWhole(s section) {
 	}
 	p.endsByAccessor = p.endsBy(func(e *expr.Program) bool { return e.Uses("accessor") || readsMember(e, "key", "accessor") })
 	p.endsByKey = p.endsBy(func(e *expr.Program) bool { return readsMember(e, "key", "secret") })
+	p.wantsToken = p.exchange.uses("subject_token")
 	switch {
 	case p.lifetime == 0 && (p.find == nil || p.revoke == nil):
 		s.fault("lifetime", "is missing: without find and revoke, a key that was lost lives that long")
@@ -291,7 +292,7 @@ func (p *profile) checkWhole(s section) {
 		s.fault("exchange", "key.accessor is missing: renew or revoke uses it")
 	case p.endsByKey && p.find != nil:
 		s.fault("find", "is of no use: what it finds are accessors, but renew or revoke needs the key itself")
-	case p.source == SourceNone && p.exchange.uses("subject_token"):
+	case p.source == SourceNone && p.wantsToken:
 		s.fault("subject_token_source", "is none, but exchange uses subject_token")
 	}
 }

@@ -17,6 +17,7 @@ package target
 import (
 	"context"
 	"embed"
+	"maps"
 	"math"
 	"net/url"
 	"path"
@@ -54,13 +55,13 @@ const (
 type Config struct {
 	Name    string // how messages call it
 	Driver  string // one of Drivers
-	URL     string // base address; "" = the profile's
+	URL     string // base address; "" = the driver's
 	Profile string // YAML; with driver http, and only then
 
 	Credential map[string]string // exactly the fields that CredentialFields names
 
-	Source    string // subject_token_source; "" = the profile's
-	Audience  string // what the subject token's aud must be; "" = the profile's. Optional with SourceNone and SourceClientCredentials alone
+	Source    string // subject_token_source; "" = the driver's
+	Audience  string // what the subject token's aud must be; "" = the driver's. Optional with SourceNone and SourceClientCredentials alone
 	Condition string // CEL over params: what may be asked of this target; "" = anything
 
 	CAPEM, ClientCert, ClientKey, ProxyURL string // PEM, and the address of a proxy; see egress.Options
@@ -93,12 +94,28 @@ type driver struct {
 	check    func(context.Context) error
 }
 
+// facts are what is known of a kind of target without asking it.
+type facts struct {
+	name, url, source, audience string // the defaults of a Config
+	params                      parameters
+	credential                  []string // fields that it must have
+	optional                    []string // fields that it may have
+	claims                      []string // of the subject, that it looks at
+	lifetime                    time.Duration
+	headerName                  string
+	wantsToken                  bool // an exchange presents a subject token
+}
+
+// coded are the drivers that are code. Each checks what of a Config is its own, and makes of an opened Target its driver.
+var coded = map[string]func(Config) (facts, func(*Target) driver, error){}
+
 // Target is an API that issues keys. Open makes one; it is safe for concurrent use and stores nothing.
 type Target struct {
+	kind             facts
 	name, driverName string
-	profile          *profile
 	url              *url.URL
 	source, audience string
+	credential       map[string]string
 	condition        *expr.Program // nil = anything
 	api              *api
 	driver           driver
@@ -112,7 +129,7 @@ const profileDriverName = "http"
 
 // Drivers returns the names that Config.Driver may have, sorted.
 func Drivers() []string {
-	out := []string{profileDriverName}
+	out := slices.AppendSeq([]string{profileDriverName}, maps.Keys(coded))
 	entries, err := profiles.ReadDir("profiles")
 	if err != nil {
 		panic(err) // the directory is part of the program
@@ -127,33 +144,43 @@ func Drivers() []string {
 // Open checks the whole of c and makes a Target of it, without any I/O. Every error is a *FieldError that names the field
 // as the API spells it. Close the target when it is done with.
 func Open(c Config) (*Target, error) {
-	p, err := profileOf(c)
+	kind, connect, err := kindOf(c)
 	if err != nil {
 		return nil, err
 	}
-	t := &Target{name: c.Name, driverName: c.Driver, profile: p}
-	if t.url, err = baseURL(c, p); err != nil {
+	t := &Target{kind: kind, name: c.Name, driverName: c.Driver, credential: maps.Clone(c.Credential)}
+	if t.url, err = baseURL(c, kind); err != nil {
 		return nil, err
 	}
 	if err := t.setSource(c); err != nil {
 		return nil, err
 	}
-	if err := checkCredential(c.Credential, p.credential); err != nil {
+	if err := checkCredential(c.Credential, kind); err != nil {
 		return nil, err
 	}
-	if t.condition, err = compileCondition(c.Condition, p); err != nil {
+	if t.condition, err = compileCondition(c.Condition, kind.params); err != nil {
 		return nil, err
 	}
 	if t.api, err = newAPI(c, t.url); err != nil {
 		return nil, err
 	}
-	credential := make(map[string]any, len(c.Credential))
-	for name, value := range c.Credential {
-		credential[name] = value
-	}
-	speaker := &profileDriver{profile: p, api: t.api, credential: credential, now: t.api.now}
-	t.driver = speaker.driver()
+	t.driver = connect(t)
 	return t, nil
+}
+
+// kindOf finds out what kind of target c describes.
+func kindOf(c Config) (facts, func(*Target) driver, error) {
+	if code, ok := coded[c.Driver]; ok {
+		if c.Profile != "" {
+			return facts{}, nil, fieldErrorf("profile", "is for driver %q only", profileDriverName)
+		}
+		return code(c)
+	}
+	p, err := profileOf(c)
+	if err != nil {
+		return facts{}, nil, err
+	}
+	return p.facts, p.connect, nil
 }
 
 // profileOf reads the profile that c's driver stands for.
@@ -180,13 +207,13 @@ func profileOf(c Config) (*profile, error) {
 	return p, nil
 }
 
-func baseURL(c Config, p *profile) (*url.URL, error) {
+func baseURL(c Config, kind facts) (*url.URL, error) {
 	raw := c.URL
 	if raw == "" {
-		raw = p.url
+		raw = kind.url
 	}
 	if raw == "" {
-		return nil, fieldErrorf("url", "is required: the profile has none")
+		return nil, fieldErrorf("url", "is required: the driver has no default")
 	}
 	u, err := c.Egress.ParseURL(raw)
 	if err != nil {
@@ -197,7 +224,7 @@ func baseURL(c Config, p *profile) (*url.URL, error) {
 
 // setSource settles what is sent as the subject token.
 func (t *Target) setSource(c Config) error {
-	t.source, t.audience = t.profile.source, t.profile.audience
+	t.source, t.audience = t.kind.source, t.kind.audience
 	if c.Source != "" {
 		t.source = c.Source
 	}
@@ -207,7 +234,7 @@ func (t *Target) setSource(c Config) error {
 	switch {
 	case !slices.Contains(sources, t.source):
 		return fieldErrorf("subject_token_source", "want one of %s", strings.Join(sources, ", "))
-	case t.source == SourceNone && t.profile.exchange.uses("subject_token"):
+	case t.source == SourceNone && t.kind.wantsToken:
 		return fieldErrorf("subject_token_source", "is none, but this kind of target wants a subject token")
 	case t.source != SourceNone && t.source != SourceClientCredentials && t.audience == "":
 		return fieldErrorf("audience", "is required with subject_token_source %s", t.source)
@@ -217,7 +244,8 @@ func (t *Target) setSource(c Config) error {
 	return nil
 }
 
-func checkCredential(given map[string]string, fields []string) error {
+func checkCredential(given map[string]string, kind facts) error {
+	fields := slices.Concat(kind.credential, kind.optional)
 	for name := range given {
 		if slices.Contains(fields, name) {
 			continue
@@ -228,14 +256,14 @@ func checkCredential(given map[string]string, fields []string) error {
 		return fieldErrorf("credential", "has a field that is unknown; want %s", strings.Join(fields, ", "))
 	}
 	for _, name := range fields {
-		if value := given[name]; value == "" || len(value) > maxCredentialBytes {
+		if value := given[name]; len(value) > maxCredentialBytes || value == "" && slices.Contains(kind.credential, name) {
 			return fieldErrorf("credential", "field %q is missing or longer than %d bytes", name, maxCredentialBytes)
 		}
 	}
 	return nil
 }
 
-func compileCondition(source string, p *profile) (*expr.Program, error) {
+func compileCondition(source string, params parameters) (*expr.Program, error) {
 	if source == "" {
 		return nil, nil
 	}
@@ -243,7 +271,7 @@ func compileCondition(source string, p *profile) (*expr.Program, error) {
 	if err != nil {
 		return nil, fieldErrorf("condition", "%v", err)
 	}
-	if text := undeclared(condition, map[string][]string{"params": p.params.names()}); text != "" {
+	if text := undeclared(condition, map[string][]string{"params": params.names()}); text != "" {
 		return nil, fieldErrorf("condition", "%s", text)
 	}
 	return condition, nil
@@ -305,17 +333,19 @@ func (t *Target) Source() string { return t.source }
 // Audience returns the aud that the subject token must have; "" if any will do.
 func (t *Target) Audience() string { return t.audience }
 
-// HeaderName returns the header in which a key is presented; "" if the profile does not say.
-func (t *Target) HeaderName() string { return t.profile.headerName }
+// HeaderName returns the header in which a key is presented; "" if its kind does not say.
+func (t *Target) HeaderName() string { return t.kind.headerName }
 
 // Lifetime returns the longest that a key of this target lives; 0 if that is not known.
-func (t *Target) Lifetime() time.Duration { return t.profile.lifetime }
+func (t *Target) Lifetime() time.Duration { return t.kind.lifetime }
 
 // CredentialFields returns the fields of the target's credential; empty if it needs none.
-func (t *Target) CredentialFields() []string { return slices.Clone(t.profile.credential) }
+func (t *Target) CredentialFields() []string {
+	return slices.Concat(t.kind.credential, t.kind.optional)
+}
 
 // SubjectClaims returns the claims that the target's expressions read: beside them, only issuer and subject are looked at.
-func (t *Target) SubjectClaims() []string { return slices.Clone(t.profile.claims) }
+func (t *Target) SubjectClaims() []string { return slices.Clone(t.kind.claims) }
 
 // Caps returns what the target can do.
 func (t *Target) Caps() Caps {
