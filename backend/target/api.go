@@ -123,6 +123,9 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 	in := func(list []int) bool { return slices.Contains(list, resp.StatusCode) }
 	if in(c.ok) && c.wantBody {
 		body, err := egress.ReadAll(resp.Body, a.maxBytes)
+		if err == nil {
+			err = ctx.Err() // a body that was cut by our deadline may end as if it were whole
+		}
 		switch {
 		case errors.Is(err, egress.ErrTooLarge):
 			return answer{}, protocol(c.op, "the answer has more than %d bytes", a.maxBytes)

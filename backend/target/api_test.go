@@ -4,8 +4,12 @@
 package target
 
 import (
+	"context"
 	"errors"
+	"io"
+	"net/http"
 	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
@@ -24,6 +28,29 @@ func TestEgressRefuses(t *testing.T) {
 		t.Errorf("got %v; want ErrEgress, nothing sent", err)
 	}
 }
+
+// A body that ends because our time is up is no whole one, whatever it looks like: what the target did is not known.
+func TestBodyCutByTheDeadline(t *testing.T) {
+	opened, _ := serve(t, base, 201, "{}")
+	ctx, cancel := context.WithCancel(t.Context())
+	opened.api.client = &http.Client{Transport: answering(func(*http.Request) *http.Response {
+		cut := readerFunc(func([]byte) (int, error) { cancel(); return 0, io.EOF })
+		return &http.Response{StatusCode: 201, Body: io.NopCloser(io.MultiReader(strings.NewReader(`{"sec`), cut))}
+	})}
+	_, err := opened.Exchange(ctx, request(nil))
+	if !errors.Is(err, ErrUnknown) {
+		t.Errorf("got %v; want an unknown outcome", err)
+	}
+}
+
+// answering answers every request by itself.
+type answering func(*http.Request) *http.Response
+
+func (a answering) RoundTrip(r *http.Request) (*http.Response, error) { return a(r), nil }
+
+type readerFunc func([]byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
 // A secret in an address would be in errors of net/http.
 func TestLostNeverShowsTheURL(t *testing.T) {
