@@ -51,6 +51,11 @@ func TestStartingPoints(t *testing.T) {
 		provider := filepath.Base(filepath.Dir(file))
 		var tokens map[string]tokensOf
 		decode(t, read(t, filepath.Join("testdata", "starting", provider+".json")), &tokens)
+		for _, claim := range issuer["record_claims"].([]any) {
+			if !hasClaim(tokens, claim.(string)) {
+				t.Errorf("%s: record_claims has %q, which is in no token", provider, claim)
+			}
+		}
 		for name := range tokens {
 			t.Run(provider+"/"+name, func(t *testing.T) {
 				var policy startingPolicy
@@ -62,6 +67,20 @@ func TestStartingPoints(t *testing.T) {
 			})
 		}
 	}
+}
+
+func hasClaim(tokens map[string]tokensOf, claim string) bool {
+	for _, token := range tokens {
+		if token.Claims[claim] != nil {
+			return true
+		}
+		for _, c := range token.Cases {
+			if c.With[claim] != nil {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func testStartingPolicy(t *testing.T, spec Spec, tokens tokensOf) {

@@ -52,6 +52,7 @@ var acceptance = []struct {
 	{"Verbs", testVerbs},
 	{"Records", testRecords},
 	{"Documented", testDocumented},
+	{"StartingPoints", testStartingPoints},
 }
 
 // TestAcceptance runs the plugin in a real Vault, against stand-ins for the other servers.
