@@ -65,6 +65,9 @@ func TestStartingPoints(t *testing.T) {
 					t.Errorf("it warns: %q", warnings)
 				}
 				testStartingPolicy(t, Spec(policy.goldenSpec), tokens[name])
+				if provider == "github-actions" {
+					testEvents(t, Spec(policy.goldenSpec), tokens[name])
+				}
 			})
 		}
 	}
@@ -105,6 +108,15 @@ func testStartingPolicy(t *testing.T, spec Spec, tokens tokensOf) {
 		allowed := func(claims map[string]any) bool { return reasonOf(t, without, claims) == "allowed" }
 		if !slices.ContainsFunc(refused, allowed) {
 			t.Errorf("no token is refused for %s alone", name)
+		}
+	}
+}
+
+// testEvents wants a policy to refuse every event that outsiders can start, whatever its token has else.
+func testEvents(t *testing.T, spec Spec, tokens tokensOf) {
+	for _, event := range untrustedEvents {
+		if got := reasonOf(t, spec, tokens.with(map[string]any{"event_name": event})); got != NotTrusted {
+			t.Errorf("%s: %s; want %s", event, got, NotTrusted)
 		}
 	}
 }

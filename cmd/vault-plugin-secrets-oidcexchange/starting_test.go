@@ -158,10 +158,10 @@ func (w *world) providerToken(t *testing.T, tokens tokensOf, changed map[string]
 	claims := maps.Clone(tokens.Claims)
 	maps.Copy(claims, changed)
 	maps.DeleteFunc(claims, func(_ string, value any) bool { return value == nil })
-	issued := number(t, tokens.Claims["iat"])
+	since := time.Now().Unix() - number(t, tokens.Claims["iat"])
 	for _, name := range []string{"iat", "nbf", "exp"} {
 		if claims[name] != nil {
-			claims[name] = time.Now().Unix() + number(t, claims[name]) - issued
+			claims[name] = number(t, claims[name]) + since
 		}
 	}
 	for _, name := range []string{"jti", "uti"} {
