@@ -4,6 +4,7 @@
 package backend
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -64,6 +65,67 @@ func TestClaimsOfALogin(t *testing.T) {
 	found, err := w.do(logical.ReadOperation, "keys", map[string]any{"claim": "workflow_sha=x"})
 	if err != nil || found.Data["matched"] != 0 || found.Data["unrecorded"] != 1 {
 		t.Errorf("%v %v; want the token's key alone to be unrecorded", err, found)
+	}
+}
+
+// A policy that has changed since the key was issued is not satisfied by what was not recorded of the token.
+func TestRenewKnowsWhatWasRecorded(t *testing.T) {
+	for name, c := range map[string]struct {
+		policy map[string]any
+		want   string
+	}{
+		"not recorded":              {map[string]any{"condition": "!has(claims.build_tag)"}, reasonTrustChanged},
+		"not recorded, by index":    {map[string]any{"condition": `claims["build_tag"] != "v2"`}, reasonTrustChanged},
+		"bound but not recorded":    {map[string]any{"bound_claims": map[string]any{"repository": "acme/widget", "build_tag": "v1"}}, reasonTrustChanged},
+		"all claims":                {map[string]any{"condition": "claims.all(name, name != \"evil\")"}, reasonTrustChanged},
+		"recorded":                  {map[string]any{"condition": `claims.ref == "refs/heads/main"`}, ""},
+		"recorded, and another now": {map[string]any{"condition": `claims.ref == "refs/heads/other"`}, reasonTrustChanged},
+		"known to have been absent": {map[string]any{"condition": `!has(claims.environment) || claims.environment == "prod"`, "description": "changed"}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			w.write("trust/main", map[string]any{"condition": `!has(claims.environment) || claims.environment == "prod"`})
+			resp, err := w.exchange("deploy", w.token(map[string]any{"build_tag": "v1"}))
+			if err != nil || resp.IsError() {
+				t.Fatal(err, resp)
+			}
+			w.write("trust/main", c.policy)
+			if got, _ := reasonOf(w.lease(logical.RenewOperation, resp)); got != c.want {
+				t.Errorf("renewing: %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// A claim that was too long to be recorded is not taken for absent either.
+func TestRenewKnowsWhatWasTooLong(t *testing.T) {
+	w := newWorld(t)
+	w.write("trust/main", map[string]any{"condition": `size(claims.long) > 0`})
+	resp, err := w.exchange("deploy", w.token(map[string]any{"long": strings.Repeat("x", maxRecorded)}))
+	if err != nil || resp.IsError() {
+		t.Fatal(err, resp)
+	}
+	w.write("trust/main", map[string]any{"condition": `!has(claims.long)`})
+	if got, _ := reasonOf(w.lease(logical.RenewOperation, resp)); got != reasonTrustChanged {
+		t.Errorf("renewing: %q", got)
+	}
+	if record := w.read("keys/" + resp.Data["id"].(string)); record["claims_partial"] != true || record["claims_whole"] != false {
+		t.Errorf("%v", record)
+	}
+}
+
+// With a policy that reads everything all is recorded, and a later policy can judge by what was not there.
+func TestRenewKnowsAll(t *testing.T) {
+	w := newWorld(t)
+	w.write("trust/main", map[string]any{"condition": `claims.all(name, name != "evil")`})
+	resp := w.issue("deploy")
+	w.write("trust/main", map[string]any{"condition": `!has(claims.evil)`})
+	if got, _ := reasonOf(w.lease(logical.RenewOperation, resp)); got != "" {
+		t.Errorf("renewing: %q", got)
+	}
+	w.write("blocks/b", map[string]any{"claim": "evil=yes"})
+	if got, _ := reasonOf(w.lease(logical.RenewOperation, resp)); got != "" {
+		t.Errorf("renewing beside a block for what the token did not have: %q", got)
 	}
 }
 

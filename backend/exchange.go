@@ -175,9 +175,9 @@ func (b *engine) order(ctx context.Context, req *logical.Request, r *role, t *op
 	o := &order{who: who, role: r, target: t, path: a.path}
 	asking := &entry{
 		Role: r.name, Target: r.Target, Trust: who.policy.name, Revision: who.policy.Revision, Issuer: who.issuer.name,
-		Subject: who.Subject, Entity: req.EntityID, JTI: who.jti, Claims: who.Claims, IssuedAt: b.now(),
+		Subject: who.Subject, Entity: req.EntityID, JTI: who.jti, Claims: who.Claims, ClaimsWhole: true, IssuedAt: b.now(),
 	}
-	if err := b.unblocked(ctx, req.Storage, asking, true); err != nil {
+	if err := b.unblocked(ctx, req.Storage, asking); err != nil {
 		return nil, err
 	}
 	if err := checkLeasePath(r, who, a.path, budget); err != nil {
@@ -314,7 +314,7 @@ func (b *engine) intent(ctx context.Context, req *logical.Request, o *order) (*e
 		Entity: req.EntityID, DisplayName: o.who.Caller.DisplayName, RemoteAddress: o.who.Caller.RemoteAddress,
 		JTI: o.who.jti, Revocable: o.target.Caps().Revoke, IssuedAt: now, NotAfter: notAfter, RequestID: req.ID,
 	}
-	e.Claims, e.ClaimsPartial = o.who.record(o.role)
+	o.who.record(o.role, e)
 	e.Name = "oidcx-" + conf.Instance + "-" + e.rand()
 	e.Handle = target.Handle{Name: e.Name, Params: o.params}
 	return e, nil

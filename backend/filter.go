@@ -98,10 +98,10 @@ func (f *filter) judge(e *entry) verdict {
 	}
 	result := matched
 	for name, want := range f.Claim {
-		value, recorded := e.Claims[name]
-		if !recorded {
+		switch {
+		case !e.recorded(name):
 			result = unjudged
-		} else if !claimIs(value, want) {
+		case !claimIs(e.Claims[name], want): // absent is null
 			return unmatched
 		}
 	}

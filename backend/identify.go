@@ -292,16 +292,21 @@ func (who *subject) decide(policies []*policy, trail *trail, budget *expr.Budget
 	return who, nil
 }
 
-// record returns the claims that are kept with the key: those that decisions read, so that they can be made again, and
-// those that the issuer's entry names, as long as they fit. partial means that a claim was left out for its size.
-func (who *subject) record(r *role) (claims map[string]any, partial bool) {
+// record keeps with a key what its subject's claims were: those that decisions read, so that they can be made again, and
+// those that the issuer's entry names, as long as they fit.
+func (who *subject) record(r *role, e *entry) {
 	if who.token == nil {
-		return nil, false
+		return
 	}
 	wanted, whole := who.policy.compiled.Reads()
 	for _, program := range r.programs() {
 		members, all := program.Members("claims")
 		wanted, whole = append(wanted, members...), whole || all
+	}
+	for _, name := range wanted {
+		if _, found := who.Claims[name]; !found && !slices.Contains(e.ClaimsAbsent, name) {
+			e.ClaimsAbsent = append(e.ClaimsAbsent, name)
+		}
 	}
 	wanted = append(wanted, who.issuer.RecordClaims...)
 	if whole {
@@ -309,7 +314,8 @@ func (who *subject) record(r *role) (claims map[string]any, partial bool) {
 			wanted = append(wanted, name)
 		}
 	}
-	return pick(who.Claims, wanted, maxRecorded)
+	e.Claims, e.ClaimsPartial = pick(who.Claims, wanted, maxRecorded)
+	e.ClaimsWhole = len(e.Claims) == len(who.Claims)
 }
 
 const (

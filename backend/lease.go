@@ -138,7 +138,7 @@ func (b *engine) renewed(ctx context.Context, req *logical.Request) (*logical.Re
 	if err := b.stillTrusted(ctx, req.Storage, r, e); err != nil {
 		return nil, err
 	}
-	if err := b.unblocked(ctx, req.Storage, e, false); err != nil {
+	if err := b.unblocked(ctx, req.Storage, e); err != nil {
 		return nil, err
 	}
 	// Vault applies the client's increment to what is returned here by itself, so it is MaxTTL that binds it.
@@ -195,6 +195,11 @@ func (b *engine) stillTrusted(ctx context.Context, s logical.Storage, r *role, e
 }
 
 func (b *engine) judgeAgain(vouches *issuer, p *policy, e *entry) error {
+	if vouches.Type != issuerLogin {
+		if err := p.knowsAll(e); err != nil {
+			return err
+		}
+	}
 	id := &trust.Identity{Kind: identityKind(vouches.Type), Subject: e.Subject, Claims: e.Claims, Now: e.IssuedAt,
 		Caller: trust.Caller{DisplayName: e.DisplayName, RemoteAddress: e.RemoteAddress}}
 	var entity *logical.Entity
@@ -219,6 +224,20 @@ func (b *engine) judgeAgain(vouches *issuer, p *policy, e *entry) error {
 	}
 	if d := p.compiled.Evaluate(id, expr.NewBudget()); !d.Allowed {
 		return refuse(reasonTrustChanged, "trust policy %q no longer accepts the recorded claims: unmet: %v", p.name, d.Unmet())
+	}
+	return nil
+}
+
+// knowsAll refuses to judge by claims that were not recorded with a key: taken for absent, they could satisfy a condition.
+func (p *policy) knowsAll(e *entry) error {
+	names, whole := p.compiled.Reads()
+	if whole && !e.ClaimsWhole {
+		return refuse(reasonTrustChanged, "trust policy %q looks at all claims, and not all were recorded with the key", p.name)
+	}
+	for _, name := range names {
+		if !e.recorded(name) {
+			return refuse(reasonTrustChanged, "trust policy %q looks at claim %q, which was not recorded with the key", p.name, name)
+		}
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -55,8 +56,10 @@ type entry struct {
 	Entity        string         `json:"entity"`
 	DisplayName   string         `json:"display_name"`
 	RemoteAddress string         `json:"remote_address"`
-	Claims        map[string]any `json:"claims"`
-	ClaimsPartial bool           `json:"claims_partial"`
+	Claims        map[string]any `json:"claims"`         // of the subject token, as far as they were recorded; nil for a login
+	ClaimsWhole   bool           `json:"claims_whole"`   // it had no others
+	ClaimsAbsent  []string       `json:"claims_absent"`  // claims that decisions read and that it did not have
+	ClaimsPartial bool           `json:"claims_partial"` // one was left out for its size
 	JTI           string         `json:"jti"`
 	Accessor      string         `json:"accessor"`
 	Revocable     bool           `json:"revocable"`
@@ -74,6 +77,12 @@ func (e *entry) rand() string { _, r, _ := strings.Cut(e.ID, "-"); return r }
 
 func (e *entry) holder() unique.Handle[holder] {
 	return unique.Make(holder{role: e.Role, issuer: e.Issuer, subject: e.Subject})
+}
+
+// recorded reports whether it is known what a claim was, absent or not.
+func (e *entry) recorded(claim string) bool {
+	_, found := e.Claims[claim]
+	return found || e.ClaimsWhole || slices.Contains(e.ClaimsAbsent, claim)
 }
 
 // sealed reports whether the entry holds a key.

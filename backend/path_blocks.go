@@ -71,9 +71,8 @@ func (b *engine) checkBlock(ctx context.Context, s logical.Storage, _ string, re
 	return nil, nil
 }
 
-// unblocked refuses what a block matches. certain means that e has all claims of its subject, so that one which is
-// missing does not match; of a key only some were recorded.
-func (b *engine) unblocked(ctx context.Context, s logical.Storage, e *entry, certain bool) error {
+// unblocked refuses what a block matches, or cannot judge.
+func (b *engine) unblocked(ctx context.Context, s logical.Storage, e *entry) error {
 	blocks, _, err := b.blocks.get("", func() ([]block, bool, error) { return b.loadBlocks(ctx, s) })
 	if err != nil {
 		return err
@@ -82,7 +81,7 @@ func (b *engine) unblocked(ctx context.Context, s logical.Storage, e *entry, cer
 		if blocks[i].ExpiresAt != nil && !b.now().Before(*blocks[i].ExpiresAt) {
 			continue
 		}
-		if v := blocks[i].judge(e); v == matched || v == unjudged && !certain {
+		if blocks[i].judge(e) != unmatched {
 			return refuse(reasonBlocked, "block %q", blocks[i].name)
 		}
 	}
