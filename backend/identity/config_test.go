@@ -116,6 +116,7 @@ func TestNew(t *testing.T) {
 		{"lifetime negative", static(func(c *Config) { c.MaxTokenLifetime = -1 }), "max_token_lifetime: "},
 		{"timeout too long", static(func(c *Config) { c.HTTPTimeout = time.Hour }), "http_timeout: "},
 		{"token too large", static(func(c *Config) { c.MaxTokenBytes = 64<<10 + 1 }), "max_token_bytes: "},
+		{"token size negative", static(func(c *Config) { c.MaxTokenBytes = -1 }), "max_token_bytes: "},
 		{"too many claims", static(func(c *Config) { c.MaxClaims = 4097 }), "max_claims: "},
 		{"too deep", static(func(c *Config) { c.MaxDepth = 65 }), "max_depth: "},
 		{"key set too large", static(func(c *Config) { c.MaxJWKSBytes = 9 << 20 }), "max_jwks_bytes: "},
@@ -152,6 +153,9 @@ func TestDefaults(t *testing.T) {
 		c.MaxJWKSBytes != 524288 || c.MaxKeys != 100 || c.MinRefresh != 30*time.Second || c.KeysMaxAge != 10*time.Minute ||
 		c.KeysMaxStale != time.Hour || c.HTTPTimeout != 10*time.Second {
 		t.Errorf("defaults are %+v", c)
+	}
+	if c.Now == nil {
+		t.Error("there is no clock")
 	}
 	if v.oidc.SkipExpiryCheck || v.oidc.SkipIssuerCheck || v.oidc.InsecureSkipSignatureCheck {
 		t.Error("go-oidc must check expiry, issuer and signature")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -84,13 +85,17 @@ func TestHugeBodies(t *testing.T) {
 		name string
 		body string
 		want string
+		last string
 	}{
-		{"at the limit", pad(512 << 10), ""},
-		{"beyond the limit", pad(512<<10 + 1), IssuerUnavailable},
+		{"at the limit", pad(512 << 10), "", ""},
+		{"beyond the limit", pad(512<<10 + 1), IssuerUnavailable, "keys: the answer is larger than 524288 bytes"},
 	} {
 		v, i, c := fetching(t)
 		i.publish(tt.body)
 		wantReason(t, v, fresh(i, c), tt.want)
+		if got := v.Status().LastError; got != tt.last {
+			t.Errorf("%s: LastError = %q, want %q", tt.name, got, tt.last)
+		}
 	}
 	v, i, c := fetching(t)
 	i.set(func(f *fakeIssuer) {
@@ -218,6 +223,18 @@ func TestKeyHosts(t *testing.T) {
 	v := newVerifier(t, cfg)
 	wantReason(t, v, fresh(i, c), "")
 	keys.wantHits(t, "/keys", 1)
+}
+
+// A port that the scheme implies makes no other host.
+func TestHostPort(t *testing.T) {
+	for raw, want := range map[string]string{
+		"https://a.example": "a.example", "https://a.example:443/x": "a.example", "https://a.example:8443": "a.example:8443", "https://a.example:80": "a.example:80",
+		"http://localhost:80": "localhost", "http://localhost:443": "localhost:443", "https://[::1]:443": "[::1]",
+	} {
+		if got := hostPort(must(url.Parse(raw))); got != want {
+			t.Errorf("%s: %q, want %q", raw, got, want)
+		}
+	}
 }
 
 func TestDiscoveryIsRepeated(t *testing.T) {

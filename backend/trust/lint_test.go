@@ -83,6 +83,8 @@ func TestLint(t *testing.T) {
 		"sub by names":            {subject("repo:acme/x:environment:prod"), gitHub, []string{oneForm}},
 		"sub by ids":              {subject("repo:acme@65/x@74:environment:prod"), gitHub, []string{oneForm}},
 		"sub in both forms":       {bind("sub", []any{"repo:acme/x:environment:prod", "repo:acme@65/x@74:environment:prod"}), gitHub, nil},
+		"sub in the other order":  {bind("sub", []any{"repo:acme@65/x@74:environment:prod", "repo:acme/x:environment:prod"}), gitHub, nil},
+		"sub with a star in it":   {bind("sub", "repo:acme*/x:environment:prod"), gitHub, []string{oneForm}},
 		"sub glob by names":       {globs("sub", "repo:acme/*:environment:prod"), gitHub, []string{oneForm}},
 		"sub glob for both":       {globs("sub", "repo:acme*/x*:environment:prod"), gitHub, []string{ownerStar}},
 		"sub globs in both forms": {globs("sub", []any{"repo:acme/*:environment:prod", "repo:acme@65/*:environment:prod"}), gitHub, nil},
