@@ -14,19 +14,20 @@ import (
 // Attackers send tokens that fail as fast as they can, from many connections, while an honest caller wants to be served.
 // Whatever they name and however they sign, the issuer is asked for its keys once per interval at most.
 func TestFloods(t *testing.T) {
-	const tokens, callers, intervals = 10_000, 8, 4
+	const callers, intervals = 8, 4
 	const interval = 30 * time.Second
 	random := rand.New(rand.NewPCG(1, 2))
 	for _, tt := range []struct {
 		name    string
+		tokens  int
 		kid     func() string
 		want    string
 		fetches int // of keys, in all intervals
 	}{
-		{"random key ids", func() string { return fmt.Sprintf("%016x%016x", random.Uint64(), random.Uint64()) }, UnknownKey, intervals},
-		{"one unknown key id", func() string { return "k9" }, UnknownKey, 3}, // after 30 s, 60 s and 120 s
-		{"bad signatures by a known key", func() string { return "d1" }, BadSignature, 0},
-		{"bad signatures by a key of another kind", func() string { return "k1" }, Algorithm, 0},
+		{"random key ids", 10_000, func() string { return fmt.Sprintf("%016x%016x", random.Uint64(), random.Uint64()) }, UnknownKey, intervals},
+		{"one unknown key id", 2000, func() string { return "k9" }, UnknownKey, 3}, // after 30 s, 60 s and 120 s
+		{"bad signatures by a known key", 10_000, func() string { return "d1" }, BadSignature, 0},
+		{"bad signatures by a key of another kind", 2000, func() string { return "k1" }, Algorithm, 0},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			i := newIssuer(t, jwks(firstKey(), jwk(edKey().Public(), "d1", "EdDSA", nil)))
@@ -40,7 +41,7 @@ func TestFloods(t *testing.T) {
 			for n := range intervals {
 				c.advance(interval)
 				payload := b64(claims(i.URL, c.now()).String())
-				flood := make([]string, tokens/intervals)
+				flood := make([]string, tt.tokens/intervals)
 				for n := range flood {
 					flood[n] = b64(fields{"alg": "EdDSA", "kid": tt.kid()}.String()) + "." + payload + "." + b64(fmt.Sprintf("%064d", n))
 				}

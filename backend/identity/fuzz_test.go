@@ -62,7 +62,7 @@ func FuzzHeader(f *testing.F) {
 	})
 }
 
-// Whatever an issuer signs: what we accept go-oidc accepts by itself, at a stricter clock, and a program that reads the
+// Whatever an issuer signs: what we accept go-oidc accepts by itself, and a program that reads the
 // claims into a struct finds the same in them as we.
 func FuzzSignedClaims(f *testing.F) {
 	const issuer = "https://id.example.com"
