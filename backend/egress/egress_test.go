@@ -79,6 +79,8 @@ func TestParseURL(t *testing.T) {
 		{"http localhost", Policy{AllowHTTPLoopback: true}, "http://localhost:8080", ""},
 		{"https loopback", Policy{AllowHTTPLoopback: true}, "https://127.0.0.1:8443", ""},
 		{"http loopback by private range alone", Policy{AllowPrivate: everything}, "http://127.0.0.1:8080", "use https"},
+		{"http to a public address", Policy{AllowHTTPLoopback: true}, "http://8.8.8.8:8080", "use https"},
+		{"http to a private address", Policy{AllowHTTPLoopback: true, AllowPrivate: everything}, "http://10.0.0.1:8080", "use https"},
 		{"http to a name below localhost", Policy{AllowHTTPLoopback: true}, "http://a.localhost:8080", "use https"},
 
 		{"host listed", Policy{Hosts: []string{"*.example.com"}}, "https://api.example.com", ""},

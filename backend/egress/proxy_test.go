@@ -4,14 +4,20 @@
 package egress
 
 import (
+	"context"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
+	"net/url"
+	"os"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -99,6 +105,14 @@ func TestProxyAddressIsJudged(t *testing.T) {
 	}
 }
 
+// A proxy may be written with the slash that many tools put behind a host, and https goes through one elsewhere.
+func TestProxyElsewhere(t *testing.T) {
+	c := client(t, Policy{AllowHTTPLoopback: true}, Options{ProxyURL: "http://proxy.example.com:3128/"})
+	if err := c.Transport.(*guard).check(&url.URL{Scheme: "https", Host: "api.example.com"}); err != nil {
+		t.Errorf("https through a proxy: %v, want nil", err)
+	}
+}
+
 func TestClientOptions(t *testing.T) {
 	cert, key := certificate(t)
 	tests := []struct {
@@ -110,6 +124,7 @@ func TestClientOptions(t *testing.T) {
 		{"no PEM", Policy{}, Options{CAPEM: "x"}, "ca_pem: item 1"},
 		{"a key as CA", Policy{}, Options{CAPEM: key}, "ca_pem: item 1"},
 		{"text after the CA", Policy{}, Options{CAPEM: cert + "x"}, "ca_pem: item 2"},
+		{"a certificate that is none", Policy{}, Options{CAPEM: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----"}, "ca_pem: item 1"},
 		{"certificate alone", Policy{}, Options{ClientCert: cert}, "client_cert, client_key: one without"},
 		{"key alone", Policy{}, Options{ClientKey: key}, "client_cert, client_key: one without"},
 		{"pair that is none", Policy{}, Options{ClientCert: cert, ClientKey: cert}, "client_cert, client_key: not a certificate"},
@@ -118,6 +133,7 @@ func TestClientOptions(t *testing.T) {
 		{"proxy of another kind", Policy{}, Options{ProxyURL: "socks5://proxy.example.com:1080"}, "proxy_url: not an https URL"},
 		{"https proxy that would see the certificate", Policy{}, Options{ProxyURL: "https://proxy.example.com", ClientCert: cert, ClientKey: key}, "proxy_url: an https proxy"},
 		{"negative timeout", Policy{}, Options{Timeout: -1}, "negative"},
+		{"negative connection limit", Policy{}, Options{MaxConns: -1}, "negative"},
 		{"policy", Policy{Hosts: []string{"A"}}, Options{}, "egress_hosts: "},
 	}
 	for _, tt := range tests {
@@ -171,6 +187,26 @@ func TestReadAll(t *testing.T) {
 type errReader struct{}
 
 func (errReader) Read([]byte) (int, error) { return 0, io.ErrClosedPipe }
+
+func TestCause(t *testing.T) {
+	for want, err := range map[string]error{
+		"the answer is too large":                                ErrTooLarge,
+		"the call was given up":                                  context.Canceled,
+		"the host's name was not found":                          &net.DNSError{Err: "CANARY", Name: "CANARY"},
+		"the server's certificate is not signed by a trusted CA": x509.UnknownAuthorityError{},
+		"the server's certificate is for another host":           x509.HostnameError{Certificate: &x509.Certificate{}, Host: "CANARY"},
+		"the server's certificate is not valid":                  x509.CertificateInvalidError{Reason: x509.Expired, Detail: "CANARY"},
+		"the server ended the TLS handshake":                     tls.AlertError(40),
+		"no answer in time":                                      os.ErrDeadlineExceeded,
+		"connection refused":                                     syscall.ECONNREFUSED,
+		"the connection failed":                                  errors.New("CANARY"),
+		"refused by the egress rules: 10.0.0.1 is a private address; list its range in config's allow_private": Policy{}.judge(netip.MustParseAddr("10.0.0.1")),
+	} {
+		if got := Cause(&url.Error{Op: "Get", URL: "https://CANARY", Err: err}); got != want {
+			t.Errorf("Cause of %v: %q, want %q", err, got, want)
+		}
+	}
+}
 
 // What a server or proxy wrote must not reach a log by way of an error.
 func TestCauseRepeatsNothing(t *testing.T) {

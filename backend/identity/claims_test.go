@@ -162,6 +162,20 @@ func TestAgree(t *testing.T) {
 	}
 }
 
+// Should the two readings of a token ever differ, it is refused.
+func TestDisagreementRefuses(t *testing.T) {
+	v, i := door(t)
+	c := claims(i.URL, start)
+	p := must(parsePayload(c.String(), v.limits))
+	if err := v.checkSignature(t.Context(), token(c), p); err != nil {
+		t.Fatal(err)
+	}
+	p.sub = "somebody else"
+	if err := v.checkSignature(t.Context(), token(c), p); reason(t, err) != TokenMalformed {
+		t.Errorf("checkSignature: %v, want %s", err, TokenMalformed)
+	}
+}
+
 // go-oidc takes this iss for Google's; the configured issuer is what counts.
 func TestGoogleWithoutScheme(t *testing.T) {
 	v := newVerifier(t, Config{
@@ -237,6 +251,7 @@ func TestClaimAttacks(t *testing.T) {
 		{"ExP by escape", raw(`"\u0045xp":9999999999`), TokenMalformed},
 		{"Azp alone", raw(`"Azp":"evil"`), TokenMalformed},
 		{"twins of an unknown claim", raw(`"repository":"evil","Repository":"good"`), TokenMalformed},
+		{"twins of an unknown claim, the other way", raw(`"Repository":"good","repository":"evil"`), TokenMalformed},
 		{"twins by the Kelvin sign", raw("\"task\":\"evil\",\"tas\u212a\":\"good\""), TokenMalformed},
 		{"twins by the long s", raw("\"task\":1,\"ta\u017fk\":1"), TokenMalformed},
 		{"twins by Greek sigma", raw("\"\u03c3\":1,\"\u03c2\":1"), TokenMalformed},

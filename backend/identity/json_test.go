@@ -74,6 +74,7 @@ func TestParseObjectRefuses(t *testing.T) {
 		`{"a":1,"a":1}`:                   "a member name that repeats at byte 10",
 		`{"a":1,"\u0061":1}`:              "a member name that repeats at byte 15",
 		`{"a":{"b":1,"B":1}}`:             "member names that differ in case alone at byte 18",
+		`{"a":{"B":1,"b":1}}`:             "member names that differ in case alone at byte 18",
 		`{"a":` + strings.Repeat("9", 65): "number too long at byte 70",
 	} {
 		_, err := parseObject(text, testLimits)

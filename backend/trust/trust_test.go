@@ -262,6 +262,7 @@ func TestReadsCaller(t *testing.T) {
 	}{
 		"claims alone": {Spec{BoundAudiences: []string{"vault"}, BoundClaims: map[string]any{"a": "x"}, Condition: "claims.b == 'y'"}, Token, false},
 		"condition":    {Spec{BoundAudiences: []string{"vault"}, Condition: "has(vault.entity)"}, Token, true},
+		"no condition": {Spec{BoundAudiences: []string{"vault"}, BoundSubject: "s"}, Token, false},
 		"bind_caller":  {Spec{BoundAudiences: []string{"vault"}, BoundSubject: "s", BindCaller: "a"}, Token, true},
 		"login":        {Spec{BoundSubject: "s"}, Login, true},
 	} {
