@@ -68,6 +68,8 @@ func TestParseObjectRefuses(t *testing.T) {
 		`{"a":"\u1`:                       "escape cut short at byte 8",
 		`{"a":"\u+123"}`:                  "escape without four hex digits at byte 8",
 		`{"a":"\ud800"}`:                  "half of a surrogate pair at byte 12",
+		`{"\x:1}`:                         "unknown escape at byte 4",
+		"{\"\x01:1}":                      "control character in a string at byte 2",
 		`{"a":"\ud800\u0041"}`:            "half of a surrogate pair at byte 18",
 		`{"a":"\udc00\ud800"}`:            "half of a surrogate pair at byte 18",
 		"{\"a\":\"\xc0\x80\"}":            "not valid UTF-8",
