@@ -17,7 +17,7 @@ import (
 var testLimits = limits{depth: 16, members: 256}
 
 func TestParseObject(t *testing.T) {
-	const text = ` {"s":"aé\u00e9\ud83d\ude00\"\\\/\b\f\n\r\t","n":[0,-0,12,-1.5,1e9,1E-7,2.50],"t":true,"f":false,"z":null,"o":{},"l":[],"":{"x":{"y":1}}} `
+	const text = ` {"s":"aé\u00e9\ud83d\ude00\"\\\/\b\f\n\r\t","n":[0,-0,12,-1.5,1e9,1E-7,2.50],"t":true,"f":false,"z":null,"o":{},"l":[],"pl\u0061in":"\u0061 then b","":{"x":{"y":1}}} `
 	got, err := parseObject(text, testLimits)
 	if err != nil {
 		t.Fatal(err)
@@ -30,7 +30,7 @@ func TestParseObject(t *testing.T) {
 	}
 	want := map[string]any{
 		"s": "aéé😀\"\\/\b\f\n\r\t", "n": n("0", "-0", "12", "-1.5", "1e9", "1E-7", "2.50"), "t": true, "f": false, "z": nil,
-		"o": map[string]any{}, "l": []any{}, "": map[string]any{"x": map[string]any{"y": json.Number("1")}},
+		"o": map[string]any{}, "l": []any{}, "plain": "a then b", "": map[string]any{"x": map[string]any{"y": json.Number("1")}},
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("parseObject (-want +got):\n%s", diff)
