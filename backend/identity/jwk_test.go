@@ -114,6 +114,34 @@ func TestRepeatedKeyID(t *testing.T) {
 	}
 }
 
+// What is not exactly one JSON object with one list of keys is no key set, though a usable key can be seen in it.
+func TestNoKeySet(t *testing.T) {
+	k := string(firstKey())
+	if _, err := parseKeys([]byte(`{"keys":[`+k+`],"x":1}`), limits100); err != nil {
+		t.Fatal(err)
+	}
+	for name, body := range map[string]string{
+		"nothing":              ``,
+		"a key":                k,
+		"a list of keys":       `[` + k + `]`,
+		"a list of the parts":  `["keys",[` + k + `]]`,
+		"cut before its end":   `{"keys":[` + k + `]`,
+		"text after it":        `{"keys":[` + k + `]}x`,
+		"two sets":             `{"keys":[` + k + `]}{"keys":[]}`,
+		"keys in an object":    `{"keys":{"a":` + k + `}}`,
+		"keys as text":         `{"keys":"` + b64(k) + `"}`,
+		"keys twice":           `{"keys":[` + k + `],"keys":[` + k + `]}`,
+		"keys in two cases":    `{"keys":[` + k + `],"KEYS":[]}`,
+		"another member twice": `{"x":1,"keys":[` + k + `],"x":2}`,
+		"keys in capitals":     `{"KEYS":[` + k + `]}`,
+		"keys null":            `{"keys":null}`,
+	} {
+		if set, err := parseKeys([]byte(body), limits100); err == nil || err.Error() != "the answer is not a JWK set" {
+			t.Errorf("%s: %v, %v; want no key set", name, set, err)
+		}
+	}
+}
+
 func TestKeySetLimits(t *testing.T) {
 	entries := []json.RawMessage{firstKey()}
 	for n := range 99 {
