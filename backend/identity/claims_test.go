@@ -227,6 +227,9 @@ func TestAudiencePassesAsItIs(t *testing.T) {
 	for _, literal := range []string{"null", "1", "true", "{}", "[1]", "[null]", `[["a"]]`, `["a",1]`, `"a\u0000"`, `"a\n"`, `["\u202ea"]`} {
 		attacks = append(attacks, attack{literal, token(c.with("aud", json.RawMessage(literal))), TokenMalformed})
 	}
+	aud := strings.Repeat("a", 1024)
+	attacks = append(attacks, attack{"1024 bytes", token(c.with("aud", aud)), ""}, attack{"1025 bytes", token(c.with("aud", aud+"a")), TokenMalformed},
+		attack{"1025 bytes in a list", token(c.with("aud", []string{"a", aud + "a"})), TokenMalformed})
 	run(t, v, i, attacks)
 }
 
