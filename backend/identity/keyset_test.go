@@ -40,6 +40,29 @@ func status(code int) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
 }
 
+// The key set refuses by itself what the checks before it have refused already: it is what go-oidc relies on.
+func TestKeySetAlone(t *testing.T) {
+	v, i, c := fetching(t)
+	good := fresh(i, c)
+	wantReason(t, v, good, "")
+	body := claims(i.URL, c.now()).String()
+	for name, tt := range map[string]struct{ token, want string }{
+		"good":                     {good, ""},
+		"alg none":                 {b64(`{"alg":"none","kid":"k1"}`) + "." + b64(body) + ".", Algorithm},
+		"HMAC with the public key": {compact("HS256", []byte(publicPEM(rsaKey().Public())), `{"alg":"HS256","kid":"k1"}`, body), Algorithm},
+		"alg that is not listed":   {compact("RS256", rsaKey(), `{"alg":"RS512","kid":"k1"}`, body), Algorithm},
+		"another key":              {tokenBy(otherRSA(), "k1", claims(i.URL, c.now())), BadSignature},
+		"unknown key":              {tokenBy(rsaKey(), "k9", claims(i.URL, c.now())), UnknownKey},
+		"no token":                 {"x", TokenMalformed},
+		"JSON form":                {fields{"protected": b64(header1.String()), "payload": b64(body), "signature": good[strings.LastIndex(good, ".")+1:]}.String(), TokenMalformed},
+	} {
+		payload, err := v.keys.VerifySignature(t.Context(), tt.token)
+		if got := reason(t, err); got != tt.want || (payload != nil) != (err == nil) {
+			t.Errorf("%s: payload of %d bytes, %v; want %q", name, len(payload), err, tt.want)
+		}
+	}
+}
+
 func TestUnknownKeysAtOnce(t *testing.T) {
 	v, i, c := fetching(t)
 	wantReason(t, v, fresh(i, c), "")
