@@ -1,9 +1,10 @@
 // Our verifier against those of other libraries, in a module of its own so that the plugin does not depend on them.
 module github.com/oidcexchange/vault-plugin-secrets-oidcexchange/scripts/differential
 
-go 1.26.0
+go 1.26.4
 
 require (
+	github.com/c2sp/wycheproof v0.0.0-20260902155932-3fa63dd0344a
 	github.com/hashicorp/cap v0.15.0
 	github.com/lestrrat-go/jwx/v3 v3.3.0
 	github.com/oidcexchange/vault-plugin-secrets-oidcexchange v0.0.0
