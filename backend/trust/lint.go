@@ -33,6 +33,7 @@ type check struct {
 
 var (
 	atGitHub = []string{"token.actions.githubusercontent.com"}
+	atGoogle = []string{"accounts.google.com"}
 	atEntra  = []string{"login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn", "sts.windows.net"}
 )
 
@@ -40,6 +41,9 @@ var (
 var repositoryLike = []string{
 	"repository", "repository_owner", "job_workflow_ref", "workflow_ref", "project_path", "namespace_path", "ci_config_ref_uri", "sub",
 }
+
+// changeable are Entra's claims that administrators, and some that users, can change.
+var changeable = []string{"email", "upn", "preferred_username", "unique_name"}
 
 // untrustedEvents start a workflow at GitHub on the word of somebody who need not have any right in the repository.
 var untrustedEvents = []string{
@@ -72,6 +76,12 @@ var checks = []check{
 		"tid is not bound; bind it to your tenant's id, and oid to the service principal's"},
 	{atEntra, func(v view) bool { return !slices.ContainsFunc([]string{"oid", "sub", "azp", "appid"}, v.binds) },
 		"no one application is bound, so that others of the tenant are accepted too; bind oid to the service principal's id"},
+	{atEntra, func(v view) bool {
+		return slices.ContainsFunc(changeable, v.binds) && !v.binds("oid") && !v.binds("sub")
+	},
+		"email, upn, preferred_username and unique_name can be changed and given to somebody else; bind oid instead of them, or beside them"},
+	{atGoogle, nameWithoutID("email", "sub"),
+		"email can be given to another account one day; bind sub beside it, which is the account's own for ever"},
 	{nil, view.starInOwner,
 		"a star stands where the owner's name is, and anybody can register an owner that fits; write the owner in full and put stars behind its slash (acme/*)"},
 	{nil, audience("https://kubernetes.default.svc", "kubernetes.default.svc"),

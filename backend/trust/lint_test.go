@@ -30,6 +30,8 @@ const (
 	gitLabSub      = "sub holds the path of a project"
 	noTenant       = "tid is not bound"
 	noApplication  = "no one application is bound"
+	entraName      = "email, upn, preferred_username and unique_name can be changed"
+	googleEmail    = "email can be given to another account one day"
 	ownerStar      = "a star stands where the owner's name is"
 	apiAudience    = "the audience is the API server's own"
 	issuerAudience = "the audience is the issuer itself"
@@ -125,6 +127,15 @@ func TestLint(t *testing.T) {
 		"no application":         {bind("tid", "t", "idtyp", "app"), entra, []string{noApplication}},
 		"tenant in a condition":  {when("claims.tid == 't' && claims.oid == 'o'"), entra, nil},
 		"no tenant elsewhere":    {bind("oid", "o"), other, nil},
+		"a person's email":       {bind("tid", "t", "azp", "a", "email", "x@acme.example"), entra, []string{entraName}},
+		"a person's upn":         {bind("tid", "t", "azp", "a", "upn", "x@acme.example"), entra, []string{entraName}},
+		"a preferred name":       {when("claims.tid == 't' && claims.azp == 'a' && claims.preferred_username == 'x'"), entra, []string{entraName}},
+		"a unique name":          {bind("tid", "t", "appid", "a", "unique_name", "x"), "https://sts.windows.net/t/", []string{entraName}},
+		"email beside oid":       {bind("tid", "t", "oid", "o", "email", "x@acme.example"), entra, nil},
+		"email beside sub":       {bind("tid", "t", "sub", "s", "email", "x@acme.example"), entra, nil},
+		"email at Google":        {bind("email", "x@p.iam.gserviceaccount.com"), "https://accounts.google.com", []string{googleEmail}},
+		"email and sub, Google":  {bind("email", "x@p.iam.gserviceaccount.com", "sub", "1"), "https://accounts.google.com", nil},
+		"email elsewhere":        {bind("email", "x@acme.example"), other, nil},
 
 		"owner is a star":           {globs("repository", "*/x", "repository_id", "74", "environment", "p"), gitHub, []string{ownerStar}},
 		"owner starts with a star":  {globs("repository", "*acme/x", "repository_id", "74", "environment", "p"), gitHub, []string{ownerStar}},
