@@ -113,10 +113,10 @@ func (b *engine) begin(ctx context.Context, req *logical.Request, who *subject, 
 func (b *engine) ready(ctx context.Context, s logical.Storage, o *order, replaced []*held) (token string, err error) {
 	// A target that was deleted or switched off meanwhile is not asked; from here on the intent keeps it.
 	if _, _, err = b.open(ctx, s, o.role.name); err == nil {
-		err = b.replace(ctx, s, o, replaced)
-	}
-	if err == nil {
 		token, err = b.present(ctx, o)
+	}
+	if err == nil { // last, for it cannot be taken back
+		err = b.replace(ctx, s, o, replaced)
 	}
 	if err != nil {
 		b.ledger.keep(replaced)

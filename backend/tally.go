@@ -103,10 +103,10 @@ func (t *tally) room(e *entry, c ceilings) (replaced []*held, err error) {
 	return replaced, nil
 }
 
-// oldest returns the n oldest keys that can be replaced, or fewer: what is in flight or owed cannot.
+// oldest returns the n oldest keys that can be replaced, or fewer: what is in flight, or cannot be revoked, cannot.
 func oldest(keys *list.List, n int, except []*held) (found []*held) {
 	for at := keys.Front(); at != nil && len(found) < n; at = at.Next() {
-		if h := at.Value.(*held); h.issued && !h.flying && !slices.Contains(except, h) {
+		if h := at.Value.(*held); h.issued && h.needsTarget && !h.flying && !slices.Contains(except, h) {
 			found = append(found, h)
 		}
 	}

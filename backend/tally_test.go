@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -345,6 +346,38 @@ func TestWhatCannotBeReplaced(t *testing.T) {
 		t.Fatalf("refused for %q", reason)
 	}
 	w.wantLimit("deploy")
+}
+
+// A key of a target that the role had before and that cannot revoke stays, and makes no room.
+func TestKeyOfAnotherTargetIsNotReplaced(t *testing.T) {
+	w := newWorld(t).withNuGet()
+	w.write("targets/acme", map[string]any{"allowed_roles": "*"})
+	w.write("roles/publish", map[string]any{"trust": "nuget,main"})
+	if resp, err := w.exchange("publish", w.token(map[string]any{"aud": "https://www.nuget.org"})); err != nil || resp.IsError() {
+		t.Fatal(err, resp)
+	}
+	w.write("roles/publish", map[string]any{"target": "acme", "parameters": "project=widget", "max_keys": 1, "on_limit": "revoke_oldest"})
+	w.wantLimit("publish")
+	w.write("roles/publish", map[string]any{"max_keys": 2})
+	w.issue("publish")
+	w.issue("publish")
+	if n := len(w.keys.Live()); n != 1 {
+		t.Errorf("%d keys live", n)
+	}
+}
+
+// Without a token to present nothing is asked for, so no key has to make room.
+func TestNoTokenReplacesNoKey(t *testing.T) {
+	w := newOwned(t, "file")
+	w.write("roles/own", map[string]any{"max_keys": 1, "on_limit": "revoke_oldest"})
+	old := w.issue("own")
+	if err := os.Remove(w.file); err != nil {
+		t.Fatal(err)
+	}
+	if reason, _ := reasonOf(w.exchange("own", w.token(nil))); reason != reasonNotForwardable {
+		t.Errorf("refused for %q", reason)
+	}
+	w.wantSettled(old)
 }
 
 // One key makes room under both ceilings, if it can.
