@@ -50,6 +50,7 @@ type engine struct {
 	targets  cache[*openTarget]
 	roles    cache[*role]
 	blocks   cache[[]block]
+	self     cache[*provider]
 
 	issuerNoun noun[issuerRecord]
 	trustNoun  noun[trustRecord]
@@ -91,7 +92,8 @@ func newEngine(now func() time.Time) *engine {
 		BackendType:    logical.TypeLogical,
 		RunningVersion: Version,
 		PathsSpecial: &logical.Paths{
-			SealWrapStorage: []string{b.targetNoun.table.prefix, sealedKeys},
+			Unauthenticated: []string{"oidc" + discoveryPath, "oidc" + keysPath},
+			SealWrapStorage: []string{b.targetNoun.table.prefix, sealedKeys, selfName},
 			LocalStorage:    []string{openEntries, plainKeys, sealedKeys, usedTokens},
 		},
 		Secrets:      []*framework.Secret{b.keySecret()},
@@ -106,7 +108,7 @@ func newEngine(now func() time.Time) *engine {
 	b.Paths = framework.PathAppend(
 		[]*framework.Path{b.configPath()},
 		b.issuerNoun.paths(b), b.trustNoun.paths(b), b.targetNoun.paths(b), b.roleNoun.paths(b), b.blockNoun.paths(b),
-		b.keysPaths(), b.credsPaths(), b.statusPaths(),
+		b.selfPaths(), b.keysPaths(), b.credsPaths(), b.statusPaths(),
 		[]*framework.Path{b.explainPath(), b.sweepPath()},
 	)
 	return b
@@ -213,6 +215,8 @@ func (b *engine) invalidate(_ context.Context, key string) {
 	switch {
 	case key == configName:
 		b.configChanged()
+	case key == selfName:
+		b.self.clear()
 	default:
 		for _, table := range []struct {
 			prefix string
@@ -237,6 +241,7 @@ func (b *engine) configChanged() {
 	b.targets.clear()
 	b.roles.clear()
 	b.blocks.clear()
+	b.self.clear()
 }
 
 // identityKind tells which kind of identity the subjects of an issuer have.

@@ -40,7 +40,8 @@ type order struct {
 	role     *role
 	target   *openTarget
 	params   map[string]any
-	path     string // lease path
+	self     *assertion // what this mount will say of the caller; nil if the target does not want that
+	path     string     // lease path
 	ttl, max time.Duration
 	warnings []string
 }
@@ -193,6 +194,9 @@ func (b *engine) order(ctx context.Context, req *logical.Request, r *role, t *op
 	if err := t.forwardable(who); err != nil {
 		return nil, err
 	}
+	if o.self, err = b.assert(ctx, req, o); err != nil {
+		return nil, err
+	}
 	o.max = b.System().MaxLeaseTTL()
 	if most := r.MaxTTL.duration(); most > 0 {
 		o.max = min(o.max, most)
@@ -291,6 +295,8 @@ func (b *engine) present(ctx context.Context, o *order) (string, error) {
 		return "", nil
 	case target.SourceRequest:
 		return o.who.raw, nil
+	case target.SourceSelf:
+		return o.self.sign(b.now())
 	case target.SourceFile, target.SourceClientCredentials, target.SourceSVID:
 		return o.target.ownToken(ctx)
 	}

@@ -62,6 +62,9 @@ func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *rol
 	if err != nil {
 		return nil, err
 	}
+	if err := b.notOwn(ctx, req.Storage, claimed); err != nil {
+		return nil, err
+	}
 	// The role's policies name the issuers; what the token claims only picks among them.
 	vouches, err := b.issuerOf(ctx, req.Storage, policies, claimed)
 	if err != nil {

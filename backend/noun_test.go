@@ -276,6 +276,7 @@ func TestStoredFormsLoad(t *testing.T) {
 	check("role", func(raw []byte) (any, error) { return b.roleNoun.table.decode(raw) })
 	check("block", func(raw []byte) (any, error) { return b.blockNoun.table.decode(raw) })
 	check("entry", func(raw []byte) (any, error) { return openTable.decode(raw) })
+	check("self", func(raw []byte) (any, error) { return selfTable.decode(raw) })
 	check("use", func(raw []byte) (any, error) { return usedTable.decode(raw) })
 }
 

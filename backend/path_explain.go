@@ -222,6 +222,9 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	if vouches == nil || vouches.verifier == nil {
 		return nil, badField("issuer", "name the issuer of the sample claims, one of type oidc or spiffe")
 	}
+	if err := b.notOwn(ctx, req.Storage, identity.Claimed{Issuer: vouches.Issuer}); err != nil {
+		return nil, err
+	}
 	// Through JSON, as a token's claims come: expressions and conditions see the same types.
 	raw, err := json.Marshal(claims)
 	if err != nil {

@@ -175,6 +175,9 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 	if err := b.uniqueIssuer(ctx, s, name, record); err != nil {
 		return nil, err
 	}
+	if err := b.notSelf(ctx, s, record); err != nil {
+		return nil, err
+	}
 	var warnings []string
 	if record.Type == issuerOIDC && !record.SingleUse {
 		warnings = append(warnings, "single_use is off: whoever sees a token can use it until it expires; bind_caller in the trust policy narrows that")

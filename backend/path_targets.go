@@ -29,6 +29,7 @@ type targetRecord struct {
 	Condition          string            `json:"condition"`
 	SubjectTokenSource string            `json:"subject_token_source"`
 	Audience           string            `json:"audience"`
+	SelfSubject        string            `json:"self_subject"`
 	TokenFile          string            `json:"token_file"`
 	TokenURL           string            `json:"token_url"`
 	ClientID           string            `json:"client_id"`
@@ -66,8 +67,9 @@ var targetFields = described(map[string]*framework.FieldSchema{
 	"credential":           {Type: framework.TypeKVPairs, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "What the driver needs to administer the API. Never read back."},
 	"allowed_roles":        {Type: framework.TypeCommaStringSlice, Description: "Roles that may use this target; globs (default none)."},
 	"condition":            {Type: framework.TypeString, Description: "CEL expression over params that every request must meet, whoever asks."},
-	"subject_token_source": {Type: framework.TypeString, Description: "What is sent as the subject token: request (the caller's), none, or the engine's own from a file, by client_credentials or as an svid; default by driver."},
+	"subject_token_source": {Type: framework.TypeString, Description: "What is sent as the subject token: request (the caller's), self (one that this mount signs for the caller), none, or the engine's own from a file, by client_credentials or as an svid; default by driver."},
 	"audience":             {Type: framework.TypeString, Description: "The aud that the API wants in a subject token; default by driver. A token for others too is not sent. With client_credentials it may be left out: the token then need not be a JWT."},
+	"self_subject":         {Type: framework.TypeString, Description: "With subject_token_source self, the sub of the token: role (default) for role:<role>, or entity for entity:<id of the caller's entity>."},
 	"token_file":           {Type: framework.TypeString, Description: "file: absolute path of the token, read for each key. It must be below a directory that OIDCEXCHANGE_TOKEN_DIRS in the plugin's registered environment names."},
 	"token_url":            {Type: framework.TypeString, Description: "client_credentials: the token endpoint."},
 	"client_id":            {Type: framework.TypeString, Description: "client_credentials: the engine's id there."},
@@ -132,14 +134,15 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 		return nil, namedField(made.sourceErr)
 	}
 	record.URL = made.URL()
-	if old == nil {
-		return nil, nil
+	warnings, err := b.checkSelfSubject(ctx, s, made)
+	if err != nil || old == nil {
+		return warnings, err
 	}
 	// A tombstone serves the keys that live there: only the same target may take its place.
 	if origin(old.URL) != origin(record.URL) {
 		return nil, badField("url", "its origin cannot be changed, for the credential and the live keys belong to it; make another target")
 	}
-	return nil, retold(record, old, d)
+	return warnings, retold(record, old, d)
 }
 
 // retold refuses to send a stored secret by another way than the one that it was given for: who may write targets could

@@ -19,6 +19,7 @@ func (r *targetRecord) checkSourceFields(kind string) error {
 		name, of string
 		given    bool
 	}{
+		{"self_subject", target.SourceSelf, r.SelfSubject != ""},
 		{"token_file", target.SourceFile, r.TokenFile != ""},
 		{"token_url", target.SourceClientCredentials, r.TokenURL != ""},
 		{"client_id", target.SourceClientCredentials, r.ClientID != ""},

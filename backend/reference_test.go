@@ -92,6 +92,6 @@ var types = map[framework.FieldType]string{
 var captures = regexp.MustCompile(`\(\?P<(\w+)>[^)]*\)`)
 
 func pathName(path *framework.Path) string {
-	name := strings.NewReplacer(">[^/]+)/?$", ">[^/]+)", "/?$", "/", "$", "").Replace(path.Pattern)
+	name := strings.NewReplacer(">[^/]+)/?$", ">[^/]+)", "/?$", "/", "$", "", `\.`, ".").Replace(path.Pattern)
 	return captures.ReplaceAllString(name, "<$1>")
 }

@@ -55,6 +55,7 @@ func (b *engine) tick(ctx context.Context, req *logical.Request) error {
 	if b.readsOnly() {
 		return nil
 	}
+	b.rotateSelf(ctx, req)
 	defer b.recovered(req, nil, new(error))
 	b.count(req.Storage)
 	if !b.sweeps.TryLock() {

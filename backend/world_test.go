@@ -170,7 +170,7 @@ func (l *lockedWriter) Write(p []byte) (int, error) {
 func (w *world) do(op logical.Operation, path string, data map[string]any) (*logical.Response, error) {
 	w.t.Helper()
 	w.requests++
-	req := &logical.Request{ID: fmt.Sprintf("request-%d", w.requests), Operation: op, Path: path, Data: data, Storage: w.store, EntityID: "entity-1", DisplayName: "userpass-alice",
+	req := &logical.Request{ID: fmt.Sprintf("request-%d", w.requests), Operation: op, Path: path, Data: data, Storage: w.store, MountPoint: "oidcexchange/", EntityID: "entity-1", DisplayName: "userpass-alice",
 		Connection: &logical.Connection{RemoteAddr: "192.0.2.7"}}
 	return w.HandleRequest(w.t.Context(), req)
 }

@@ -10,10 +10,11 @@ import (
 )
 
 // Claimed is what a token that nobody has verified says of its origin. It is good for nothing but to pick the issuer whose
-// Verify then decides.
+// Verify then decides, and to refuse.
 type Claimed struct {
 	Issuer  string // iss; "" if there is none
 	Subject string // sub
+	KeyID   string // kid; "" if there is none
 }
 
 // Peek returns what a token claims. A token that it refuses (with an [Error]) no issuer would accept. maxBytes bounds the
@@ -27,14 +28,19 @@ func Peek(token string, maxBytes int) (Claimed, error) {
 		return Claimed{}, err
 	}
 	// The issuer's own limits are checked by its Verify.
-	p, err := parsePayload(s.payload, limits{depth: hardDepth, members: hardClaims})
+	l := limits{depth: hardDepth, members: hardClaims}
+	h, err := parseHeader(s.header, l)
+	if err != nil {
+		return Claimed{}, err
+	}
+	p, err := parsePayload(s.payload, l)
 	if err != nil {
 		return Claimed{}, err
 	}
 	if _, isWorkload := trustDomainOf(p.sub); p.iss == "" && !isWorkload {
 		return Claimed{}, refuse(TokenMalformed, badIssuer)
 	}
-	return Claimed{Issuer: p.iss, Subject: p.sub}, nil
+	return Claimed{Issuer: p.iss, Subject: p.sub, KeyID: h.kid}, nil
 }
 
 // Describe returns what an unverified token says of itself: of alg, typ, kid, iss, sub, aud, iat, nbf and exp those that can

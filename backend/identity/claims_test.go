@@ -307,10 +307,11 @@ func TestPeek(t *testing.T) {
 		token string
 		want  Claimed
 	}{
-		"iss":               {good, Claimed{"https://id.example.com", "repo:acme/widget:ref:refs/heads/main"}},
-		"SVID":              {token(c.with("sub", "spiffe://example.org/a")), Claimed{"https://id.example.com", "spiffe://example.org/a"}},
-		"SVID without iss":  {token(c.without("iss").with("sub", "spiffe://example.org/a")), Claimed{"", "spiffe://example.org/a"}},
-		"no SPIFFE ID, iss": {token(c.with("sub", "spiffe://example.org/a/")), Claimed{"https://id.example.com", "spiffe://example.org/a/"}},
+		"iss":               {good, Claimed{"https://id.example.com", "repo:acme/widget:ref:refs/heads/main", "k1"}},
+		"SVID":              {token(c.with("sub", "spiffe://example.org/a")), Claimed{"https://id.example.com", "spiffe://example.org/a", "k1"}},
+		"SVID without iss":  {token(c.without("iss").with("sub", "spiffe://example.org/a")), Claimed{"", "spiffe://example.org/a", "k1"}},
+		"no SPIFFE ID, iss": {token(c.with("sub", "spiffe://example.org/a/")), Claimed{"https://id.example.com", "spiffe://example.org/a/", "k1"}},
+		"no kid":            {compact("RS256", rsaKey(), `{"alg":"RS256"}`, c.String()), Claimed{"https://id.example.com", "repo:acme/widget:ref:refs/heads/main", ""}},
 	} {
 		if got, err := Peek(tt.token, 0); got != tt.want || err != nil {
 			t.Errorf("%s: %v, %v; want %v", name, got, err, tt.want)
@@ -330,6 +331,10 @@ func TestPeek(t *testing.T) {
 		"iss twice":                    {compact("RS256", rsaKey(), header1.String(), `{"iss":"a","iss":"b"}`), 0},
 		"iss folded":                   {token(c.with("ISS", "https://evil.example")), 0},
 		"iss a number":                 {token(c.with("iss", 1)), 0},
+		"kid twice":                    {compact("RS256", rsaKey(), `{"alg":"RS256","kid":"k1","kid":"k2"}`, c.String()), 0},
+		"kid folded":                   {compact("RS256", rsaKey(), `{"alg":"RS256","KID":"k1"}`, c.String()), 0},
+		"kid a number":                 {compact("RS256", rsaKey(), `{"alg":"RS256","kid":1}`, c.String()), 0},
+		"kid empty":                    {compact("RS256", rsaKey(), `{"alg":"RS256","kid":""}`, c.String()), 0},
 	} {
 		got, err := Peek(tt.token, tt.max)
 		if got != (Claimed{}) || reason(t, err) != TokenMalformed {

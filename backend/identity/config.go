@@ -51,7 +51,7 @@ func (c *Config) complete() error {
 	if c.Issuer == "" {
 		return errors.New("issuer: missing; want the exact iss of the tokens")
 	}
-	if err := checkIssuer(c.Issuer, c.Egress.AllowHTTPLoopback); err != nil {
+	if err := CheckIssuer(c.Issuer, c.Egress.AllowHTTPLoopback); err != nil {
 		return fmt.Errorf("issuer: %w", err)
 	}
 	return nil
@@ -135,8 +135,8 @@ func parseAnywhere(raw string, httpLoopback bool) (*url.URL, error) {
 	return egress.Policy{AllowPrivate: everywhere, AllowHTTPLoopback: httpLoopback}.ParseURL(raw)
 }
 
-// checkIssuer wants an issuer string that is one issuer's, in its plain spelling.
-func checkIssuer(issuer string, httpLoopback bool) error {
+// CheckIssuer wants an issuer string that is one issuer's, in its plain spelling. Whether it may be called is not its matter.
+func CheckIssuer(issuer string, httpLoopback bool) error {
 	if len(issuer) > maxNameBytes {
 		return fmt.Errorf("longer than %d bytes", maxNameBytes)
 	}

@@ -195,14 +195,14 @@ func TestClaimedBy(t *testing.T) {
 		c                       Claimed
 		domain, named, provider bool
 	}{
-		{Claimed{"", workloadID}, true, true, false},
-		{Claimed{"https://oidc.example.org", workloadID}, true, true, false},
-		{Claimed{"https://other.example", workloadID}, true, false, false},
-		{Claimed{i.URL, workloadID}, true, false, true},
-		{Claimed{i.URL, "anything"}, false, false, true},
-		{Claimed{i.URL, "spiffe://evil.example/x"}, false, false, true},
-		{Claimed{"", "spiffe://evil.example/x"}, false, false, false},
-		{Claimed{"", "spiffe://example.org"}, false, false, false},
+		{Claimed{"", workloadID, ""}, true, true, false},
+		{Claimed{"https://oidc.example.org", workloadID, ""}, true, true, false},
+		{Claimed{"https://other.example", workloadID, ""}, true, false, false},
+		{Claimed{i.URL, workloadID, ""}, true, false, true},
+		{Claimed{i.URL, "anything", ""}, false, false, true},
+		{Claimed{i.URL, "spiffe://evil.example/x", ""}, false, false, true},
+		{Claimed{"", "spiffe://evil.example/x", ""}, false, false, false},
+		{Claimed{"", "spiffe://example.org", ""}, false, false, false},
 		{Claimed{}, false, false, false},
 	} {
 		if got := [3]bool{domain.ClaimedBy(tt.c), named.ClaimedBy(tt.c), provider.ClaimedBy(tt.c)}; got != [3]bool{tt.domain, tt.named, tt.provider} {

@@ -7,7 +7,8 @@
 //
 // Each is an http.Handler, written from the protocol that it stands for and not from a client, keeps its state in memory and
 // is safe for concurrent use. Each embeds a Control, by which a test injects faults and watches calls. A key that a stand-in
-// hands out ends by its clock, so the inventory of a stand-in is the truth about what lives.
+// hands out ends by its clock, so the inventory of a stand-in is the truth about what lives. Relying is no server but what
+// makes one trust an OpenID provider.
 //
 // The plugin never imports this package: nothing here is careful with resources or hardened for an open network.
 package lab

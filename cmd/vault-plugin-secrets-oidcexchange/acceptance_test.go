@@ -20,6 +20,7 @@ var acceptance = []struct {
 	{"LeftToVault", testLeftToVault},
 	{"Failover", testFailover},
 	{"Restarts", testRestarts},
+	{"Self", testSelf},
 	{"Agent", testAgent},
 	{"CrashWhileIssuing", testCrashWhileIssuing},
 	{"CrashWhileRevoking", testCrashWhileRevoking},

@@ -145,6 +145,7 @@ api_addr         = %q
 cluster_addr     = "http://%s"
 plugin_directory = %q
 disable_mlock    = true
+raw_storage_endpoint = true
 log_level        = "debug"
 log_format       = "json"
 `, filepath.Join(s.dir, "storage"), s.id, join, host, cluster, s.addr, cluster, filepath.Join(s.dir, "plugins"))

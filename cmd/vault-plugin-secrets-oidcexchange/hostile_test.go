@@ -55,7 +55,7 @@ func (w *world) raw(t *testing.T, method, path, body string) answer {
 // nouns are the paths of the mount that take fields, each with its pattern in OpenAPI documents.
 var nouns = map[string]string{
 	"config": "config", "issuers/github": "issuers/{name}", "trust/main": "trust/{name}", "targets/acme": "targets/{name}",
-	"roles/deploy": "roles/{name}", "creds/deploy": "creds/{role}",
+	"roles/deploy": "roles/{name}", "creds/deploy": "creds/{role}", "self": "self",
 }
 
 // document is what the tests read of Vault's OpenAPI document.
@@ -218,6 +218,7 @@ func testNull(t *testing.T, s *server) {
 		"targets/acme":   {"driver", "condition", "allowed_roles"},
 		"roles/deploy":   {"trust", "target", "lease_path", "max_keys", "max_keys_per_subject", "require_revocable"},
 		"creds/deploy":   {"parameters", "subject_token", "ttl"},
+		"self":           {"issuer_url"},
 	}
 	for field := range w.fields(t)["trust/main"] {
 		if field != "description" && field != "custom_metadata" {
@@ -234,6 +235,7 @@ func testNull(t *testing.T, s *server) {
 	}
 	for path, c := range map[string]struct{ body, want string }{
 		"roles/deploy": {`{"ttl": null, "description": null}`, `"ttl":0`}, "config": {`{"request_timeout": null}`, `"request_timeout":20`},
+		"self":           {`{"ttl": null, "algorithm": null}`, `"ttl":300`},
 		"issuers/github": {`{"max_age": null}`, `"max_age":3600`},
 	} {
 		if got := w.raw(t, http.MethodPatch, w.path+"/"+path, c.body); got.status >= 300 {
@@ -335,6 +337,7 @@ func testRecords(t *testing.T, s *server) {
 		"issuers/github": {"clock_skew_leeway", "max_age", "max_token_lifetime"},
 		"roles/deploy":   {"ttl", "max_ttl"},
 		"targets/acme":   {"request_timeout"},
+		"self":           {"rotation_period", "ttl"},
 	} {
 		data := w.raw(t, http.MethodGet, w.path+"/"+path, "").data
 		for _, field := range fields {
@@ -379,7 +382,7 @@ func testDocumented(t *testing.T, s *server) {
 			t.Errorf("help of %s:\n%s", pattern, out)
 		}
 	}
-	for _, path := range []string{"config", "issuers/{name}", "trust/{name}", "targets/{name}", "roles/{name}", "creds/{role}", "creds/{role}/{path}", "keys/", "keys/{id}", "explain/{role}", "status", "refresh/{issuer}", "sweep"} {
+	for _, path := range []string{"config", "issuers/{name}", "trust/{name}", "targets/{name}", "roles/{name}", "creds/{role}", "creds/{role}/{path}", "keys/", "keys/{id}", "explain/{role}", "status", "refresh/{issuer}", "sweep", "self", "oidc/.well-known/openid-configuration", "oidc/.well-known/keys"} {
 		if d.Paths["/"+w.path+"/"+path] == nil {
 			t.Errorf("%s is not documented", path)
 		}

@@ -86,9 +86,11 @@ func newWorld(t testing.TB, s *server, plugin string) *world {
 }
 
 // acmeProfile is the example that operators start their own profiles from.
-func acmeProfile(t testing.TB) string {
+func acmeProfile(t testing.TB) string { return exampleProfile(t, "acme") }
+
+func exampleProfile(t testing.TB, name string) string {
 	t.Helper()
-	profile, err := os.ReadFile(filepath.Join("..", "..", "bootstrap", "targets", "acme.yaml"))
+	profile, err := os.ReadFile(filepath.Join("..", "..", "bootstrap", "targets", name+".yaml"))
 	if err != nil {
 		t.Fatal(err)
 	}
