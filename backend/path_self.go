@@ -62,6 +62,8 @@ func (b *engine) selfPaths() []*framework.Path {
 	document := func(name, suffix, what string, of func(*provider) []byte) *framework.Path {
 		return &framework.Path{
 			Pattern: strings.ReplaceAll("oidc"+name, ".", `\.`) + "$",
+			// Clients add queries against caches; refusing them would let anybody fill the log.
+			TakesArbitraryInput: true,
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.publish(of)), Summary: "Read the " + what + ".", DisplayAttrs: display("read", suffix)},
 			},

@@ -323,6 +323,9 @@ func TestPublishedDocuments(t *testing.T) {
 		if got[logical.HTTPStatusCode] != 200 || got[logical.HTTPContentType] != "application/json" || got[logical.HTTPCacheControlHeader] != "public, max-age=300" {
 			t.Errorf("%s: %v", path, got)
 		}
+		if busted, err := w.do(logical.ReadOperation, path, map[string]any{"_": "1767323045"}); err != nil || !cmp.Equal(busted.Data, got) {
+			t.Errorf("%s with a query: %v %v", path, busted, err)
+		}
 		if !json.Valid(got[logical.HTTPRawBody].([]byte)) {
 			t.Errorf("%s is no JSON: %s", path, got[logical.HTTPRawBody])
 		}
