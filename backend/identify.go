@@ -58,21 +58,21 @@ func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *rol
 	if err != nil {
 		return nil, err
 	}
-	claimed, err := identity.Peek(token, conf.MaxTokenBytes)
+	peeked, err := identity.Peek(token, identity.Limits{TokenBytes: conf.MaxTokenBytes, Claims: conf.MaxClaims, Depth: maxDepth})
 	if err != nil {
 		return nil, err
 	}
-	if err := b.notOwn(ctx, req.Storage, claimed); err != nil {
+	if err := b.notOwn(ctx, req.Storage, peeked.Claimed); err != nil {
 		return nil, err
 	}
 	// The role's policies name the issuers; what the token claims only picks among them.
-	vouches, err := b.issuerOf(ctx, req.Storage, policies, claimed)
+	vouches, err := b.issuerOf(ctx, req.Storage, policies, peeked.Claimed)
 	if err != nil {
 		return nil, err
 	}
 	var verified *identity.Token
 	if policies, err = vouches.among(policies); err == nil {
-		verified, err = vouches.verifier.Verify(ctx, token)
+		verified, err = vouches.verifier.VerifyPeeked(ctx, peeked)
 	}
 	trail.asked(vouches, err)
 	if err != nil {

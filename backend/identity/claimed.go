@@ -4,43 +4,40 @@
 package identity
 
 import (
+	"cmp"
 	"errors"
 
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
 // Claimed is what a token that nobody has verified says of its origin. It is good for nothing but to pick the issuer whose
-// Verify then decides, and to refuse.
+// VerifyPeeked then decides, and to refuse.
 type Claimed struct {
 	Issuer  string // iss; "" if there is none
 	Subject string // sub
 	KeyID   string // kid; "" if there is none
 }
 
-// Peek returns what a token claims. A token that it refuses (with an [Error]) no issuer would accept. maxBytes bounds the
-// token; 0 means 16 KiB. It uses no network.
-func Peek(token string, maxBytes int) (Claimed, error) {
-	if maxBytes <= 0 {
-		maxBytes = defaultTokenBytes
-	}
-	s, err := split(token, maxBytes)
+// Peeked is a token that Peek has read.
+type Peeked struct {
+	Claimed
+	token *unverified
+}
+
+// Limits bound a token; 0 stands for the defaults of a Config.
+type Limits struct{ TokenBytes, Claims, Depth int }
+
+// Peek returns what a token claims. A token that it refuses (with an [Error]) no issuer under these limits would accept. It
+// uses no network.
+func Peek(token string, l Limits) (*Peeked, error) {
+	u, err := read(token, cmp.Or(l.TokenBytes, defaultTokenBytes), limits{depth: cmp.Or(l.Depth, defaultDepth), members: cmp.Or(l.Claims, defaultClaims)})
 	if err != nil {
-		return Claimed{}, err
+		return nil, err
 	}
-	// The issuer's own limits are checked by its Verify.
-	l := limits{depth: hardDepth, members: hardClaims}
-	h, err := parseHeader(s.header, l)
-	if err != nil {
-		return Claimed{}, err
+	if _, isWorkload := trustDomainOf(u.sub); u.iss == "" && !isWorkload {
+		return nil, refuse(TokenMalformed, badIssuer)
 	}
-	p, err := parsePayload(s.payload, l)
-	if err != nil {
-		return Claimed{}, err
-	}
-	if _, isWorkload := trustDomainOf(p.sub); p.iss == "" && !isWorkload {
-		return Claimed{}, refuse(TokenMalformed, badIssuer)
-	}
-	return Claimed{Issuer: p.iss, Subject: p.sub, KeyID: h.kid}, nil
+	return &Peeked{Claimed: Claimed{Issuer: u.iss, Subject: u.sub, KeyID: u.kid}, token: u}, nil
 }
 
 // Describe returns what an unverified token says of itself: of alg, typ, kid, iss, sub, aud, iat, nbf and exp those that can

@@ -313,8 +313,8 @@ func TestPeek(t *testing.T) {
 		"no SPIFFE ID, iss": {token(c.with("sub", "spiffe://example.org/a/")), Claimed{"https://id.example.com", "spiffe://example.org/a/", "k1"}},
 		"no kid":            {compact("RS256", rsaKey(), `{"alg":"RS256"}`, c.String()), Claimed{"https://id.example.com", "repo:acme/widget:ref:refs/heads/main", ""}},
 	} {
-		if got, err := Peek(tt.token, 0); got != tt.want || err != nil {
-			t.Errorf("%s: %v, %v; want %v", name, got, err, tt.want)
+		if got := must(Peek(tt.token, Limits{})); got.Claimed != tt.want {
+			t.Errorf("%s: %v; want %v", name, got.Claimed, tt.want)
 		}
 	}
 	for name, tt := range map[string]struct {
@@ -336,11 +336,36 @@ func TestPeek(t *testing.T) {
 		"kid a number":                 {compact("RS256", rsaKey(), `{"alg":"RS256","kid":1}`, c.String()), 0},
 		"kid empty":                    {compact("RS256", rsaKey(), `{"alg":"RS256","kid":""}`, c.String()), 0},
 	} {
-		got, err := Peek(tt.token, tt.max)
-		if got != (Claimed{}) || reason(t, err) != TokenMalformed {
+		got, err := Peek(tt.token, Limits{TokenBytes: tt.max})
+		if got != nil || reason(t, err) != TokenMalformed {
 			t.Errorf("%s: %v, %v; want %s", name, got, err, TokenMalformed)
 		}
 		wantNoLeak(t, err)
+	}
+}
+
+// A token that was read under other limits than the issuer's is read again under these.
+func TestVerifyPeeked(t *testing.T) {
+	i := newIssuer(t, jwks(firstKey()))
+	c := i.config(newClock())
+	c.MaxClaims = 10
+	v := newVerifier(t, c)
+	few, many := token(claims(i.URL, start)), token(claims(i.URL, start).with("a", 1).with("b", 2))
+	for name, tt := range map[string]struct {
+		token  string
+		limits Limits
+		want   string
+	}{
+		"same limits":    {few, Limits{Claims: 10}, ""},
+		"wider limits":   {few, Limits{Claims: 20}, ""},
+		"too many":       {many, Limits{Claims: 20}, TokenMalformed},
+		"bad signature":  {tokenBy(otherRSA(), "k1", claims(i.URL, start)), Limits{Claims: 10}, BadSignature},
+		"another issuer": {token(claims("https://other.example", start)), Limits{Claims: 10}, UnknownIssuer},
+	} {
+		got, err := v.VerifyPeeked(t.Context(), must(Peek(tt.token, tt.limits)))
+		if (got == nil) != (tt.want != "") || tt.want != "" && reason(t, err) != tt.want {
+			t.Errorf("%s: %v, %v; want %q", name, got, err, tt.want)
+		}
 	}
 }
 

@@ -20,6 +20,8 @@ import (
 
 const (
 	defaultTokenBytes = 16 << 10
+	defaultClaims     = 256
+	defaultDepth      = 16
 	hardTokenBytes    = 64 << 10
 	hardClaims        = 4096
 	hardDepth         = 64
@@ -84,8 +86,8 @@ func (c *Config) bound() error {
 		standard, most int
 	}{
 		{"max_token_bytes", &c.MaxTokenBytes, defaultTokenBytes, hardTokenBytes},
-		{"max_claims", &c.MaxClaims, 256, hardClaims},
-		{"max_depth", &c.MaxDepth, 16, hardDepth},
+		{"max_claims", &c.MaxClaims, defaultClaims, hardClaims},
+		{"max_depth", &c.MaxDepth, defaultDepth, hardDepth},
 		{"max_keys", &c.MaxKeys, 100, 1000},
 	} {
 		if *b.get = cmp.Or(*b.get, b.standard); *b.get < 0 || *b.get > b.most {

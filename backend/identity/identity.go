@@ -8,8 +8,9 @@
 // it have made unambiguous:
 //
 //	spelling   compact form, one spelling only                         split
-//	header     strict JSON; alg and typ permitted; no foreign keys     parseHeader
+//	header     strict JSON; no foreign keys                            parseHeader
 //	payload    strict JSON into the one map of claims                  parsePayload
+//	kind       alg and typ are permitted                               checkHeader
 //	issuer     iss, or the trust domain of sub, is this issuer's       Config.claimed
 //	time       exp, iat, nbf, age and lifetime                         inTime
 //	signature  go-oidc, over the issuer's keys                         keySet
@@ -124,34 +125,38 @@ func New(c Config) (*Verifier, error) {
 // Verify returns the verified token, or an *Error whose Reason says what is wrong with it. The reason IssuerUnavailable is
 // the only one that is not the token's fault. A key that is not known yet may be fetched; Verify returns when ctx ends.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Token, error) {
-	s, err := split(token, v.cfg.MaxTokenBytes)
+	u, err := read(token, v.cfg.MaxTokenBytes, v.limits)
 	if err != nil {
 		return nil, err
 	}
-	if err := v.checkHeader(s); err != nil {
-		return nil, err
-	}
-	p, err := parsePayload(s.payload, v.limits)
-	if err != nil {
-		return nil, err
-	}
-	if err := v.cfg.claimed(Claimed{Issuer: p.iss, Subject: p.sub}); err != nil {
-		return nil, err
-	}
-	if err := v.inTime(p, v.cfg.Now()); err != nil {
-		return nil, err
-	}
-	if err := v.checkSignature(ctx, token, p); err != nil {
-		return nil, err
-	}
-	return newToken(s, p), nil
+	return v.verify(ctx, u)
 }
 
-func (v *Verifier) checkHeader(s segments) error {
-	h, err := parseHeader(s.header, v.limits)
-	if err != nil {
-		return err
+// VerifyPeeked is Verify of a token that need not be read again.
+func (v *Verifier) VerifyPeeked(ctx context.Context, p *Peeked) (*Token, error) {
+	if p.token.limits != v.limits || len(p.token.token) > v.cfg.MaxTokenBytes {
+		return v.Verify(ctx, p.token.token)
 	}
+	return v.verify(ctx, p.token)
+}
+
+func (v *Verifier) verify(ctx context.Context, u *unverified) (*Token, error) {
+	if err := v.checkHeader(u.header, u.parts); err != nil {
+		return nil, err
+	}
+	if err := v.cfg.claimed(Claimed{Issuer: u.iss, Subject: u.sub}); err != nil {
+		return nil, err
+	}
+	if err := v.inTime(u.payload, v.cfg.Now()); err != nil {
+		return nil, err
+	}
+	if err := v.checkSignature(ctx, u.token, u.payload); err != nil {
+		return nil, err
+	}
+	return newToken(u.parts, u.payload), nil
+}
+
+func (v *Verifier) checkHeader(h header, s segments) error {
 	if !slices.Contains(v.cfg.Algorithms, h.alg) {
 		return refuse(Algorithm, "alg is not in jwt_supported_algs")
 	}

@@ -38,6 +38,31 @@ type segments struct {
 	signature       int    // bytes
 }
 
+// unverified is a token that was read: every parser reads it the same way, and nobody has vouched for it.
+type unverified struct {
+	token  string
+	limits limits // under which it was read
+	parts  segments
+	header
+	payload
+}
+
+func read(token string, maxBytes int, l limits) (*unverified, error) {
+	s, err := split(token, maxBytes)
+	if err != nil {
+		return nil, err
+	}
+	h, err := parseHeader(s.header, l)
+	if err != nil {
+		return nil, err
+	}
+	p, err := parsePayload(s.payload, l)
+	if err != nil {
+		return nil, err
+	}
+	return &unverified{token: token, limits: l, parts: s, header: h, payload: p}, nil
+}
+
 // split takes a token apart if it is one in JWS compact form and spelt in the only way that its bytes can be: exactly two
 // dots, the base64url alphabet and nothing else, no padding, no stray trailing bits. One identity then has one spelling,
 // and nothing is left for a laxer parser to strip.

@@ -111,7 +111,8 @@ func wycheproofVerdict(t *testing.T, public, private json.RawMessage) func(token
 	v.keys.current, v.keys.fetched, v.keys.tried, v.keys.floor = current, start, start, time.Hour // nothing is fetched
 	return func(token string) string {
 		s, splitErr := split(token, hardTokenBytes)
-		if err != nil || splitErr != nil || v.checkHeader(s) != nil {
+		h, headerErr := parseHeader(s.header, v.limits)
+		if err != nil || splitErr != nil || headerErr != nil || v.checkHeader(h, s) != nil {
 			return "invalid"
 		}
 		if payload, err := v.keys.VerifySignature(t.Context(), token); err != nil || string(payload) != s.payload {
