@@ -6,6 +6,7 @@ package backend
 import (
 	"context"
 	"fmt"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -97,15 +98,21 @@ func (b *engine) readSelf(ctx context.Context, req *logical.Request, _ *framewor
 	if err != nil {
 		return nil, err
 	}
+	maps.Copy(data, p.health())
+	return &logical.Response{Data: data}, nil
+}
+
+// health is what is known of this mount as an OpenID provider.
+func (p *provider) health() map[string]any {
 	ids := []string{}
 	for _, key := range p.Ring.published() {
 		ids = append(ids, key.KeyID)
 	}
-	data["key_ids"], data["next_rotation"] = ids, nil
+	known := map[string]any{"issuer_url": p.IssuerURL, "key_ids": ids, "next_rotation": nil}
 	if p.on() {
-		data["next_rotation"] = timeOrNil(p.Ring.due(p.RotationPeriod.duration()))
+		known["next_rotation"] = timeOrNil(p.Ring.due(p.RotationPeriod.duration()))
 	}
-	return &logical.Response{Data: data}, nil
+	return known
 }
 
 func (b *engine) writeSelf(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {

@@ -22,7 +22,7 @@ func (b *engine) statusPaths() []*framework.Path {
 		},
 		HelpSynopsis: "Health of issuers, targets, ledger and sweeper.",
 		HelpDescription: "Of each issuer: when its keys were last fetched and tried, their ids, what of its key set is not used, and why the last fetch brought nothing. Of each target: what it can do, and how many keys the ledger has there. " +
-			"Of ledger and sweeper: what is not settled, and since when. It asks nobody; it is about the node that answers, since its start.",
+			"Of self: the ids of the keys that it publishes, and when they rotate. Of ledger and sweeper: what is not settled, and since when. It asks nobody; it is about the node that answers, since its start.",
 	}, {
 		Pattern: "refresh/(?P<issuer>[^/]+)$",
 		Fields: map[string]*framework.FieldSchema{
@@ -101,12 +101,16 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 		total += n
 	}
 	ledger["keys"], ledger["counted"] = total, b.ledger.isReady()
+	self, err := b.provider(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
 	last := b.lastSweep.Load()
 	if last == nil {
 		last = &sweepReport{}
 	}
 	return &logical.Response{Data: map[string]any{
-		"version": Version, "issuers": issuers, "targets": targets, "ledger": ledger,
+		"version": Version, "issuers": issuers, "targets": targets, "ledger": ledger, "self": self.health(),
 		"sweeper": map[string]any{"last_run": timeOrNil(last.at), "complete": last.complete},
 	}}, nil
 }

@@ -109,6 +109,19 @@ func TestStatusOfTargetsAndLedger(t *testing.T) {
 	}
 }
 
+func TestStatusOfSelf(t *testing.T) {
+	w := newWorld(t)
+	if diff := cmp.Diff(map[string]any{"issuer_url": "", "key_ids": []string{}, "next_rotation": nil}, w.read("status")["self"]); diff != "" {
+		t.Errorf("off (-want +got):\n%s", diff)
+	}
+	w.write("self", map[string]any{"issuer_url": "https://vault.example/v1/oidcexchange/oidc"})
+	self := w.read("self")
+	want := map[string]any{"issuer_url": self["issuer_url"], "key_ids": self["key_ids"], "next_rotation": self["next_rotation"]}
+	if diff := cmp.Diff(want, w.read("status")["self"]); diff != "" || len(self["key_ids"].([]string)) == 0 {
+		t.Errorf("on (-want +got):\n%s", diff)
+	}
+}
+
 // After a refresh no key vouches that the issuer does not publish now, however recent the last fetch was.
 func TestRefreshDropsKeys(t *testing.T) {
 	w := newWorld(t)

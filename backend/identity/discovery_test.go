@@ -155,7 +155,7 @@ func TestCheapestCheckFirst(t *testing.T) {
 		fix  func()
 		want string
 	}{
-		{func() {}, TokenMalformed}, // larger than a token may be
+		{func() {}, TokenMalformed},           // larger than a token may be
 		{func() { pad = "" }, TokenMalformed}, // no subject
 		{func() { body["sub"] = "s" }, Algorithm},
 		{func() { header["alg"] = "RS256" }, TokenType},
