@@ -61,7 +61,7 @@ func (s Suite) testExchange(t *testing.T) {
 		t.Fatalf("%d keys live; want 1", len(living))
 	}
 	made := living[0]
-	want := target.Key{Secret: made.Secret, Header: got.Header, Fields: got.Fields, Handle: target.Handle{Name: r.Name, Params: r.Params}}
+	want := target.Key{Secret: made.Secret, Header: got.Header, Fields: s.Fields, Handle: target.Handle{Name: r.Name, Params: r.Params}}
 	if s.Accessor {
 		want.Accessor = made.Accessor
 	}

@@ -118,6 +118,8 @@ func (f *fake) act(c Call) answer {
 	case Renew, Revoke:
 		key, found := f.lookup(c.Key)
 		switch {
+		case !found && c.Op == Revoke:
+			return answer{f.suite.gone(), map[string]any{"error": wireCanary}}
 		case !found:
 			return answer{http.StatusNotFound, map[string]any{"error": wireCanary}}
 		case c.Op == Revoke:
@@ -145,7 +147,7 @@ func (f *fake) act(c Call) answer {
 
 // mint makes a key. Where keys can be found they must have a name, and where they can be extended an end.
 func (f *fake) mint(c Call) answer {
-	if f.suite.Caps.Find && c.Name == "" || f.suite.Caps.Renew && c.NotAfter.IsZero() {
+	if (f.suite.Caps.Find || f.suite.ByName) && c.Name == "" || f.suite.Caps.Renew && c.NotAfter.IsZero() {
 		return answer{http.StatusBadRequest, map[string]any{"error": wireCanary}}
 	}
 	n := len(f.minted) + 1
@@ -169,7 +171,7 @@ func (f *fake) end(c Call) time.Time {
 
 func (f *fake) lookup(key string) (Key, bool) {
 	for _, k := range f.live {
-		if key != "" && (key == k.Accessor || key == k.Secret) {
+		if key != "" && (key == k.Accessor || key == k.Secret || f.suite.ByName && key == k.Name) {
 			return k, true
 		}
 	}

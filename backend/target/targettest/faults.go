@@ -7,9 +7,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -87,6 +89,7 @@ func reads(op Op) bool { return op == Exchange || op == Renew || op == Find }
 // testFaults checks what every call of a target has in common.
 func (s Suite) testFaults(t *testing.T, op Op) {
 	t.Run("statuses", func(t *testing.T) { s.testStatuses(t, op) })
+	t.Run("refusals", func(t *testing.T) { s.testRefusals(t, op) })
 	t.Run("retry-after", func(t *testing.T) { s.testRetryAfter(t, op) })
 	t.Run("connections", func(t *testing.T) { s.testConnections(t, op) })
 	t.Run("redirects", func(t *testing.T) { s.testRedirects(t, op) })
@@ -114,6 +117,9 @@ func (s Suite) testStatuses(t *testing.T, op Op) {
 			want[status] = target.ErrDenied
 		}
 	}
+	if op == Revoke && s.gone() != http.StatusNotFound { // then that says nothing of the key
+		want[http.StatusNotFound] = target.ErrUnknown
+	}
 	for status, outcome := range want {
 		t.Run(fmt.Sprint(status), func(t *testing.T) {
 			b, key := s.ready(t)
@@ -135,6 +141,56 @@ func (s Suite) testStatuses(t *testing.T, op Op) {
 			}
 		})
 	}
+}
+
+// testRefusals checks that a refusal is one by its status: whatever its body is, that changes nothing and is not repeated.
+func (s Suite) testRefusals(t *testing.T, op Op) {
+	text := func(text string) fault {
+		return func(w http.ResponseWriter, _ func() answer) {
+			w.WriteHeader(http.StatusForbidden)
+			_, _ = io.WriteString(w, text)
+		}
+	}
+	for name, hurt := range map[string]fault{
+		"no body": text(""), "html": text("<html>" + wireCanary), "list": text(`["` + wireCanary + `"]`), "null": text("null"),
+		"deep": text(strings.Repeat(`{"error":`, 1<<12)), "huge": text(`"` + strings.Repeat(wireCanary, 1<<16) + `"`),
+		"truncated": func(w http.ResponseWriter, _ func() answer) {
+			truncated(w, func() answer { return answer{http.StatusForbidden, wireCanary} })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			b, key := s.ready(t)
+			before := b.fake.requests()
+			b.fake.suffer(hurt)
+			b.expect(b.call(t.Context(), op, key), target.ErrDenied)
+			b.once(before)
+		})
+	}
+	t.Run("endless", func(t *testing.T) {
+		b, key := s.ready(t)
+		b.target = s.hasty(b)
+		b.fake.suffer(func(w http.ResponseWriter, _ func() answer) {
+			half(w, func() answer { return answer{http.StatusForbidden, wireCanary} })
+			<-b.fake.released
+		})
+		err := b.promptly(func() error { return b.call(t.Context(), op, key) })
+		if errors.Is(err, target.ErrProtocol) || err == nil { // on a slow machine the status comes too late
+			t.Errorf("got %v; want a refusal", err)
+		}
+	})
+}
+
+// hasty is the same target with a deadline that falls within the call under test, however slow the machine.
+func (s Suite) hasty(b *bench) *target.Target {
+	b.Helper()
+	c := b.config
+	c.RequestTimeout = 50 * time.Millisecond
+	opened, err := target.Open(c)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(opened.Close)
+	return opened
 }
 
 // A target that asks to be left alone is: calls that issue or prolong keys are refused at once until the time is over;
@@ -229,19 +285,11 @@ func (s Suite) testEnds(t *testing.T, op Op) {
 	}
 	for place, stop := range places {
 		t.Run("deadline "+place, func(t *testing.T) {
-			// A key from a patient target: the deadline must fall within the call under test, however slow the machine.
-			b, key := s.ready(t)
-			hasty := b.config
-			hasty.RequestTimeout = 50 * time.Millisecond
-			opened, err := target.Open(hasty)
-			if err != nil {
-				t.Fatal(err)
-			}
-			t.Cleanup(opened.Close)
+			b, key := s.ready(t) // by a patient target
 			b.fake.suffer(stop(b.fake, func() {}))
 			before := b.fake.requests()
-			b.target = opened
-			err = b.promptly(func() error { return b.call(t.Context(), op, key) })
+			b.target = s.hasty(b)
+			err := b.promptly(func() error { return b.call(t.Context(), op, key) })
 			if errors.Is(err, target.ErrBusy) && b.fake.requests() == before {
 				return // so slow a machine that there was no connection in time
 			}

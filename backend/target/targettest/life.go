@@ -66,7 +66,10 @@ func (s Suite) testRevoke(t *testing.T) {
 	b.expect(b.target.Revoke(t.Context(), first.Handle), nil) // it is gone: that is success, and the server was asked
 	b.once(before)
 
-	unknown := second.Handle
+	unknown, empty := second.Handle, target.Handle{Name: second.Handle.Name, Params: second.Handle.Params}
+	if s.ByName {
+		unknown.Name, empty.Name = "oidcx-nobody", ""
+	}
 	if unknown.Accessor != "" {
 		unknown.Accessor = "id-9999"
 	}
@@ -74,7 +77,7 @@ func (s Suite) testRevoke(t *testing.T) {
 		unknown.Secret = keyCanary + "9999"
 	}
 	b.expect(b.target.Revoke(t.Context(), unknown), nil)
-	b.expect(b.target.Revoke(t.Context(), target.Handle{Name: second.Handle.Name, Params: second.Handle.Params}), target.ErrParameter)
+	b.expect(b.target.Revoke(t.Context(), empty), target.ErrParameter)
 	if len(s.Credential) > 0 {
 		b.expect(b.stranger().Revoke(t.Context(), second.Handle), target.ErrDenied)
 	}
@@ -120,6 +123,10 @@ func (s Suite) testFind(t *testing.T) {
 		b.expect(err, target.ErrUnsupported)
 		return
 	}
+	if s.ByName {
+		s.testFindByName(t)
+		return
+	}
 	b := s.start(t)
 	b.issue()
 	key := b.issue()
@@ -143,6 +150,29 @@ func (s Suite) testFind(t *testing.T) {
 	}
 	b.expect(b.target.Revoke(t.Context(), b.stored(handles[0])), nil)
 	b.findsOnly(target.Handle{Name: r.Name, Params: r.Params})
+}
+
+// testFindByName checks that a key whose answer was lost is ended by its name, without a look at what others have; that
+// one which was never made counts as ended is checked with revoke.
+func (s Suite) testFindByName(t *testing.T) {
+	b := s.start(t)
+	b.issue()
+	r := b.request()
+	b.fake.suffer(cutAfter)
+	_, err := b.target.Exchange(t.Context(), r)
+	b.expect(err, target.ErrUnknown)
+	b.fake.suffer(nil)
+	before := b.fake.requests()
+	handles := b.findsOnly(b.stored(target.Handle{Name: r.Name, Params: r.Params}), "")
+	if got := b.fake.requests() - before; got != 0 {
+		t.Errorf("%d requests were sent to find what its name ends", got)
+	}
+	for _, h := range handles {
+		b.expect(b.target.Revoke(t.Context(), b.stored(h)), nil)
+	}
+	if living := b.fake.living(); len(living) != 1 || living[0].Name == r.Name {
+		t.Errorf("%d keys live; want the other one alone", len(living))
+	}
 }
 
 func (b *bench) findsOnly(h target.Handle, accessors ...string) []target.Handle {

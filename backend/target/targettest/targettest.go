@@ -30,13 +30,16 @@ type Suite struct {
 	Params map[string]any // of every request
 	Caps   target.Caps    // what the target can do, and nothing else
 
-	Token      bool     // exchange presents the subject token
-	Credential []string // fields of the target's credential; every call presents it
-	Accessor   bool     // keys have an accessor
-	Expiry     bool     // the answer says when a key ends
-	NeedsKey   bool     // renew or revoke take the key itself, so that handles hold it
-	Denied     []int    // statuses by which an exchange is denied
-	Header     string   // HeaderName
+	Token      bool              // exchange presents the subject token
+	Credential []string          // fields of the target's credential; every call presents it
+	Accessor   bool              // keys have an accessor
+	Expiry     bool              // the answer says when a key ends
+	NeedsKey   bool              // renew or revoke take the key itself, so that handles hold it
+	ByName     bool              // revoke takes the key's name alone, so that Find need not ask
+	Gone       int               // status by which revoke says that there is no such key; 0 = 404
+	Denied     []int             // statuses by which an exchange is denied
+	Header     string            // HeaderName
+	Fields     map[string]string // of every key
 	Wire       Wire
 }
 
@@ -69,7 +72,7 @@ type Call struct {
 	Token      string            // the subject token
 	Credential map[string]string // by field; nil = none
 	Name       string            // Exchange: the key's name
-	Key        string            // Renew, Revoke: the key's accessor, or the key itself
+	Key        string            // Renew, Revoke: the key's accessor, or the key itself, or with ByName its name
 	NotAfter   time.Time         // Exchange, Renew: the end asked for
 }
 
@@ -105,7 +108,7 @@ func Run(t *testing.T, s Suite) {
 	t.Run("secrets", s.testSecrets)
 	t.Run("concurrency", s.testConcurrency)
 	for _, op := range []Op{Exchange, Renew, Revoke, Find, Check} {
-		if s.supports(op) {
+		if s.supports(op) && s.asks(op) {
 			t.Run(string(op)+" under faults", func(t *testing.T) { s.testFaults(t, op) })
 		}
 	}
@@ -113,6 +116,17 @@ func Run(t *testing.T, s Suite) {
 
 func (s Suite) supports(op Op) bool {
 	return map[Op]bool{Exchange: true, Renew: s.Caps.Renew, Revoke: s.Caps.Revoke, Find: s.Caps.Find, Check: s.Caps.Check}[op]
+}
+
+// asks reports whether the call is one of the target's server.
+func (s Suite) asks(op Op) bool { return op != Find || !s.ByName }
+
+// gone is what revoke is answered for a key that does not live.
+func (s Suite) gone() int {
+	if s.Gone == 0 {
+		return http.StatusNotFound
+	}
+	return s.Gone
 }
 
 // bench is one target at one fresh server.
@@ -126,12 +140,13 @@ type bench struct {
 	names  atomic.Int64
 }
 
+// Start is the time at which the suite's clock stands, for APIs that tell a key's end as a time from now.
+var Start = time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)
+
 // clock stands still until it is moved.
 type clock struct{ offset atomic.Int64 }
 
-func (c *clock) now() time.Time {
-	return time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC).Add(time.Duration(c.offset.Load()))
-}
+func (c *clock) now() time.Time          { return Start.Add(time.Duration(c.offset.Load())) }
 func (c *clock) advance(d time.Duration) { c.offset.Add(int64(d)) }
 
 // start makes a server and opens the target there; change may alter the configuration first.
