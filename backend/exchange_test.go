@@ -4,6 +4,8 @@
 package backend
 
 import (
+	"maps"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -82,5 +84,21 @@ func TestNuGetKeyIsExposedUntilItExpires(t *testing.T) {
 	w.settleAll()
 	if len(w.nuget.Live()) != 0 || len(w.ledgerEntries()) != 0 {
 		t.Errorf("%v live, ledger has %v", w.nuget.Live(), w.ledgerEntries())
+	}
+}
+
+// What a profile adds to an answer stands beside what the engine says, never in its place.
+func TestProfileCannotSpeakForTheEngine(t *testing.T) {
+	w := newWorld(t)
+	with := func(field string) map[string]any {
+		return map[string]any{"profile": w.profile("accessor: string(response.json.id)", "fields: {"+field+": params.project}\n    accessor: string(response.json.id)"), "credential": "token=" + adminToken}
+	}
+	fields := w.issue("deploy").Data
+	for _, field := range append(slices.Sorted(maps.Keys(fields)), "header_value") { // the one that not every key has
+		w.refused("targets/acme", with(field), "profile")
+	}
+	w.write("targets/acme", with("project"))
+	if got := w.issue("deploy").Data; got["project"] != "widget" || len(got) != len(fields)+1 {
+		t.Errorf("got %v", got)
 	}
 }

@@ -23,6 +23,9 @@ import (
 // drainBytes is how much of an answer that nobody reads is taken off the wire to keep its connection usable.
 const drainBytes = 16 << 10
 
+// maxRefusalBytes is how much of a refusal is read for its hint.
+const maxRefusalBytes = 64 << 10
+
 // api makes the HTTP calls of one target. It is the only place that does: every call is bounded in time and size, sent at
 // most once, follows no redirect, and ends in an answer or an *Error that says what may have happened.
 type api struct {
@@ -46,6 +49,10 @@ type call struct {
 	header   http.Header
 	body     []byte // nil = none
 	wantBody bool   // the answer's body matters; without it the status alone decides
+
+	// hint says in our own words what a refusal asks to be mended, "" if it cannot tell; nil = nothing. The answer's body is
+	// nil if it could not be read.
+	hint func(answer) string
 
 	ok, gone, busy, denied []int
 }
@@ -134,15 +141,18 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 		}
 		return answer{status: resp.StatusCode, header: resp.Header, body: body}, nil
 	}
-	if resp.ContentLength >= 0 && resp.ContentLength <= drainBytes {
+	e := &Error{Op: c.op, Status: resp.StatusCode}
+	if c.hint != nil && in(c.denied) {
+		body, _ := egress.ReadAll(resp.Body, min(a.maxBytes, maxRefusalBytes))
+		e.Text = c.hint(answer{status: resp.StatusCode, header: resp.Header, body: body})
+	} else if resp.ContentLength >= 0 && resp.ContentLength <= drainBytes {
 		_, _ = io.Copy(io.Discard, resp.Body) // the status has decided; this only keeps the connection
 	}
-	e := &Error{Op: c.op, Status: resp.StatusCode}
 	switch {
 	case in(c.ok) || in(c.gone):
 		return answer{status: resp.StatusCode, header: resp.Header}, nil
 	case in(c.denied):
-		e.outcome, e.Text = ErrDenied, "it refused"
+		e.outcome, e.Text = ErrDenied, strings.TrimSuffix("it refused: "+e.Text, ": ")
 	case in(c.busy):
 		e.outcome, e.Text = ErrBusy, "try again later"
 		if e.RetryAfter = retryAfter(resp.Header, a.now()); e.RetryAfter > 0 {

@@ -112,6 +112,11 @@ func (k Key) check(now time.Time) string {
 	case !k.Expiry.IsZero() && !k.Expiry.After(now):
 		return "the key has already expired"
 	}
+	for _, text := range k.Fields { // shown like an accessor
+		if len(text) > maxAccessorBytes || !printable(text) || strings.Contains(text, k.Secret) {
+			return fmt.Sprintf("a field is not printable ASCII of at most %d bytes, or holds the key", maxAccessorBytes)
+		}
+	}
 	return ""
 }
 

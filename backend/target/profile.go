@@ -27,9 +27,11 @@ type profile struct {
 
 	secret, accessor, expires *expr.Program // of exchange; all but secret may be nil
 	renewed                   *expr.Program // of renew: the new expiry
+	fields                    []entry       // of exchange: further public facts
 	found                     *expr.Program // of find: the accessors
 
 	endsByAccessor, endsByKey bool // what renew and revoke need of a key
+	endsByName                bool // revoke needs its name alone, and there is no find
 }
 
 // operation is one request of a profile and the statuses that its answer may have.
@@ -41,9 +43,10 @@ type operation struct {
 	form           bool          // the body is a form; else JSON
 
 	ok, gone, busy, denied []int
+	hints                  []entry // what a refusal means: text, and the condition under which it is said
 }
 
-// entry is a named value of a query or header.
+// entry is a named value of a query, a header, or what a profile adds.
 type entry struct {
 	name  string
 	value *expr.Program
@@ -75,8 +78,11 @@ func (p *profileDriver) driver() driver {
 	if p.revoke != nil {
 		d.revoke = p.doRevoke
 	}
-	if p.find != nil {
+	switch {
+	case p.find != nil:
 		d.find = p.doFind
+	case p.endsByName:
+		d.find = findByName
 	}
 	if p.check != nil {
 		d.check = p.doCheck
@@ -89,7 +95,7 @@ func (p *profileDriver) doExchange(ctx context.Context, r Request) (Key, error) 
 	b := expr.NewBudget()
 	vars := map[string]any{
 		"params": r.Params, "name": r.Name, "subject": p.visible(r.Subject),
-		"credential": p.credential, "subject_token": r.SubjectToken,
+		"credential": p.credential, "subject_token": r.SubjectToken, "now": p.now().UTC().Truncate(time.Second),
 	}
 	if !r.NotAfter.IsZero() {
 		vars["not_after"] = r.NotAfter.UTC().Truncate(time.Second)
@@ -130,6 +136,14 @@ func (p *profileDriver) key(a *reading, r Request, sent time.Time) (Key, error) 
 		Accessor: a.text("key.accessor", p.accessor),
 		Expiry:   a.expiry("key.expires", p.expires, sent),
 	}
+	for _, f := range p.fields {
+		if text := a.text("key.fields."+f.name, f.value); text != "" {
+			if k.Fields == nil {
+				k.Fields = map[string]string{}
+			}
+			k.Fields[f.name] = text
+		}
+	}
 	if p.expires == nil && p.lifetime > 0 {
 		k.Expiry = sent.Add(p.lifetime).UTC()
 	}
@@ -162,7 +176,7 @@ func (p *profileDriver) key(a *reading, r Request, sent time.Time) (Key, error) 
 func (p *profileDriver) doRenew(ctx context.Context, h Handle, notAfter time.Time) (time.Time, error) {
 	const op = "renew"
 	b, vars := expr.NewBudget(), p.handleVars(h)
-	vars["not_after"] = notAfter.UTC().Truncate(time.Second)
+	vars["not_after"], vars["now"] = notAfter.UTC().Truncate(time.Second), p.now().UTC().Truncate(time.Second)
 	c, err := p.renew.call(op, b, vars)
 	if err != nil {
 		return time.Time{}, err
@@ -220,6 +234,11 @@ func (p *profileDriver) doFind(ctx context.Context, h Handle) ([]Handle, error) 
 	return handles, nil
 }
 
+// findByName asks nobody: of a key that was never made, revoke by name says that it is gone.
+func findByName(_ context.Context, h Handle) ([]Handle, error) {
+	return []Handle{{Name: h.Name, Params: h.Params}}, nil
+}
+
 func (p *profileDriver) doCheck(ctx context.Context) error {
 	c, err := p.check.call("check", expr.NewBudget(), map[string]any{"credential": p.credential})
 	if err != nil {
@@ -233,7 +252,10 @@ func (p *profileDriver) doCheck(ctx context.Context) error {
 // instead of asking the target about the empty name.
 func (p *profileDriver) handleVars(h Handle) map[string]any {
 	key := map[string]any{}
-	vars := map[string]any{"params": numbers(h.Params), "name": h.Name, "credential": p.credential, "key": key}
+	vars := map[string]any{"params": numbers(h.Params), "credential": p.credential, "key": key}
+	if h.Name != "" {
+		vars["name"] = h.Name
+	}
 	if h.Accessor != "" {
 		vars["accessor"], key["accessor"] = h.Accessor, h.Accessor
 	}

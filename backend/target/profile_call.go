@@ -27,6 +27,9 @@ func (o *operation) call(op string, b *expr.Budget, vars map[string]any) (call, 
 		op: op, method: o.method, query: url.Values{}, header: http.Header{},
 		ok: o.ok, gone: o.gone, busy: o.busy, denied: o.denied,
 	}
+	if len(o.hints) > 0 {
+		c.hint = func(a answer) string { return o.hint(op, b, a) }
+	}
 	if err := o.address(&c, b, vars); err != nil {
 		return call{}, unbuildable(op, "%v", err)
 	}
@@ -47,6 +50,18 @@ func (o *operation) call(op string, b *expr.Budget, vars map[string]any) (call, 
 		}
 	}
 	return c, nil
+}
+
+// hint returns the first hint whose condition holds. One that cannot be judged does not: most read members that only some
+// refusals have.
+func (o *operation) hint(op string, b *expr.Budget, a answer) string {
+	refusal := answerOf(op, b, a, map[string]any{})
+	for _, h := range o.hints {
+		if holds, err := h.value.Eval(b, refusal.vars); err == nil && holds == true {
+			return h.name
+		}
+	}
+	return ""
 }
 
 // address fills in path and query.

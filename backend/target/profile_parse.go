@@ -16,7 +16,7 @@ import (
 
 // allVariables are the names that some expression of a profile may use.
 var allVariables = []string{
-	"params", "subject", "name", "not_after", "ttl", "credential", "subject_token", "accessor", "key", "response",
+	"params", "subject", "name", "not_after", "ttl", "now", "credential", "subject_token", "accessor", "key", "response", "hostname",
 }
 
 // scope is what the expressions of one operation may use: in the URL, and beyond it in headers and body. Secrets are in
@@ -24,8 +24,8 @@ var allVariables = []string{
 type scope struct{ url, inside []string }
 
 var (
-	exchangeScope = scope{url: []string{"params", "subject", "name", "not_after", "ttl"}, inside: []string{"credential", "subject_token"}}
-	renewScope    = scope{url: []string{"params", "name", "not_after", "accessor", "key"}, inside: []string{"credential"}}
+	exchangeScope = scope{url: []string{"params", "subject", "name", "not_after", "ttl", "now"}, inside: []string{"credential", "subject_token"}}
+	renewScope    = scope{url: []string{"params", "name", "not_after", "now", "accessor", "key"}, inside: []string{"credential"}}
 	revokeScope   = scope{url: []string{"params", "name", "accessor", "key"}, inside: []string{"credential"}}
 	findScope     = scope{url: []string{"params", "name"}, inside: []string{"credential"}}
 	checkScope    = scope{inside: []string{"credential"}}
@@ -36,8 +36,14 @@ var (
 	keyVariables    = []string{"response", "params", "subject", "name", "not_after", "ttl"}
 	renewVariables  = []string{"response", "params", "name", "not_after"}
 	foundVariables  = []string{"response", "params", "name"}
+	hintVariables   = []string{"response"}
 	headerVariables = []string{"key"}
 )
+
+// takenFields are what creds/ answers with for every key, so that no profile can speak for the engine.
+var takenFields = []string{
+	"api_key", "id", "accessor", "expires_at", "revocable", "header_name", "header_value", "target", "issuer", "subject", "trust",
+}
 
 // sources are the values of subject_token_source that this package knows.
 var sources = []string{SourceNone, SourceRequest, SourceSelf, SourceFile, SourceClientCredentials, SourceSVID}
@@ -54,7 +60,7 @@ func parseProfile(text string) (*profile, error) {
 	if doc.fault != nil {
 		return nil, doc.fault
 	}
-	s.only("name", "url", "subject_token_source", "audience", "params", "credential", "claims", "lifetime", "header",
+	s.only("name", "url", "subject_token_source", "audience", "audience_from", "params", "credential", "claims", "lifetime", "header",
 		"exchange", "renew", "revoke", "find", "check")
 	p := &profile{facts: facts{
 		name: s.text("name"), url: s.text("url"),
@@ -70,6 +76,9 @@ func parseProfile(text string) (*profile, error) {
 	}
 	if p.source == "" {
 		p.source = SourceNone
+	}
+	if p.audienceFrom = s.cel("audience_from", expr.String, "hostname"); p.audienceFrom != nil && p.audience != "" {
+		s.fault("audience_from", "stands beside audience; want one of them")
 	}
 	if !slices.Contains(sources, p.source) {
 		s.fault("subject_token_source", "want one of %s", strings.Join(sources, ", "))
@@ -121,10 +130,17 @@ func (p *profile) parseOperations(s section) {
 		return
 	}
 	key := s.section("exchange").section("key")
-	key.only("secret", "accessor", "expires")
+	key.only("secret", "accessor", "expires", "fields")
 	p.secret = key.required("secret", expr.String, keyVariables...)
 	p.accessor = key.cel("accessor", expr.String, keyVariables...)
 	p.expires = key.cel("expires", expr.Any, keyVariables...)
+	fields := key.section("fields")
+	for _, name := range fields.names {
+		if !fieldName.MatchString(name) || slices.Contains(takenFields, name) {
+			fields.fault(name, "cannot be the name of a field of its own")
+		}
+	}
+	p.fields = entries(fields, expr.String, keyVariables)
 
 	if p.renew = parseOperation(s, "renew", renewScope, "denied", "expires"); p.renew != nil {
 		p.renewed = s.section("renew").required("expires", expr.Any, renewVariables...)
@@ -151,7 +167,7 @@ func parseOperation(s section, name string, scope scope, own ...string) *operati
 		return nil
 	}
 	o := s.section(name)
-	o.only(append([]string{"method", "path", "query", "headers", "json", "form", "ok", "busy"}, own...)...)
+	o.only(append([]string{"method", "path", "query", "headers", "json", "form", "ok", "busy", "hints"}, own...)...)
 	inside := slices.Concat(scope.url, scope.inside)
 	op := &operation{
 		method: parseMethod(o, name),
@@ -170,6 +186,7 @@ func parseOperation(s section, name string, scope scope, own ...string) *operati
 		o.fault("method", "is GET, which has no body")
 	}
 	op.headers = parseHeaders(s, o, inside)
+	op.hints = entries(o.section("hints"), expr.Bool, hintVariables)
 	parseStatuses(op, o, name)
 	return op
 }
@@ -284,9 +301,10 @@ func (p *profile) checkWhole(s section) {
 	}
 	p.endsByAccessor = p.endsBy(func(e *expr.Program) bool { return e.Uses("accessor") || readsMember(e, "key", "accessor") })
 	p.endsByKey = p.endsBy(func(e *expr.Program) bool { return readsMember(e, "key", "secret") })
+	p.endsByName = p.find == nil && p.revoke != nil && p.revoke.uses("name") && !p.revoke.uses("accessor") && !p.revoke.uses("key")
 	p.wantsToken = p.exchange.uses("subject_token")
 	switch {
-	case p.lifetime == 0 && (p.find == nil || p.revoke == nil):
+	case p.lifetime == 0 && !p.endsByName && (p.find == nil || p.revoke == nil):
 		s.fault("lifetime", "is missing: without find and revoke, a key that was lost lives that long")
 	case p.endsByAccessor && p.accessor == nil:
 		s.fault("exchange", "key.accessor is missing: renew or revoke uses it")

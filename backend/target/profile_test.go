@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -49,6 +50,27 @@ func TestBaseProfileIsValid(t *testing.T) {
 	}
 }
 
+// What the README shows as the whole grammar is a profile.
+func TestDocumentedProfile(t *testing.T) {
+	text, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, after, _ := strings.Cut(string(text), "\n## Profiles\n")
+	_, after, _ = strings.Cut(after, "```yaml\n")
+	profile, _, found := strings.Cut(after, "```\n")
+	if !found {
+		t.Fatal("the README shows no profile")
+	}
+	p, err := parseProfile(profile)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if p.renew == nil || p.revoke == nil || p.find == nil || p.check == nil || len(p.fields) == 0 || len(p.exchange.hints) == 0 {
+		t.Error("the README does not show every operation, fields and hints")
+	}
+}
+
 // Every fault of a profile is named by its line and its member.
 func TestProfileFaults(t *testing.T) {
 	for name, c := range map[string]struct{ from, to, want string }{
@@ -62,14 +84,14 @@ func TestProfileFaults(t *testing.T) {
 		"two documents":   {base, base + "---\nname: x\n", "line 24: profile: goes on after its end; want one document"},
 		"anchor":          {"name: acme", "name: &a acme", "line 1: profile: has an anchor or an alias; write the value out"},
 		"alias":           {"name: acme", "name: &a acme\naudience: *a", "line 1: profile: has an anchor or an alias; write the value out"},
-		"merge":           {"gone: [404]", "<<: {gone: [404]}", "line 19: revoke.<<: is not known here; known are method, path, query, headers, json, form, ok, busy, gone"},
+		"merge":           {"gone: [404]", "<<: {gone: [404]}", "line 19: revoke.<<: is not known here; known are method, path, query, headers, json, form, ok, busy, hints, gone"},
 		"tag":             {"name: acme", "name: !!binary acme", "line 1: profile: has a tag; leave it out"},
 		"deep":            {"name: acme", "name: [[[[[[[a]]]]]]]", "line 1: profile: nests deeper than 6 levels"},
 		"duplicate":       {"url: https", "name: b\nurl: https", "line 2: name: stands here twice"},
 		"duplicate below": {"  method: DELETE", "  method: DELETE\n  method: GET", "line 18: revoke.method: stands here twice"},
 		"complex name":    {"name: acme", "? [a]\n: b", "line 1: profile: has a member whose name is not plain text"},
-		"unknown":         {"url: https", "uri: https", "line 2: uri: is not known here; known are name, url, subject_token_source, audience, params, credential, claims, lifetime, header, exchange, renew, revoke, find, check"},
-		"unknown below":   {"{secret:", "{secert:", "line 15: exchange.key.secert: is not known here; known are secret, accessor, expires"},
+		"unknown":         {"url: https", "uri: https", "line 2: uri: is not known here; known are name, url, subject_token_source, audience, audience_from, params, credential, claims, lifetime, header, exchange, renew, revoke, find, check"},
+		"unknown below":   {"{secret:", "{secert:", "line 15: exchange.key.secert: is not known here; known are secret, accessor, expires, fields"},
 		"no name":         {"name: acme\n", "", "line 1: name: want 1 to 64 of a-z, 0-9 and hyphens"},
 		"name":            {"acme\n", "Acme Inc\n", "line 1: name: want 1 to 64 of a-z, 0-9 and hyphens"},
 		"url list":        {"https://api.acme.example", "[x]", "line 2: url: want a value"},
@@ -116,15 +138,15 @@ func TestProfileFaults(t *testing.T) {
 		"no found":         {"  found: response.json.map(k, k.id)\n", "", "line 20: find.found: is missing"},
 		"renew, no expiry": {"find:", "renew: {method: PUT, path: '[accessor]'}\nfind:", "line 20: renew.expires: is missing"},
 
-		"token in path":         {`path: '["keys"]'` + "\n  headers", `path: '["keys", subject_token]'` + "\n  headers", `line 11: exchange.path: "subject_token" cannot be used here; what can is params, subject, name, not_after, ttl`},
-		"token with a dot":      {`path: '["keys"]'` + "\n  headers", `path: '["keys", .subject_token]'` + "\n  headers", `line 11: exchange.path: ".subject_token" cannot be used here; what can is params, subject, name, not_after, ttl`},
-		"credential in path":    {`path: '["keys"]'` + "\n  headers", `path: '["keys", credential.token]'` + "\n  headers", `line 11: exchange.path: "credential" cannot be used here; what can is params, subject, name, not_after, ttl`},
-		"credential in query":   {"  headers:", "  query: {t: credential.token}\n  headers:", `line 12: exchange.query.t: "credential" cannot be used here; what can is params, subject, name, not_after, ttl`},
-		"token in query":        {"  headers:", "  query: {t: subject_token}\n  headers:", `line 12: exchange.query.t: "subject_token" cannot be used here; what can is params, subject, name, not_after, ttl`},
+		"token in path":         {`path: '["keys"]'` + "\n  headers", `path: '["keys", subject_token]'` + "\n  headers", `line 11: exchange.path: "subject_token" cannot be used here; what can is params, subject, name, not_after, ttl, now`},
+		"token with a dot":      {`path: '["keys"]'` + "\n  headers", `path: '["keys", .subject_token]'` + "\n  headers", `line 11: exchange.path: ".subject_token" cannot be used here; what can is params, subject, name, not_after, ttl, now`},
+		"credential in path":    {`path: '["keys"]'` + "\n  headers", `path: '["keys", credential.token]'` + "\n  headers", `line 11: exchange.path: "credential" cannot be used here; what can is params, subject, name, not_after, ttl, now`},
+		"credential in query":   {"  headers:", "  query: {t: credential.token}\n  headers:", `line 12: exchange.query.t: "credential" cannot be used here; what can is params, subject, name, not_after, ttl, now`},
+		"token in query":        {"  headers:", "  query: {t: subject_token}\n  headers:", `line 12: exchange.query.t: "subject_token" cannot be used here; what can is params, subject, name, not_after, ttl, now`},
 		"credential in find":    {"  found:", "  query: {t: credential.token}\n  found:", `line 23: find.query.t: "credential" cannot be used here; what can is params, name`},
-		"key in exchange":       {`'{"name": name}'`, `'{"name": key.secret}'`, `line 13: exchange.json: "key" cannot be used here; what can is params, subject, name, not_after, ttl, credential, subject_token`},
+		"key in exchange":       {`'{"name": name}'`, `'{"name": key.secret}'`, `line 13: exchange.json: "key" cannot be used here; what can is params, subject, name, not_after, ttl, now, credential, subject_token`},
 		"key in find":           {"  found:", "  query: {k: key.secret}\n  found:", `line 23: find.query.k: "key" cannot be used here; what can is params, name`},
-		"response in request":   {`'{"name": name}'`, `'{"name": response.status}'`, `line 13: exchange.json: "response" cannot be used here; what can is params, subject, name, not_after, ttl, credential, subject_token`},
+		"response in request":   {`'{"name": name}'`, `'{"name": response.status}'`, `line 13: exchange.json: "response" cannot be used here; what can is params, subject, name, not_after, ttl, now, credential, subject_token`},
 		"credential in key":     {"response.json.secret", "credential.token", `line 15: exchange.key.secret: "credential" cannot be used here; what can is response, params, subject, name, not_after, ttl`},
 		"credential in found":   {"response.json.map(k, k.id)", "'[credential.token]'", `line 23: find.found: "credential" cannot be used here; what can is response, params, name`},
 		"token in revoke":       {"  gone:", "  headers: {A: subject_token}\n  gone:", `line 19: revoke.headers.A: "subject_token" cannot be used here; what can is params, name, accessor, key, credential`},
@@ -152,8 +174,18 @@ func TestProfileFaults(t *testing.T) {
 		"gone by 401":     {"gone: [404]", "gone: [404, 401]", "line 19: revoke.gone: has 401, which refuses the credential and says nothing of the key"},
 		"gone by 403":     {"gone: [404]", "gone: [403]", "line 19: revoke.gone: has 403, which refuses the credential and says nothing of the key"},
 		"gone by 500":     {"gone: [404]", "gone: [500]", "line 19: revoke.gone: want statuses from 400 to 499"},
-		"gone elsewhere":  {"ok: [201]", "ok: [201]\n  gone: [404]", "line 15: exchange.gone: is not known here; known are method, path, query, headers, json, form, ok, busy, denied, key"},
+		"gone elsewhere":  {"ok: [201]", "ok: [201]\n  gone: [404]", "line 15: exchange.gone: is not known here; known are method, path, query, headers, json, form, ok, busy, hints, denied, key"},
 
+		"hint of a credential":   {"ok: [201]", "ok: [201]\n  hints: {mend it: credential.token == \"x\"}", `line 15: exchange.hints.mend it: "credential" cannot be used here; what can is response`},
+		"hint that is no test":   {"ok: [201]", "ok: [201]\n  hints: {mend it: '\"x\"'}", "line 15: exchange.hints.mend it: yields string; want bool"},
+		"hint not plain":         {"ok: [201]", "ok: [201]\n  hints: {ümend: 'true'}", "line 15: exchange.hints: has a member whose name is not plain text"},
+		"field of the engine":    {"accessor: response.json.id", "accessor: response.json.id, fields: {api_key: name}", "line 15: exchange.key.fields.api_key: cannot be the name of a field of its own"},
+		"field name":             {"accessor: response.json.id", "accessor: response.json.id, fields: {User: name}", "line 15: exchange.key.fields.User: cannot be the name of a field of its own"},
+		"credential in field":    {"accessor: response.json.id", "accessor: response.json.id, fields: {user: credential.token}", `line 15: exchange.key.fields.user: "credential" cannot be used here; what can is response, params, subject, name, not_after, ttl`},
+		"two audiences":          {"url: ", "audience: a\naudience_from: hostname\nurl: ", "line 3: audience_from: stands beside audience; want one of them"},
+		"audience of params":     {"url: ", "audience_from: params.project\nurl: ", `line 2: audience_from: "params" cannot be used here; what can is hostname`},
+		"no find, by name":       {`"keys", accessor]'` + "\n  gone: [404]\nfind:\n  method: GET\n  path: '[\"keys\"]'\n  found: response.json.map(k, k.id)\n", `"keys", name]'` + "\n", ""},
+		"no find, by nothing":    {`"keys", accessor]'` + "\n  gone: [404]\nfind:\n  method: GET\n  path: '[\"keys\"]'\n  found: response.json.map(k, k.id)\n", `"keys"]'` + "\n", "line 1: lifetime: is missing: without find and revoke, a key that was lost lives that long"},
 		"no lifetime, no find":   {"find:\n  method: GET\n  path: '[\"keys\"]'\n  found: response.json.map(k, k.id)\n", "", "line 1: lifetime: is missing: without find and revoke, a key that was lost lives that long"},
 		"no accessor":            {", accessor: response.json.id", "", "line 9: exchange: key.accessor is missing: renew or revoke uses it"},
 		"no accessor, by key":    {`"keys", accessor]'` + "\n  gone: [404]", `"keys", key.accessor]'` + "\n  gone: [404]", ""},
@@ -250,6 +282,7 @@ func TestRequestIsBuilt(t *testing.T) {
 			"/base%20path/keys?a=%C3%BC%26%3D%2B%3A%40%26b%3Dc&b=true&d=5400&l=1&l=2&t=2030-01-01T01%3A00%3A00Z", `{"name":"oidcx-1"}`, "application/json"},
 		"json": {`json: '{"name": name}'`, `json: '{"t": not_after, "d": ttl, "n": null, "l": [1, 2.5, true], "b": b"hi", "s": "<&>", "c": subject.repository, "i": subject.issuer}'`,
 			"/base%20path/keys", `{"b":"aGk=","c":"acme/widget","d":5400,"i":"https://i","l":[1,2.5,true],"n":null,"s":"<&>","t":"2030-01-01T01:00:00Z"}`, "application/json"},
+		"time left": {`json: '{"name": name}'`, `json: '{"at": now, "seconds": not_after - now}'`, "/base%20path/keys", `{"at":"2030-01-01T00:00:00Z","seconds":3600}`, "application/json"},
 		"form": {`json: '{"name": name}'`, `form: '{"name": name, "scope": ["a", "b&c"], "x": null, "t": credential.token}'`,
 			"/base%20path/keys", "name=oidcx-1&scope=a&scope=b%26c&t=t0p", "application/x-www-form-urlencoded"},
 		"no body":  {`  json: '{"name": name}'` + "\n", "", "/base%20path/keys", "", ""},
@@ -329,7 +362,9 @@ func TestKeyIsRead(t *testing.T) {
 		"as asked":   {key, "{secret: response.json.secret, accessor: response.json.id, expires: not_after}", Key{Secret: "s3cret", Accessor: "id-1", Expiry: now.Add(time.Hour), Handle: handle}},
 		"lifetime":   {"credential: [token]", "credential: [token]\nlifetime: 30m", Key{Secret: "s3cret", Accessor: "id-1", Expiry: now.Add(30 * time.Minute), Handle: handle}},
 		"in headers": {key, `{secret: 'response.headers["x-key"]', accessor: string(response.status)}`, Key{Secret: "from-header", Accessor: "201", Handle: Handle{Name: "oidcx-1", Accessor: "201", Params: handle.Params}}},
-		"header":     {`value: "key.secret"`, `value: '"Bearer " + key.secret'`, Key{Secret: "s3cret", Accessor: "id-1", Header: "Bearer s3cret", Handle: handle}},
+		"fields": {key, `{secret: response.json.secret, accessor: response.json.id, fields: {project: 'params.id == 7 ? "seven" : ""', none: '""'}}`,
+			Key{Secret: "s3cret", Accessor: "id-1", Fields: map[string]string{"project": "seven"}, Handle: handle}},
+		"header": {`value: "key.secret"`, `value: '"Bearer " + key.secret'`, Key{Secret: "s3cret", Accessor: "id-1", Header: "Bearer s3cret", Handle: handle}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			const body = `{"secret": "s3cret", "id": "id-1", "at": "2030-01-01T01:01:00+01:00", "expires_in": 3600, "epoch": 1893456060}`
@@ -342,6 +377,68 @@ func TestKeyIsRead(t *testing.T) {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// A field is shown to all who may see the key's record, so it never holds the key.
+func TestFieldsAreJudged(t *testing.T) {
+	for name, source := range map[string]string{
+		"the key": "response.json.secret", "within": `"x" + response.json.secret + "y"`, "line break": `"a\nb"`, "long": `name + "` + strings.Repeat("x", 512) + `"`,
+	} {
+		text := strings.Replace(base, "accessor: response.json.id", "accessor: response.json.id, fields: {f: '"+source+"'}", 1)
+		opened, _ := serve(t, text, 201, `{"secret": "s3cret", "id": "id-1"}`)
+		_, err := opened.Exchange(t.Context(), request(nil))
+		const want = "exchange: target's answer makes no sense: a field is not printable ASCII of at most 512 bytes, or holds the key"
+		if err == nil || err.Error() != want {
+			t.Errorf("%s: got %v; want %s", name, err, want)
+		}
+	}
+}
+
+// A refusal is explained in the profile's words, never in those of the answer, and stays one whatever the answer is.
+func TestHints(t *testing.T) {
+	text := strings.Replace(base, "ok: [201]", `ok: [201]
+  hints:
+    the token was used: response.json.errors.exists(e, e.code == "reuse")
+    the project is unknown: response.status == 404
+    ask for a header: '"x-why" in response.headers'`, 1)
+	for name, c := range map[string]struct {
+		status       int
+		body, header string
+		want         string
+	}{
+		"by code":          {422, `{"errors": [{"code": "other"}, {"code": "reuse"}]}`, "A", "denied by the target: it refused: the token was used (status 422)"},
+		"by status":        {404, `not JSON`, "A", "denied by the target: it refused: the project is unknown (status 404)"},
+		"first that holds": {404, `{"errors": [{"code": "reuse"}]}`, "A", "denied by the target: it refused: the token was used (status 404)"},
+		"by header":        {400, ``, "X-Why", "denied by the target: it refused: ask for a header (status 400)"},
+		"none":             {400, `{"errors": "reuse"}`, "A", "denied by the target: it refused (status 400)"},
+		"too large":        {422, strings.Repeat(" ", 64<<10) + `{"errors": [{"code": "reuse"}]}`, "A", "denied by the target: it refused (status 422)"},
+		"no refusal":       {500, `{"errors": [{"code": "reuse"}]}`, "A", "outcome is unknown: it answered otherwise than expected (status 500)"},
+		"busy":             {503, `{"errors": [{"code": "reuse"}]}`, "A", "target is busy: try again later (status 503)"},
+	} {
+		opened, _ := serve(t, text, c.status, c.body, c.header, "1")
+		_, err := opened.Exchange(t.Context(), request(nil))
+		if want := "exchange: " + c.want; err == nil || err.Error() != want {
+			t.Errorf("%s: got %v; want %s", name, err, want)
+		}
+	}
+}
+
+// The audience that an API derives from its own address follows the target's url; what the operator writes stands.
+func TestAudienceFromHost(t *testing.T) {
+	text := "audience_from: '\"npm:\" + hostname'\nsubject_token_source: request\n" + strings.Replace(base, `"name": name`, `"token": subject_token`, 1)
+	for want, c := range map[string]Config{
+		"npm:api.acme.example": {},
+		"npm:other.example":    {URL: "https://other.example:8443/base"},
+		"mine":                 {URL: "https://other.example", Audience: "mine"},
+	} {
+		c.Driver, c.Profile, c.Credential = "http", text, map[string]string{"token": "t0p"}
+		opened, err := Open(c)
+		if err != nil {
+			t.Errorf("%s: %v", want, err)
+		} else if got := opened.Audience(); got != want {
+			t.Errorf("audience %q; want %q", got, want)
+		}
 	}
 }
 

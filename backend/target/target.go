@@ -96,7 +96,8 @@ type driver struct {
 
 // facts are what is known of a kind of target without asking it.
 type facts struct {
-	name, url, source, audience string // the defaults of a Config
+	name, url, source, audience string        // the defaults of a Config
+	audienceFrom                *expr.Program // in place of audience: of the URL's hostname; nil = none
 	params                      parameters
 	credential                  []string // fields that it must have
 	optional                    []string // fields that it may have
@@ -230,6 +231,13 @@ func (t *Target) setSource(c Config) error {
 	}
 	if c.Audience != "" {
 		t.audience = c.Audience
+	}
+	if t.audience == "" && t.kind.audienceFrom != nil {
+		value, err := t.kind.audienceFrom.Eval(expr.NewBudget(), map[string]any{"hostname": t.url.Hostname()})
+		if err != nil {
+			return fieldErrorf("audience", "%v", err)
+		}
+		t.audience = value.(string) // it was compiled to yield one
 	}
 	switch {
 	case !slices.Contains(sources, t.source):
@@ -383,8 +391,8 @@ func (t *Target) Revoke(ctx context.Context, h Handle) error {
 	return t.driver.revoke(ctx, h)
 }
 
-// Find returns the handles of the keys that live under h.Name; of h it needs Name and Params. No handle and no error means
-// that there is no such key.
+// Find returns the handles of the keys that live, or may live, under h.Name; of h it needs Name and Params. No handle and
+// no error means that there is no such key.
 func (t *Target) Find(ctx context.Context, h Handle) ([]Handle, error) {
 	if t.driver.find == nil {
 		return nil, unsupported("find")

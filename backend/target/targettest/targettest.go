@@ -40,7 +40,10 @@ type Suite struct {
 	Denied     []int             // statuses by which an exchange is denied
 	Header     string            // HeaderName
 	Fields     map[string]string // of every key
-	Wire       Wire
+
+	HeaderValue func(secret string) string // how the header presents a key; nil = the key itself
+
+	Wire Wire
 }
 
 // Wire is how an API is spoken, seen from its server.
