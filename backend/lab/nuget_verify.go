@@ -5,12 +5,8 @@ package lab
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"net/url"
 	"slices"
 	"strings"
@@ -22,34 +18,8 @@ import (
 // nugetClockSkew is what the gallery's token library grants by default.
 const nugetClockSkew = 5 * time.Minute
 
-// tokenClaims are the claims of a token as encoding/json decodes them.
-type tokenClaims map[string]any
-
-// text returns a claim that is a string and not blank, else "".
-func (c tokenClaims) text(name string) string {
-	s, _ := c[name].(string)
-	if strings.TrimSpace(s) == "" {
-		return ""
-	}
-	return s
-}
-
-// time returns a claim that is a number of seconds, else false.
-func (c tokenClaims) time(name string) (time.Time, bool) {
-	seconds, ok := c[name].(float64)
-	return time.Unix(int64(seconds), 0), ok
-}
-
-// audiences returns the values of `aud`, one or a list.
-func (c tokenClaims) audiences() []any {
-	switch aud := c["aud"].(type) {
-	case nil:
-		return nil
-	case []any:
-		return aud
-	default:
-		return []any{aud}
-	}
+var nugetAlgorithms = []jose.SignatureAlgorithm{
+	jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512,
 }
 
 func (c tokenClaims) mismatch(name string) string {
@@ -76,8 +46,12 @@ func (g *NuGet) verify(ctx context.Context, token string) (tokenClaims, *nugetEr
 	if claims.text("jti") == "" {
 		return nil, unauthorized("The JSON web token must have a jti claim.")
 	}
-	if refused := g.verifySignature(ctx, issuer, token); refused != nil {
-		return nil, refused
+	// As in the gallery this comes before the claims are weighed, so a forged token is told nothing about them.
+	switch err := checkSignature(ctx, g.o.Client, issuer, token, nugetAlgorithms); {
+	case errors.Is(err, errSignature):
+		return nil, unauthorized("The JSON web token has an invalid signature.")
+	case err != nil:
+		return nil, unauthorized("The JSON web token could not be validated.")
 	}
 	now := g.now()
 	exp, hasExp := claims.time("exp")
@@ -95,23 +69,6 @@ func (g *NuGet) verify(ctx context.Context, token string) (tokenClaims, *nugetEr
 		return nil, unauthorized("The JSON web token could not be validated.")
 	}
 	return claims, nil
-}
-
-// parseClaims reads the claims of a compact JWS without believing them.
-func parseClaims(token string) (tokenClaims, bool) {
-	parts := strings.Split(token, ".")
-	if len(parts) != 3 {
-		return nil, false
-	}
-	var claims tokenClaims
-	for _, part := range parts[:2] { // the header, then over it the claims: both must be JSON objects
-		raw, err := base64.RawURLEncoding.DecodeString(part)
-		claims = nil
-		if err != nil || json.Unmarshal(raw, &claims) != nil || claims == nil {
-			return nil, false
-		}
-	}
-	return claims, true
 }
 
 // issuer finds the trusted issuer that `iss` means. Only the host decides here; the full text is compared when the token has
@@ -133,60 +90,4 @@ func (g *NuGet) issuer(iss string) (string, *nugetError) {
 		}
 	}
 	return "", unauthorized("The JSON web token iss claim is not supported.")
-}
-
-// verifySignature checks the token against the keys that the issuer publishes now. As in the gallery it comes before the
-// claims are weighed, so a forged token is told nothing about them.
-func (g *NuGet) verifySignature(ctx context.Context, issuer, token string) *nugetError {
-	keys, err := g.fetchKeys(ctx, issuer)
-	if err != nil {
-		return unauthorized("The JSON web token could not be validated.")
-	}
-	jws, err := jose.ParseSignedCompact(token, []jose.SignatureAlgorithm{
-		jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512})
-	if err == nil {
-		for _, k := range keys.Keys {
-			kid := jws.Signatures[0].Protected.KeyID
-			if kid != "" && kid != k.KeyID {
-				continue
-			}
-			if _, err := jws.Verify(k); err == nil {
-				return nil
-			}
-		}
-	}
-	return unauthorized("The JSON web token has an invalid signature.")
-}
-
-// fetchKeys fetches the issuer's key set by way of its discovery document, each time anew.
-func (g *NuGet) fetchKeys(ctx context.Context, issuer string) (jose.JSONWebKeySet, error) {
-	var document struct {
-		Issuer  string `json:"issuer"`
-		JWKSURI string `json:"jwks_uri"`
-	}
-	var keys jose.JSONWebKeySet
-	if err := g.fetch(ctx, strings.TrimSuffix(issuer, "/")+"/.well-known/openid-configuration", &document); err != nil {
-		return keys, err
-	}
-	if document.Issuer != issuer {
-		return keys, errors.New("discovery document of another issuer")
-	}
-	err := g.fetch(ctx, document.JWKSURI, &keys)
-	return keys, err
-}
-
-func (g *NuGet) fetch(ctx context.Context, url string, into any) error {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
-	if err != nil {
-		return err
-	}
-	res, err := g.o.Client.Do(req)
-	if err != nil {
-		return err
-	}
-	defer res.Body.Close()
-	if res.StatusCode != http.StatusOK {
-		return fmt.Errorf("status %d", res.StatusCode)
-	}
-	return json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(into)
 }

@@ -462,6 +462,16 @@ func TestRevokeByTheKeyItself(t *testing.T) {
 	}
 }
 
+// A key without a name is no key, not every key.
+func TestRevokeWithoutAName(t *testing.T) {
+	text := "lifetime: 1h\n" + strings.Replace(base[:strings.Index(base, "find:")], `path: '["keys", accessor]'`, `path: '["keys"]'`+"\n  query: {name: name}", 1)
+	opened, saw := serve(t, text, 204, "")
+	err := opened.Revoke(t.Context(), Handle{})
+	if want := `revoke: request cannot be made: query.name: a value is missing or of another type than the expression needs`; err == nil || err.Error() != want || saw.Method != "" {
+		t.Errorf("got %v, sent %q; want %s, nothing sent", err, saw.Method, want)
+	}
+}
+
 // Parameters come back from storage as JSON has them.
 func TestHandleParametersKeepTheirNumbers(t *testing.T) {
 	text := strings.Replace(base, `"keys", accessor]`, `"keys", params.id, accessor]`, 1)
