@@ -21,17 +21,17 @@ const (
 	OpDiscovery = "discovery" // Issuer: the discovery document
 	OpJWKS      = "jwks"      // Issuer: the keys
 
-	OpToken = "token" // NuGet: a key for an identity token
-	OpPush  = "push"  // NuGet: use of a key
+	OpToken = "token" // NuGet, the registries, Artifactory: a key for an identity token
+	OpPush  = "push"  // NuGet, the registries: use of a key
 
 	OpGrant = "grant" // TokenEndpoint: a token for the client's credentials
 
-	OpCreate = "create" // KeyAPI: make a key
+	OpCreate = "create" // KeyAPI, Artifactory, Gitea: make a key
 	OpExtend = "extend" // KeyAPI: move a key's end
-	OpRevoke = "revoke" // KeyAPI: end a key
-	OpFind   = "find"   // KeyAPI: look for keys by name
+	OpRevoke = "revoke" // KeyAPI, CratesIO, Artifactory, Gitea: end a key
+	OpFind   = "find"   // KeyAPI, Artifactory, Gitea: look for keys
 	OpCheck  = "check"  // KeyAPI: is the admin token good
-	OpUse    = "use"    // KeyAPI: use of a key
+	OpUse    = "use"    // KeyAPI, Artifactory, Gitea: use of a key
 
 	OpSVID    = "svid"    // WorkloadAPI: JWT-SVIDs for the caller
 	OpBundles = "bundles" // WorkloadAPI: the bundles of all trust domains

@@ -139,9 +139,9 @@ func (f Fault) send(w http.ResponseWriter, a *answer) {
 		})
 	case KindNoSecret:
 		a.edit(func(object map[string]any) {
-			delete(object, "secret")       // KeyAPI
-			delete(object, "apiKey")       // NuGet
-			delete(object, "access_token") // TokenEndpoint
+			for _, name := range []string{"secret", "apiKey", "token", "rubygems_api_key", "access_token", "sha1"} {
+				delete(object, name)
+			}
 		})
 	case KindHuge:
 		a.pad(f.Size << 20)

@@ -1,0 +1,124 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package lab
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/go-jose/go-jose/v4"
+)
+
+// tokenClaims are the claims of a token as encoding/json decodes them.
+type tokenClaims map[string]any
+
+// text returns a claim that is a string and not blank, else "".
+func (c tokenClaims) text(name string) string {
+	s, _ := c[name].(string)
+	if strings.TrimSpace(s) == "" {
+		return ""
+	}
+	return s
+}
+
+// time returns a claim that is a number of seconds, else false.
+func (c tokenClaims) time(name string) (time.Time, bool) {
+	seconds, ok := c[name].(float64)
+	return time.Unix(int64(seconds), 0), ok
+}
+
+// audiences returns the values of `aud`, one or a list.
+func (c tokenClaims) audiences() []any {
+	switch aud := c["aud"].(type) {
+	case nil:
+		return nil
+	case []any:
+		return aud
+	default:
+		return []any{aud}
+	}
+}
+
+// parseClaims reads the claims of a compact JWS without believing them.
+func parseClaims(token string) (tokenClaims, bool) {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return nil, false
+	}
+	var claims tokenClaims
+	for _, part := range parts[:2] { // the header, then over it the claims: both must be JSON objects
+		raw, err := base64.RawURLEncoding.DecodeString(part)
+		claims = nil
+		if err != nil || json.Unmarshal(raw, &claims) != nil || claims == nil {
+			return nil, false
+		}
+	}
+	return claims, true
+}
+
+// errSignature means that no key of the issuer made the signature.
+var errSignature = errors.New("bad signature")
+
+// checkSignature checks a token against the keys that the issuer publishes now; client fetches them. An error other than
+// errSignature means that they could not be had.
+func checkSignature(ctx context.Context, client *http.Client, issuer, token string, algorithms []jose.SignatureAlgorithm) error {
+	keys, err := fetchKeys(ctx, client, issuer)
+	if err != nil {
+		return err
+	}
+	jws, err := jose.ParseSignedCompact(token, algorithms)
+	if err != nil {
+		return errSignature
+	}
+	for _, k := range keys.Keys {
+		kid := jws.Signatures[0].Protected.KeyID
+		if kid != "" && kid != k.KeyID {
+			continue
+		}
+		if _, err := jws.Verify(k); err == nil {
+			return nil
+		}
+	}
+	return errSignature
+}
+
+// fetchKeys fetches the issuer's key set by way of its discovery document, each time anew.
+func fetchKeys(ctx context.Context, client *http.Client, issuer string) (jose.JSONWebKeySet, error) {
+	var document struct {
+		Issuer  string `json:"issuer"`
+		JWKSURI string `json:"jwks_uri"`
+	}
+	var keys jose.JSONWebKeySet
+	if err := fetch(ctx, client, strings.TrimSuffix(issuer, "/")+"/.well-known/openid-configuration", &document); err != nil {
+		return keys, err
+	}
+	if document.Issuer != issuer {
+		return keys, errors.New("discovery document of another issuer")
+	}
+	err := fetch(ctx, client, document.JWKSURI, &keys)
+	return keys, err
+}
+
+func fetch(ctx context.Context, client *http.Client, url string, into any) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return err
+	}
+	res, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	if res.StatusCode != http.StatusOK {
+		return fmt.Errorf("status %d", res.StatusCode)
+	}
+	return json.NewDecoder(io.LimitReader(res.Body, 1<<20)).Decode(into)
+}
