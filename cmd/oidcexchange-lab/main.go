@@ -1,19 +1,20 @@
 // Copyright (c) the oidcexchange authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Oidcexchange-lab runs stand-in servers on this machine: an OpenID provider, a NuGet gallery, a plain API that makes keys,
-// and a SPIFFE Workload API. They serve demonstrations and acceptance tests, and are no place for real secrets. Package lab says what each does
-// and how faults are injected.
+// Oidcexchange-lab runs stand-in servers on this machine: an OpenID provider, registries that trust its tokens, platforms and
+// a plain API that make keys, and a SPIFFE Workload API. They serve demonstrations and acceptance tests, and are no place for
+// real secrets. Package lab says what each does and how faults are injected.
 //
 // Usage:
 //
 //	oidcexchange-lab [flags] NAME...
 //
-// NAME is one of the servers issuer, nuget, keyapi, spiffe; nuget trusts the issuer of the same process and needs it. Once all
-// of them listen, a line "NAME URL" is printed for each. SIGINT or SIGTERM ends the program.
+// NAME is one of the servers issuer, nuget, keyapi, spiffe, pypi, crates-io, rubygems, npm, artifactory, gitea; the registries
+// and artifactory trust the issuer of the same process and need it. Once all of them listen, a line "NAME URL" is printed for
+// each. SIGINT or SIGTERM ends the program.
 //
-// With -dir the program writes, before the lines are printed, the files ca.pem (what to trust for https), keyapi.token (the
-// key API's admin token, unless LAB_ADMIN_TOKEN is set to one), spiffe.env (SPIFFE_ENDPOINT_SOCKET=unix://…, which names the
+// With -dir the program writes, before the lines are printed, the files ca.pem (what to trust for https), NAME.token for
+// keyapi, artifactory and gitea (the admin token, unless LAB_ADMIN_TOKEN is set to one), spiffe.env (SPIFFE_ENDPOINT_SOCKET=unix://…, which names the
 // Workload API's socket spiffe.sock beside it) and, last, NAME.url for each server. Files of these names that
 // an earlier run left behind are removed at the start, so a script may wait for a NAME.url to appear.
 package main

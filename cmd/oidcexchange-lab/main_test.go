@@ -8,8 +8,10 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"io/fs"
 	"net/http"
@@ -221,6 +223,38 @@ func TestWorkloadAPIOnASocket(t *testing.T) {
 	}
 }
 
+// Every server that takes the issuer's tokens takes them as they come, but for the audience; the others take the admin token.
+func TestRegistriesTrustTheIssuer(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := startProgram(t, 7, "", "-http", "-dir", dir, "issuer", "pypi", "crates-io", "rubygems", "npm", "artifactory", "gitea")
+	defer p.end(t)
+	c := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	for name, r := range map[string]struct {
+		aud, path, body string
+		status          int
+	}{
+		"pypi":        {"pypi", "/_/oidc/mint-token", `{"token":"TOKEN"}`, 200},
+		"crates-io":   {"crates.io", "/api/v1/trusted_publishing/tokens", `{"jwt":"TOKEN"}`, 200},
+		"rubygems":    {"rubygems.org", "/api/v1/oidc/trusted_publisher/exchange_token", `{"jwt":"TOKEN"}`, 201},
+		"npm":         {"npm:registry.npmjs.org", "/-/npm/v1/oidc/token/exchange/package/widget", "", 201},
+		"artifactory": {"jfrog", "/access/api/v1/oidc/token", `{"grant_type":"urn:ietf:params:oauth:grant-type:token-exchange","subject_token_type":"urn:ietf:params:oauth:token-type:id_token","subject_token":"TOKEN","provider_name":"demo"}`, 200},
+	} {
+		_, token := call(t, c, "POST", p.urls["issuer"]+"/lab/token", `{"aud":"`+r.aud+`"}`)
+		status, body := call(t, c, "POST", p.urls[name]+r.path, strings.Replace(r.body, "TOKEN", token, 1), "Authorization", "Bearer "+token, "Content-Type", "application/json")
+		if status != r.status {
+			t.Errorf("%s: %d %s; want %d", name, status, body, r.status)
+		}
+	}
+	basic := "Basic " + base64.StdEncoding.EncodeToString([]byte("vault:"+readFile(t, dir, "gitea.token")))
+	if status, body := call(t, c, "GET", p.urls["gitea"]+"/api/v1/user", "", "Authorization", basic); status != 200 {
+		t.Errorf("gitea: %d %s; want 200", status, body)
+	}
+	if status, body := call(t, c, "GET", p.urls["artifactory"]+"/access/api/v1/tokens", "", "Authorization", "Bearer "+readFile(t, dir, "artifactory.token")); status != 200 {
+		t.Errorf("artifactory: %d %s; want 200", status, body)
+	}
+}
+
 func TestNuGetTrustsIssuerWithoutTLS(t *testing.T) {
 	t.Parallel()
 	p := startProgram(t, 2, "", "-http", "nuget", "issuer")
@@ -284,12 +318,14 @@ func TestSignalEndsTheProgram(t *testing.T) {
 
 func TestRefusedCommandLines(t *testing.T) {
 	t.Parallel()
-	const known = `["issuer" "nuget" "keyapi" "spiffe"]`
+	known := fmt.Sprintf("%q", names())
 	for args, want := range map[string]string{
 		"":                               "no server named; want some of " + known,
 		"isuer":                          `server "isuer": unknown; want some of ` + known,
 		"issuer issuer":                  `server "issuer": named twice`,
 		"nuget":                          `server "nuget": needs "issuer" beside it`,
+		"npm":                            `server "npm": needs "issuer" beside it`,
+		"gitea":                          "gitea without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
 		"keyapi":                         "keyapi without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
 		"spiffe":                         "spiffe without a place for its socket; set -dir",
 		"-ports nuget=8080 issuer":       `port for "nuget", which is not started`,

@@ -31,7 +31,16 @@ var standIns = []struct {
 	{"nuget", "issuer", newNuGet},
 	{"keyapi", "", newKeyAPI},
 	{spiffeName, "", newSPIFFE},
+	{"pypi", "issuer", newPyPI},
+	{"crates-io", "issuer", newCratesIO},
+	{"rubygems", "issuer", newRubyGems},
+	{"npm", "issuer", newNPM},
+	{"artifactory", "issuer", newArtifactory},
+	{"gitea", "", newGitea},
 }
+
+// administered are the stand-ins that know the admin token.
+var administered = []string{"keyapi", "artifactory", "gitea"}
 
 const spiffeName = "spiffe"
 
@@ -114,8 +123,10 @@ type labs struct {
 // start listens, makes the stand-ins, serves them and writes the files, in this order: a stand-in must know the others'
 // URLs, and a file must not promise what does not run.
 func start(o options, adminToken string) (*labs, error) {
-	if adminToken == "" && o.dir == "" && slices.Contains(o.names, "keyapi") {
-		return nil, errors.New("keyapi without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made")
+	for _, name := range administered {
+		if adminToken == "" && o.dir == "" && slices.Contains(o.names, name) {
+			return nil, fmt.Errorf("%s without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made", name)
+		}
 	}
 	if o.dir == "" && slices.Contains(o.names, spiffeName) {
 		return nil, errors.New("spiffe without a place for its socket; set -dir")
@@ -251,7 +262,7 @@ func (l *labs) close() {
 
 const (
 	caFile     = "ca.pem"
-	tokenFile  = "keyapi.token"
+	tokenFile  = ".token" // after the server's name
 	socketFile = "spiffe.sock"
 	envFile    = "spiffe.env"
 )
@@ -264,9 +275,9 @@ func clearFiles(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	stale := []string{caFile, tokenFile, socketFile, envFile}
+	stale := []string{caFile, socketFile, envFile}
 	for _, name := range names() {
-		stale = append(stale, name+".url")
+		stale = append(stale, name+".url", name+tokenFile)
 	}
 	for _, name := range stale {
 		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
@@ -286,9 +297,11 @@ func (l *labs) writeFiles(o options, authority *authority, token string, random 
 			return err
 		}
 	}
-	if random && slices.Contains(o.names, "keyapi") {
-		if err := writeFile(o.dir, tokenFile, []byte(token), 0o600); err != nil {
-			return err
+	for _, name := range administered {
+		if random && slices.Contains(o.names, name) {
+			if err := writeFile(o.dir, name+tokenFile, []byte(token), 0o600); err != nil {
+				return err
+			}
 		}
 	}
 	for _, r := range l.servers {
