@@ -264,8 +264,8 @@ func (e example) testLife(t *testing.T) {
 	if end := w.clock.now().Add(e.lifetime).Format(time.RFC3339); e.lifetime > 0 && resp.Data["expires_at"] != end {
 		t.Errorf("expires_at is %v; want %v", resp.Data["expires_at"], end)
 	}
-	if most := 30 * time.Minute; resp.Secret.TTL > most || resp.Secret.TTL < 14*time.Minute {
-		t.Errorf("lease of %v", resp.Secret.TTL)
+	if most := 30 * time.Minute; resp.Secret.TTL > most || resp.Secret.TTL < 14*time.Minute || resp.Secret.Renewable != e.revocable {
+		t.Errorf("lease of %v, renewable %v", resp.Secret.TTL, resp.Secret.Renewable)
 	}
 
 	w.revoke(resp)

@@ -41,6 +41,7 @@ var acceptance = []struct {
 	{"Refusals", testRefusals},
 	{"Explain", testExplain},
 	{"NuGet", testNuGet},
+	{"Examples", testExamples},
 	{"SPIFFE", testSPIFFE},
 	{"OwnTokenFromFile", testOwnTokenFromFile},
 	{"OwnTokenFromEndpoint", testOwnTokenFromEndpoint},
