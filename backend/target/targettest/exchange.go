@@ -68,6 +68,8 @@ func (s Suite) testExchange(t *testing.T) {
 	switch {
 	case s.Expiry:
 		want.Expiry = made.Expiry
+	case s.Asked:
+		want.Expiry = seen.NotAfter
 	case b.target.Lifetime() > 0:
 		want.Expiry = b.clock.now().Add(b.target.Lifetime())
 	}

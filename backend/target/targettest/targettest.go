@@ -30,18 +30,19 @@ type Suite struct {
 	Params map[string]any // of every request
 	Caps   target.Caps    // what the target can do, and nothing else
 
-	Token      bool              // exchange presents the subject token
-	Credential []string          // fields of the target's credential; every call presents it
-	Accessor   bool              // keys have an accessor
-	Expiry     bool              // the answer says when a key ends
-	NeedsKey   bool              // renew or revoke take the key itself, so that handles hold it
-	ByName     bool              // revoke takes the key's name alone, so that Find need not ask
-	Gone       int               // status by which revoke says that there is no such key; 0 = 404
-	Denied     []int             // statuses by which an exchange is denied
-	Header     string            // HeaderName
-	Fields     map[string]string // of every key
+	Token      bool     // exchange presents the subject token
+	Credential []string // fields of the target's credential; every call presents it
+	Accessor   bool     // keys have an accessor
+	Expiry     bool     // the answer says when a key ends
+	Asked      bool     // it does not: a key ends when that was asked for
+	NeedsKey   bool     // renew or revoke take the key itself, so that handles hold it
+	ByName     bool     // revoke takes the key's name alone, so that Find need not ask
+	Gone       int      // status by which revoke says that there is no such key; 0 = 404
+	Denied     []int    // statuses by which an exchange is denied
 
-	HeaderValue func(secret string) string // how the header presents a key; nil = the key itself
+	Header      string                     // HeaderName
+	HeaderValue func(secret string) string // how that header presents a key; nil = the key itself
+	Fields      map[string]string          // of every key
 
 	Wire Wire
 }
