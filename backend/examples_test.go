@@ -233,7 +233,12 @@ func TestExamples(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Run("life of a key", e.testLife)
 			t.Run("refusal", e.testRefusal)
-			t.Run("lost answer", e.testLost)
+			t.Run("lost answer", func(t *testing.T) {
+				e.testLost(t, lab.Fault{Kind: lab.KindCut, After: true, Count: 1}, "outcome_unknown")
+			})
+			t.Run("answer without the key", func(t *testing.T) {
+				e.testLost(t, lab.Fault{Kind: lab.KindNoSecret, Count: 1}, "target_protocol")
+			})
 		})
 	}
 }
@@ -310,12 +315,12 @@ func (e example) testRefusal(t *testing.T) {
 }
 
 // A key whose answer is lost is ended by the sweeper where that is possible, and shown for as long as it may live elsewhere.
-func (e example) testLost(t *testing.T) {
+func (e example) testLost(t *testing.T, f lab.Fault, want string) {
 	w, s, living := e.shown(t)
-	s.Fault(e.op, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
+	s.Fault(e.op, f)
 	resp, err := w.exchangeFor(e, nil)
-	if reason, status := reasonOf(resp, err); reason != "outcome_unknown" || status != 422 {
-		t.Errorf("got %s, %d; want outcome_unknown, 422", reason, status)
+	if reason, status := reasonOf(resp, err); reason != want || status != 422 {
+		t.Errorf("got %s, %d; want %s, 422", reason, status, want)
 	}
 	if living() != 1 {
 		t.Fatalf("%d keys live; want the lost one", living())
