@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -43,7 +44,8 @@ type fake struct {
 	calls  []Call
 	agents []string
 	fault  fault
-	expiry time.Duration // instead of what the call asks for, if not 0
+	expiry time.Duration                // instead of what the call asks for, if not 0
+	spoil  func(made Key, body any) any // what becomes of answers to exchange and of what goes with it; nil = nothing
 }
 
 func newFake(t *testing.T, s Suite, now func() time.Time) *fake {
@@ -68,6 +70,16 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	call := f.suite.Wire.Read(r, body)
+	if call.Op == "" && f.suite.Wire.Aux != nil {
+		if a := f.suite.Wire.Aux(r, body, f.living()); a != nil {
+			maps.Copy(w.Header(), a.Header)
+			if f.carriesKey(a.Body) {
+				a.Body = f.spoiled(a.Body)
+			}
+			write(w, answer{a.Status, a.Body})
+			return
+		}
+	}
 	f.mu.Lock()
 	f.calls = append(f.calls, call)
 	f.agents = append(f.agents, r.UserAgent())
@@ -77,7 +89,26 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		hurt(w, func() answer { return f.act(call) })
 		return
 	}
-	write(w, f.act(call))
+	a := f.act(call)
+	if call.Op == Exchange {
+		a.body = f.spoiled(a.body)
+	}
+	write(w, a)
+}
+
+func (f *fake) carriesKey(body any) bool {
+	text := string(encode(body))
+	return slices.ContainsFunc(f.keyCanaries(), func(key string) bool { return strings.Contains(text, key) })
+}
+
+// spoiled is an answer of an exchange as spoil makes it.
+func (f *fake) spoiled(body any) any {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.spoil == nil || body == nil || len(f.minted) == 0 {
+		return body
+	}
+	return f.spoil(f.minted[len(f.minted)-1], body)
 }
 
 func write(w http.ResponseWriter, a answer) {
@@ -136,7 +167,12 @@ func (f *fake) act(c Call) answer {
 		// know, and a key that is found is ended.
 		var keys []Key
 		for _, accessor := range slices.Sorted(maps.Keys(f.live)) {
-			keys = append(keys, f.live[accessor])
+			if c.Key == "" || c.Key == accessor {
+				keys = append(keys, f.live[accessor])
+			}
+		}
+		if c.Key != "" && len(keys) == 0 {
+			return answer{http.StatusNotFound, map[string]any{"error": wireCanary}}
 		}
 		return f.answer(c.Op, keys...)
 	case Check:
@@ -153,6 +189,9 @@ func (f *fake) mint(c Call) answer {
 	n := len(f.minted) + 1
 	key := Key{
 		Secret: fmt.Sprintf("%s%04d", keyCanary, n), Accessor: fmt.Sprintf("id-%04d", n), Name: c.Name, Expiry: f.end(c),
+	}
+	if f.suite.Named {
+		key.Accessor = c.Name
 	}
 	f.minted = append(f.minted, key)
 	f.live[key.Accessor] = key
@@ -188,6 +227,13 @@ func (f *fake) suffer(hurt fault) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.fault = hurt
+}
+
+// spoils sets what becomes of answers to exchanges to come.
+func (f *fake) spoils(spoil func(made Key, body any) any) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.spoil = spoil
 }
 
 // ends makes every key end that long from now, whatever was asked for; 0 is as asked.

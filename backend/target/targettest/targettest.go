@@ -32,11 +32,15 @@ type Suite struct {
 
 	Token      bool     // exchange presents the subject token
 	Credential []string // fields of the target's credential; every call presents it
+	Optional   []string // fields that the credential may have; no call presents one
 	Accessor   bool     // keys have an accessor
 	Expiry     bool     // the answer says when a key ends
+	MayLack    bool     // with Expiry: it need not
 	Asked      bool     // it does not: a key ends when that was asked for
 	NeedsKey   bool     // renew or revoke take the key itself, so that handles hold it
 	ByName     bool     // revoke takes the key's name alone, so that Find need not ask
+	Named      bool     // a key's accessor is its name
+	Doubts     int      // requests beyond the first that revoke makes before it believes that a key is gone
 	Gone       int      // status by which revoke says that there is no such key; 0 = 404
 	Denied     []int    // statuses by which an exchange is denied
 
@@ -56,6 +60,17 @@ type Wire struct {
 	// live, with their names, for the target must not rely on the server to sort out others' keys. body is encoded as JSON;
 	// nil is no body.
 	Write func(op Op, keys []Key) (status int, body any)
+	// Aux answers a request that is none of the calls but goes with one (discovery, a login); nil is none. It is told the
+	// keys that live. Such requests are not counted, and no fault meets them but that the answers that carry a key are wrong:
+	// what else may go wrong with them is for a driver's own tests.
+	Aux func(r *http.Request, body []byte, living []Key) *Answer
+}
+
+// Answer is what a server says.
+type Answer struct {
+	Status int
+	Header http.Header
+	Body   any // encoded as JSON; nil = none
 }
 
 // Op is a call of a target. The zero Op is a request that the API does not know.
@@ -76,7 +91,7 @@ type Call struct {
 	Token      string            // the subject token
 	Credential map[string]string // by field; nil = none
 	Name       string            // Exchange: the key's name
-	Key        string            // Renew, Revoke: the key's accessor, or the key itself, or with ByName its name
+	Key        string            // Renew, Revoke: the key's accessor, or the key itself, or with ByName its name; Find: the accessor, if one key is asked for
 	NotAfter   time.Time         // Exchange, Renew: the end asked for
 }
 
@@ -285,7 +300,12 @@ func (b *bench) clean(v any) {
 // once checks that the server saw exactly one more request since it had seen before of them.
 func (b *bench) once(before int) {
 	b.Helper()
-	if got := b.fake.requests() - before; got != 1 {
-		b.Errorf("%d requests were sent; want exactly 1", got)
+	b.times(1, before)
+}
+
+func (b *bench) times(want, before int) {
+	b.Helper()
+	if got := b.fake.requests() - before; got != want {
+		b.Errorf("%d requests were sent; want exactly %d", got, want)
 	}
 }
