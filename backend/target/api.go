@@ -46,6 +46,7 @@ type call struct {
 	method   string
 	segments []string // of the path below the base URL, not escaped
 	query    url.Values
+	at       *url.URL // in place of base URL, segments and query: an address that the target itself named
 	header   http.Header
 	body     []byte // nil = none
 	wantBody bool   // the answer's body matters; without it the status alone decides
@@ -111,6 +112,9 @@ func (a *api) request(ctx context.Context, c call) (*http.Request, error) {
 
 // address appends the call's segments to the base URL's own path, each escaped so that it stays one segment.
 func (a *api) address(c call) *url.URL {
+	if c.at != nil {
+		return c.at
+	}
 	u := *a.base
 	u.RawQuery = c.query.Encode()
 	if len(c.segments) == 0 {

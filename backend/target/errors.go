@@ -94,3 +94,32 @@ func protocol(op, format string, args ...any) *Error {
 func unbuildable(op, format string, args ...any) *Error {
 	return &Error{Op: op, Text: fmt.Sprintf(format, args...), outcome: ErrParameter}
 }
+
+// What an error of one call means for an exchange that takes several.
+
+// beforehand is the error of a call before the one that makes the key: whatever became of it, nothing was issued.
+func beforehand(err error) error {
+	var e *Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	told := *e
+	switch {
+	case e.outcome == ErrProtocol, e.outcome == ErrUnknown && e.Status != 0 && e.Status < 500: // the same again would end the same
+		told.outcome = ErrDenied
+	case e.outcome == ErrUnknown:
+		told.outcome = ErrBusy
+	}
+	return &told
+}
+
+// afterwards is the error of a call after the one that made the key: whatever it says, the key lives.
+func afterwards(err error) error {
+	var e *Error
+	if !errors.As(err, &e) || e.outcome == ErrProtocol {
+		return err
+	}
+	told := *e
+	told.outcome, told.RetryAfter = ErrUnknown, 0
+	return &told
+}

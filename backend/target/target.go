@@ -39,6 +39,7 @@ const (
 const (
 	maxConcurrency     = 1000
 	maxCredentialBytes = 16 << 10 // of one field
+	maxKeyLifetime     = 366 * 24 * time.Hour
 )
 
 // The values of subject_token_source: what is sent to the target as the subject token.
@@ -63,6 +64,10 @@ type Config struct {
 	Source    string // subject_token_source; "" = the driver's
 	Audience  string // what the subject token's aud must be; "" = the driver's. Optional with SourceNone and SourceClientCredentials alone
 	Condition string // CEL over params: what may be asked of this target; "" = anything
+
+	// KeyLifetime is the longest that a key lives whose end the API does not tell; 0 = the driver's. It is for drivers that
+	// cannot know.
+	KeyLifetime time.Duration
 
 	CAPEM, ClientCert, ClientKey, ProxyURL string // PEM, and the address of a proxy; see egress.Options
 
@@ -103,12 +108,15 @@ type facts struct {
 	optional                    []string // fields that it may have
 	claims                      []string // of the subject, that it looks at
 	lifetime                    time.Duration
+	guessed                     bool // lifetime is no more than a guess: Config.KeyLifetime may replace it
 	headerName                  string
 	wantsToken                  bool // an exchange presents a subject token
 }
 
 // coded are the drivers that are code. Each checks what of a Config is its own, and makes of an opened Target its driver.
-var coded = map[string]func(Config) (facts, func(*Target) driver, error){}
+var coded = map[string]func(Config) (facts, func(*Target) driver, error){
+	"connect": connectKind,
+}
 
 // Target is an API that issues keys. Open makes one; it is safe for concurrent use and stores nothing.
 type Target struct {
@@ -154,6 +162,9 @@ func Open(c Config) (*Target, error) {
 		return nil, err
 	}
 	if err := t.setSource(c); err != nil {
+		return nil, err
+	}
+	if err := t.setLifetime(c); err != nil {
 		return nil, err
 	}
 	if err := checkCredential(c.Credential, kind); err != nil {
@@ -249,6 +260,20 @@ func (t *Target) setSource(c Config) error {
 	case len(t.audience) > maxTextBytes || !printable(t.audience):
 		return fieldErrorf("audience", "want printable ASCII of at most %d bytes", maxTextBytes)
 	}
+	return nil
+}
+
+// setLifetime takes the place of a guess.
+func (t *Target) setLifetime(c Config) error {
+	switch {
+	case c.KeyLifetime == 0:
+		return nil
+	case !t.kind.guessed:
+		return fieldErrorf("key_lifetime", "this kind of target knows how long its keys live")
+	case c.KeyLifetime < 0 || c.KeyLifetime > maxKeyLifetime:
+		return fieldErrorf("key_lifetime", "want a duration of at most a year")
+	}
+	t.kind.lifetime = c.KeyLifetime
 	return nil
 }
 

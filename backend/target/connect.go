@@ -1,0 +1,336 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package target
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"math"
+	"net/http"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+)
+
+// What a role asks Posit Connect for, as the parameter flow says.
+const (
+	flowOAuth      = "oauth"      // a key of a service principal, from the OAuth server
+	flowFederation = "federation" // a key of an existing user, by identity federation
+	flowUserKey    = "user_key"   // a key of the credential's own user, by the API
+)
+
+// The names of RFC 8693, and Connect's own.
+const (
+	grantTokenExchange = "urn:ietf:params:oauth:grant-type:token-exchange"
+	typeIDToken        = "urn:ietf:params:oauth:token-type:id_token"
+	typeAccessToken    = "urn:ietf:params:oauth:token-type:access_token"
+	typeConnectKey     = "urn:posit:connect:api-key"
+)
+
+// Codes of the errors of Connect's API.
+const codeNoPermission = 22
+
+// connectLifetime is taken for the life of a key whose end neither the answer nor the subject token tells. Connect calls
+// such keys short-lived and publishes no number; too long a guess shows a key as exposed that has ended, too short a one
+// hides a key that lives.
+const connectLifetime = time.Hour
+
+const guid = "[0-9A-Za-z-]{1,64}"
+
+// connectDriver speaks to Posit Connect, which issues keys in three ways. Keys that are exchanged for a subject token have
+// no id and end by themselves; keys of the API have one, and are ended by it.
+type connectDriver struct {
+	api      *api
+	apiKey   string        // credential; "" = keys are exchanged
+	lifetime time.Duration // of a key that is exchanged, where nothing tells
+}
+
+// connectKind says what kind of target c describes. What it can do hangs on the credential alone, so that a target whose
+// keys can be revoked has no others.
+func connectKind(c Config) (facts, func(*Target) driver, error) {
+	kind := facts{
+		name: "connect", source: SourceRequest, audience: "connect", wantsToken: true,
+		optional: []string{"api_key"}, lifetime: connectLifetime, guessed: true, headerName: "Authorization",
+		params: parameters{
+			{name: "flow", kind: kindString, pattern: exactly(flowOAuth + "|" + flowFederation), def: flowOAuth},
+			{name: "integration", kind: kindString, pattern: exactly(guid)},
+		},
+	}
+	if c.Credential["api_key"] == "" {
+		return kind, func(t *Target) driver {
+			d := &connectDriver{api: t.api, lifetime: t.kind.lifetime}
+			return driver{exchange: d.trade, check: d.greet}
+		}, nil
+	}
+	if c.Source != "" && c.Source != SourceNone {
+		return facts{}, nil, fieldErrorf("subject_token_source", "want none: with a credential, no token is exchanged")
+	}
+	kind.source, kind.audience, kind.wantsToken, kind.lifetime, kind.guessed = SourceNone, "", false, 0, false
+	kind.params = parameters{
+		{name: "flow", kind: kindString, pattern: exactly(flowUserKey), def: flowUserKey},
+		{name: "user", kind: kindString, required: true, pattern: exactly(guid)},
+		{name: "user_role", kind: kindString, pattern: exactly("administrator|publisher|viewer")},
+	}
+	return kind, func(t *Target) driver {
+		d := &connectDriver{api: t.api, apiKey: t.credential["api_key"]}
+		return driver{exchange: d.create, revoke: d.delete, find: d.find, check: d.checkCredential}
+	}, nil
+}
+
+// exactly makes a pattern that the whole of a text must match.
+func exactly(pattern string) *regexp.Regexp { return regexp.MustCompile(`\A(?:` + pattern + `)\z`) }
+
+// call makes a call of Connect's API.
+func (d *connectDriver) call(op, method, key string, path ...string) call {
+	c := call{op: op, method: method, segments: append([]string{"__api__"}, path...), header: http.Header{}, busy: []int{429, 503}}
+	if key != "" {
+		c.header.Set("Authorization", "Key "+key)
+	}
+	return c
+}
+
+// trade exchanges the subject token for a key, and confirms the key. The token may be good only once.
+func (d *connectDriver) trade(ctx context.Context, r Request) (Key, error) {
+	const op = "exchange"
+	c, err := d.exchangeCall(ctx, op, r)
+	if err != nil {
+		return Key{}, err
+	}
+	sent := d.api.now()
+	answered, err := d.api.do(ctx, c)
+	if err != nil {
+		return Key{}, err
+	}
+	k, err := d.tradedKey(op, answered, r, sent)
+	if err != nil {
+		return Key{}, err
+	}
+	username, err := d.confirm(ctx, op, k.Secret)
+	if err != nil {
+		return Key{}, err
+	}
+	if username != "" {
+		k.Fields = map[string]string{"username": username}
+	}
+	if fault := k.check(d.api.now()); fault != "" { // now of the name too
+		return Key{}, protocol(op, "%s", fault)
+	}
+	return k, nil
+}
+
+// exchangeCall makes the call that the token is sent with. Nothing was issued after an error.
+func (d *connectDriver) exchangeCall(ctx context.Context, op string, r Request) (call, error) {
+	flow, _ := r.Params["flow"].(string)
+	integration, _ := r.Params["integration"].(string)
+	form := url.Values{
+		"grant_type": {grantTokenExchange}, "subject_token_type": {typeIDToken}, "subject_token": {r.SubjectToken},
+	}
+	c := d.call(op, http.MethodPost, "", "v1", "oauth", "integrations", "credentials")
+	if flow == flowFederation {
+		form.Set("requested_token_type", typeConnectKey)
+		if integration != "" {
+			form.Set("audience", integration)
+		}
+	} else {
+		if integration != "" {
+			return call{}, unbuildable(op, "parameter integration is for flow %s alone", flowFederation)
+		}
+		endpoint, err := d.discover(ctx, op)
+		if err != nil {
+			return call{}, beforehand(err)
+		}
+		form.Set("requested_token_type", typeAccessToken)
+		c.at = endpoint
+	}
+	c.body = []byte(form.Encode())
+	c.header.Set("Content-Type", "application/x-www-form-urlencoded")
+	c.ok, c.denied, c.wantBody = []int{200, 201}, []int{400, 401, 403, 404, 405, 415, 422}, true
+	c.hint = func(a answer) string { return exchangeHint(flow, a) }
+	return c, nil
+}
+
+// discover asks the server for its token endpoint. Its metadata stand below the server's own path; RFC 8414 wants that
+// path behind the well-known one, which is tried where they do not.
+func (d *connectDriver) discover(ctx context.Context, op string) (*url.URL, error) {
+	c := call{
+		op: op, method: http.MethodGet, segments: []string{".well-known", "oauth-authorization-server"}, header: http.Header{},
+		ok: []int{200}, busy: []int{429, 503}, denied: []int{401, 403, 404, 405, 410, 501}, wantBody: true,
+		hint: func(answer) string {
+			return "it has no OAuth metadata; flow oauth needs Connect 2026.07.0 or newer with its OAuth server switched on"
+		},
+	}
+	path := strings.Trim(d.api.base.EscapedPath(), "/")
+	if path != "" {
+		c.gone = []int{404}
+	}
+	answered, err := d.api.do(ctx, c)
+	if err == nil && answered.status == http.StatusNotFound {
+		c.at, err = d.api.base.Parse("/.well-known/oauth-authorization-server/" + path)
+		if err != nil {
+			return nil, protocol(op, "the target's url has no well-known address")
+		}
+		c.gone, c.denied = nil, append(c.denied, 404)
+		answered, err = d.api.do(ctx, c)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return d.endpoint(op, answered)
+}
+
+// endpoint reads the token endpoint from the metadata: path and query as they are, but on the server's own origin, or
+// whoever writes the metadata could collect tokens.
+func (d *connectDriver) endpoint(op string, a answer) (*url.URL, error) {
+	metadata := object(a.body)
+	text, _ := metadata["token_endpoint"].(string)
+	if text == "" {
+		return nil, protocol(op, "its OAuth metadata name no token endpoint; is a login page in front of the server?")
+	}
+	if grants, isList := metadata["grant_types_supported"].([]any); isList && !slices.Contains(grants, any(grantTokenExchange)) {
+		return nil, protocol(op, "its OAuth server does not support the exchange of tokens")
+	}
+	u, err := url.Parse(text)
+	if err != nil || u.Scheme != d.api.base.Scheme || u.Host != d.api.base.Host || u.User != nil || u.Fragment != "" {
+		return nil, protocol(op, "its token endpoint is not on the target's own origin; correct the target's url")
+	}
+	return u, nil
+}
+
+// exchangeHint says what a refused exchange asks to be mended. The texts of the server that are looked for were seen in the
+// tests of its clients.
+func exchangeHint(flow string, a answer) string {
+	refusal := object(a.body)
+	code, _ := refusal["error"].(string)
+	about, _ := refusal["error_description"].(string)
+	about = strings.ToLower(about)
+	switch {
+	case code == "invalid_grant" && strings.Contains(about, "ambiguous"):
+		return "more than one trusted publisher or user matches the token; make their conditions exclude each other"
+	case code == "invalid_grant" && strings.Contains(about, "verif"):
+		return "it could not verify the token; compare the clocks, and the issuer that it trusts with the token's"
+	case code == "invalid_grant" && flow == flowFederation:
+		return "no user matches the token; check the integration's match claim and audience, users are not made"
+	case code == "invalid_grant":
+		return "no trusted publisher matches the token; check the content's access and audience"
+	case code == "invalid_target":
+		return "it has no such audience; check the parameter integration"
+	case code == "unsupported_grant_type" || code == "unsupported_token_type":
+		return "it does not support this exchange of tokens"
+	case code == "invalid_client" || code == "unauthorized_client":
+		return "it wants a client to identify itself, which this exchange does not do"
+	case flow == flowFederation && (a.status == http.StatusNotFound || a.status == http.StatusForbidden):
+		return "identity federation is switched off there, or the integration is unknown"
+	}
+	return ""
+}
+
+// tradedKey takes the key out of an answer. From here on a key exists, so every fault is ErrProtocol.
+func (d *connectDriver) tradedKey(op string, a answer, r Request, sent time.Time) (Key, error) {
+	body := object(a.body)
+	secret, _ := body["access_token"].(string)
+	if issued, given := body["issued_token_type"]; given && r.Params["flow"] == flowFederation && issued != typeConnectKey {
+		return Key{}, protocol(op, "what was issued is not an API key")
+	}
+	expiry, err := d.tradedExpiry(op, body["expires_in"], r.SubjectToken, sent)
+	if err != nil {
+		return Key{}, err
+	}
+	k := Key{Secret: secret, Expiry: expiry, Header: "Key " + secret, Handle: Handle{Name: r.Name, Params: r.Params}}
+	if fault := k.check(d.api.now()); fault != "" {
+		return Key{}, protocol(op, "%s", fault)
+	}
+	return k, nil
+}
+
+// tradedExpiry is when a key ends: as the answer says, else with the subject token, as Connect's own clients take it, else
+// as is known of the target.
+func (d *connectDriver) tradedExpiry(op string, expiresIn any, token string, sent time.Time) (time.Time, error) {
+	if expiresIn == nil {
+		if end := tokenExpiry(token); !end.IsZero() {
+			return end, nil
+		}
+		return sent.Add(d.lifetime).UTC(), nil
+	}
+	number, _ := expiresIn.(json.Number)
+	seconds, err := number.Int64()
+	if err != nil || seconds > int64(maxKeyLifetime/time.Second) {
+		return time.Time{}, protocol(op, "expires_in is not a number of seconds within a year")
+	}
+	return sent.Add(time.Duration(max(seconds, 0)) * time.Second).UTC(), nil
+}
+
+// tokenExpiry is the exp of a token that others have verified, zero if it has none.
+func tokenExpiry(token string) time.Time {
+	parts := strings.Split(token, ".")
+	if len(parts) != 3 {
+		return time.Time{}
+	}
+	payload, err := base64.RawURLEncoding.DecodeString(parts[1])
+	if err != nil {
+		return time.Time{}
+	}
+	number, _ := object(payload)["exp"].(json.Number)
+	seconds, err := number.Float64()
+	if err != nil || seconds < 1 || seconds > math.MaxInt32*4 {
+		return time.Time{}
+	}
+	return time.Unix(int64(seconds), 0).UTC()
+}
+
+// confirm asks the server whose key it is: a user's, then it says the name, or a service principal's, for which it has a
+// refusal of its own. No other key is handed out.
+func (d *connectDriver) confirm(ctx context.Context, op, key string) (username string, err error) {
+	c := d.call(op, http.MethodGet, key, "v1", "user")
+	c.ok, c.wantBody = []int{200, 401, 403}, true
+	a, err := d.api.do(ctx, c)
+	if err != nil {
+		return "", afterwards(err)
+	}
+	body := object(a.body)
+	username, _ = body["username"].(string)
+	switch {
+	case a.status == http.StatusOK && username != "":
+		return username, nil
+	case a.status == http.StatusForbidden && connectCode(a) == codeNoPermission:
+		return "", nil
+	case a.status == http.StatusUnauthorized:
+		return "", protocol(op, "the server does not take the key that it issued")
+	}
+	return "", protocol(op, "the server does not say whose the key is")
+}
+
+// greet asks whether the server is there. It needs no key.
+func (d *connectDriver) greet(ctx context.Context) error {
+	const op = "check"
+	c := d.call(op, http.MethodGet, "", "server_settings")
+	c.ok, c.denied, c.wantBody = []int{200}, []int{401, 403, 404}, true
+	a, err := d.api.do(ctx, c)
+	if err != nil {
+		return err
+	}
+	if object(a.body) == nil {
+		return protocol(op, "the answer is not Connect's; is a login page in front of the server?")
+	}
+	return nil
+}
+
+// object decodes a JSON object, nil if the text is something else.
+func object(text []byte) map[string]any {
+	value, ok := decodeJSON(text)
+	members, isObject := value.(map[string]any)
+	if !ok || !isObject {
+		return nil
+	}
+	return members
+}
+
+// connectCode is the code of an error of Connect's API, 0 if there is none.
+func connectCode(a answer) int64 {
+	number, _ := object(a.body)["code"].(json.Number)
+	code, _ := number.Int64()
+	return code
+}
