@@ -115,7 +115,8 @@ type facts struct {
 
 // coded are the drivers that are code. Each checks what of a Config is its own, and makes of an opened Target its driver.
 var coded = map[string]func(Config) (facts, func(*Target) driver, error){
-	"connect": connectKind,
+	"connect":        connectKind,
+	"git-proxy-java": gitProxyKind,
 }
 
 // Target is an API that issues keys. Open makes one; it is safe for concurrent use and stores nothing.
