@@ -21,17 +21,24 @@ const (
 	OpDiscovery = "discovery" // Issuer: the discovery document
 	OpJWKS      = "jwks"      // Issuer: the keys
 
-	OpToken = "token" // NuGet, the registries, Artifactory: a key for an identity token
+	OpToken = "token" // NuGet, the registries, Artifactory, Connect: a key for an identity token
 	OpPush  = "push"  // NuGet, the registries: use of a key
 
 	OpGrant = "grant" // TokenEndpoint: a token for the client's credentials
 
-	OpCreate = "create" // KeyAPI, Artifactory, Gitea: make a key
+	OpCreate = "create" // KeyAPI, Artifactory, Gitea, Connect: make a key; GitProxy: make a user
 	OpExtend = "extend" // KeyAPI: move a key's end
-	OpRevoke = "revoke" // KeyAPI, CratesIO, Artifactory, Gitea: end a key
-	OpFind   = "find"   // KeyAPI, Artifactory, Gitea: look for keys
-	OpCheck  = "check"  // KeyAPI: is the admin token good
-	OpUse    = "use"    // KeyAPI, Artifactory, Gitea: use of a key
+	OpRevoke = "revoke" // KeyAPI, CratesIO, Artifactory, Gitea, Connect: end a key; GitProxy: delete a user
+	OpFind   = "find"   // KeyAPI, Artifactory, Gitea, Connect: look for keys; GitProxy: look for a user
+	OpCheck  = "check"  // KeyAPI, GitProxy: is the credential good; Connect: is the server there
+	OpUse    = "use"    // KeyAPI, Artifactory, Gitea, Connect, GitProxy: use of a key
+
+	OpFederate = "federate" // Connect: a user's key for an identity token
+	OpWhoami   = "whoami"   // Connect: whose key is it
+
+	OpLogin   = "login"    // GitProxy: a user logs in
+	OpMakeKey = "make-key" // GitProxy: the user makes a key
+	OpDropKey = "drop-key" // GitProxy: the user gives the key up
 
 	OpSVID    = "svid"    // WorkloadAPI: JWT-SVIDs for the caller
 	OpBundles = "bundles" // WorkloadAPI: the bundles of all trust domains

@@ -139,7 +139,7 @@ func (f Fault) send(w http.ResponseWriter, a *answer) {
 		})
 	case KindNoSecret:
 		a.edit(func(object map[string]any) {
-			for _, name := range []string{"secret", "apiKey", "token", "rubygems_api_key", "access_token", "sha1"} {
+			for _, name := range []string{"secret", "apiKey", "token", "rubygems_api_key", "access_token", "sha1", "key"} {
 				delete(object, name)
 			}
 		})
