@@ -290,7 +290,8 @@ func checkCredential(given map[string]string, kind facts) error {
 		return fieldErrorf("credential", "has a field that is unknown; want %s", strings.Join(fields, ", "))
 	}
 	for _, name := range fields {
-		if value := given[name]; len(value) > maxCredentialBytes || value == "" && slices.Contains(kind.credential, name) {
+		value, has := given[name]
+		if len(value) > maxCredentialBytes || value == "" && (has || slices.Contains(kind.credential, name)) {
 			return fieldErrorf("credential", "field %q is missing or longer than %d bytes", name, maxCredentialBytes)
 		}
 	}
