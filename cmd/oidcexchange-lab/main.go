@@ -1,20 +1,20 @@
 // Copyright (c) the oidcexchange authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Oidcexchange-lab runs stand-in servers on this machine: an OpenID provider, registries that trust its tokens, platforms and
-// a plain API that make keys, and a SPIFFE Workload API. They serve demonstrations and acceptance tests, and are no place for
-// real secrets. Package lab says what each does and how faults are injected.
+// Oidcexchange-lab runs stand-in servers on this machine: an OpenID provider, registries that trust its tokens, platforms,
+// servers and a plain API that make keys, and a SPIFFE Workload API. They serve demonstrations and acceptance tests, and are
+// no place for real secrets. Package lab says what each does and how faults are injected.
 //
 // Usage:
 //
 //	oidcexchange-lab [flags] NAME...
 //
-// NAME is one of the servers issuer, nuget, keyapi, spiffe, pypi, crates-io, rubygems, npm, artifactory, gitea; the registries
-// and artifactory trust the issuer of the same process and need it. Once all of them listen, a line "NAME URL" is printed for
-// each. SIGINT or SIGTERM ends the program.
+// NAME is one of the servers issuer, nuget, keyapi, spiffe, pypi, crates-io, rubygems, npm, artifactory, gitea, connect,
+// gitproxy; the registries, artifactory and connect trust the issuer of the same process and need it. Once all of them listen,
+// a line "NAME URL" is printed for each. SIGINT or SIGTERM ends the program.
 //
 // With -dir the program writes, before the lines are printed, the files ca.pem (what to trust for https), NAME.token for
-// keyapi, artifactory and gitea (the admin token, unless LAB_ADMIN_TOKEN is set to one), spiffe.env (SPIFFE_ENDPOINT_SOCKET=unix://…, which names the
+// keyapi, artifactory, gitea, connect and gitproxy (their administrator's token or key, unless LAB_ADMIN_TOKEN is set to one), spiffe.env (SPIFFE_ENDPOINT_SOCKET=unix://…, which names the
 // Workload API's socket spiffe.sock beside it) and, last, NAME.url for each server. Files of these names that
 // an earlier run left behind are removed at the start, so a script may wait for a NAME.url to appear.
 package main
@@ -80,7 +80,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 		fmt.Fprintf(stderr, "usage: oidcexchange-lab [flags] NAME...\nNAME: %s\n", strings.Join(names(), ", "))
 		fs.PrintDefaults()
 	}
-	fs.StringVar(&o.dir, "dir", "", "write ca.pem, keyapi.token, spiffe.env and NAME.url to this `directory`")
+	fs.StringVar(&o.dir, "dir", "", "write ca.pem, NAME.token, spiffe.env and NAME.url to this `directory`")
 	fs.StringVar(&o.listen, "listen", "127.0.0.1", "`host` to listen on")
 	fs.BoolVar(&o.http, "http", false, "serve plain http instead of https")
 	fs.Func("ports", "comma-separated `name=port` pairs; other servers pick a free port", func(s string) error {

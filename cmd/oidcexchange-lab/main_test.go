@@ -15,6 +15,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -192,6 +193,31 @@ func TestPlainHTTPAndGivenToken(t *testing.T) {
 	}
 }
 
+// The servers of the user's own network know the issuer's tokens and the administrator's token.
+func TestServersOnPremises(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := startProgram(t, 3, "", "-dir", dir, "gitproxy", "connect", "issuer")
+	defer p.end(t)
+	c := trusting(t, dir)
+	_, token := call(t, c, "POST", p.urls["issuer"]+"/lab/token", `{"aud":"connect"}`)
+	for path, requested := range map[string]string{
+		"/oauth/v1/token": "urn:ietf:params:oauth:token-type:access_token", "/__api__/v1/oauth/integrations/credentials": "urn:posit:connect:api-key",
+	} {
+		form := url.Values{"grant_type": {"urn:ietf:params:oauth:grant-type:token-exchange"}, "subject_token": {token},
+			"subject_token_type": {"urn:ietf:params:oauth:token-type:id_token"}, "requested_token_type": {requested}}
+		if status, body := call(t, c, "POST", p.urls["connect"]+path, form.Encode(), "Content-Type", "application/x-www-form-urlencoded"); status != 200 {
+			t.Errorf("%s: %d %s", path, status, body)
+		}
+	}
+	if status, body := call(t, c, "GET", p.urls["connect"]+"/__api__/v1/user", "", "Authorization", "Key "+readFile(t, dir, "connect.token")); status != 200 {
+		t.Errorf("connect's administrator: %d %s", status, body)
+	}
+	if status, body := call(t, c, "GET", p.urls["gitproxy"]+"/api/users", "", "X-Api-Key", readFile(t, dir, "gitproxy.token")); status != 200 {
+		t.Errorf("gitproxy's operator: %d %s", status, body)
+	}
+}
+
 // The socket that spiffe.env names answers SPIFFE's own client, and what the user signs by https verifies with its bundles.
 func TestWorkloadAPIOnASocket(t *testing.T) {
 	t.Parallel()
@@ -327,6 +353,8 @@ func TestRefusedCommandLines(t *testing.T) {
 		"npm":                            `server "npm": needs "issuer" beside it`,
 		"gitea":                          "gitea without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
 		"keyapi":                         "keyapi without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
+		"gitproxy":                       "gitproxy without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
+		"connect":                        `server "connect": needs "issuer" beside it`,
 		"spiffe":                         "spiffe without a place for its socket; set -dir",
 		"-ports nuget=8080 issuer":       `port for "nuget", which is not started`,
 		"-ports issuer issuer":           `invalid value "issuer" for flag -ports: "issuer": want name=port`,

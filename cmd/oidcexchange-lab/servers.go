@@ -25,22 +25,22 @@ import (
 var standIns = []struct {
 	name  string
 	needs string // another stand-in of the same process
+	admin bool   // has an administrator, who presents the admin token
 	make  func(setup) http.Handler
 }{
-	{"issuer", "", newIssuer},
-	{"nuget", "issuer", newNuGet},
-	{"keyapi", "", newKeyAPI},
-	{spiffeName, "", newSPIFFE},
-	{"pypi", "issuer", newPyPI},
-	{"crates-io", "issuer", newCratesIO},
-	{"rubygems", "issuer", newRubyGems},
-	{"npm", "issuer", newNPM},
-	{"artifactory", "issuer", newArtifactory},
-	{"gitea", "", newGitea},
+	{"issuer", "", false, newIssuer},
+	{"nuget", "issuer", false, newNuGet},
+	{"keyapi", "", true, newKeyAPI},
+	{spiffeName, "", false, newSPIFFE},
+	{"pypi", "issuer", false, newPyPI},
+	{"crates-io", "issuer", false, newCratesIO},
+	{"rubygems", "issuer", false, newRubyGems},
+	{"npm", "issuer", false, newNPM},
+	{"artifactory", "issuer", true, newArtifactory},
+	{"gitea", "", true, newGitea},
+	{"connect", "issuer", true, newConnect},
+	{"gitproxy", "", true, newGitProxy},
 }
-
-// administered are the stand-ins that know the admin token.
-var administered = []string{"keyapi", "artifactory", "gitea"}
 
 const spiffeName = "spiffe"
 
@@ -65,6 +65,21 @@ func newNuGet(s setup) http.Handler {
 
 func newKeyAPI(s setup) http.Handler {
 	return lab.NewKeyAPI(lab.KeyAPIOptions{AdminToken: s.adminToken})
+}
+
+// newConnect makes a Posit Connect server with a trusted publisher and an integration for what the issuer's tokens say by
+// default, and an administrator whose key is the admin token.
+func newConnect(s setup) http.Handler {
+	c := lab.NewConnect(lab.ConnectOptions{Issuers: []string{s.urls["issuer"]}, Client: s.client})
+	c.AddPublisher(lab.ConnectPublisher{Name: "demo", Claims: map[string]string{"repository": "acme/widget"}})
+	c.AddIntegration(lab.ConnectIntegration{GUID: "00000000-demo", Audience: "connect", MatchClaim: "actor"})
+	c.AddUser(lab.ConnectUser{GUID: "00000000-octocat", Username: "octocat"}, "")
+	c.AddUser(lab.ConnectUser{GUID: "00000000-admin", Username: "admin", Role: "administrator"}, s.adminToken)
+	return c
+}
+
+func newGitProxy(s setup) http.Handler {
+	return lab.NewGitProxy(lab.GitProxyOptions{OperatorKey: s.adminToken})
 }
 
 // newSPIFFE makes a Workload API; what it serves by https is for the user of the program alone.
@@ -120,13 +135,21 @@ type labs struct {
 	failed  chan error // what ended a server before its time
 }
 
+// firstAdmin is the first of the chosen servers that has an administrator, "" if none has.
+func firstAdmin(chosen []string) string {
+	for _, s := range standIns {
+		if s.admin && slices.Contains(chosen, s.name) {
+			return s.name
+		}
+	}
+	return ""
+}
+
 // start listens, makes the stand-ins, serves them and writes the files, in this order: a stand-in must know the others'
 // URLs, and a file must not promise what does not run.
 func start(o options, adminToken string) (*labs, error) {
-	for _, name := range administered {
-		if adminToken == "" && o.dir == "" && slices.Contains(o.names, name) {
-			return nil, fmt.Errorf("%s without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made", name)
-		}
+	if name := firstAdmin(o.names); name != "" && adminToken == "" && o.dir == "" {
+		return nil, fmt.Errorf("%s without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made", name)
 	}
 	if o.dir == "" && slices.Contains(o.names, spiffeName) {
 		return nil, errors.New("spiffe without a place for its socket; set -dir")
@@ -262,7 +285,7 @@ func (l *labs) close() {
 
 const (
 	caFile     = "ca.pem"
-	tokenFile  = ".token" // after the server's name
+	tokenFile  = ".token" // after a server's name
 	socketFile = "spiffe.sock"
 	envFile    = "spiffe.env"
 )
@@ -297,9 +320,9 @@ func (l *labs) writeFiles(o options, authority *authority, token string, random 
 			return err
 		}
 	}
-	for _, name := range administered {
-		if random && slices.Contains(o.names, name) {
-			if err := writeFile(o.dir, name+tokenFile, []byte(token), 0o600); err != nil {
+	for _, s := range standIns {
+		if random && s.admin && slices.Contains(o.names, s.name) {
+			if err := writeFile(o.dir, s.name+tokenFile, []byte(token), 0o600); err != nil {
 				return err
 			}
 		}
