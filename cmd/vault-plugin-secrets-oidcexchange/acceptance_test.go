@@ -42,6 +42,8 @@ var acceptance = []struct {
 	{"Explain", testExplain},
 	{"NuGet", testNuGet},
 	{"Examples", testExamples},
+	{"Connect", testConnect},
+	{"GitProxy", testGitProxy},
 	{"SPIFFE", testSPIFFE},
 	{"OwnTokenFromFile", testOwnTokenFromFile},
 	{"OwnTokenFromEndpoint", testOwnTokenFromEndpoint},
