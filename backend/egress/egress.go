@@ -70,10 +70,8 @@ func (p Policy) ParseURL(raw string) (*url.URL, error) {
 	if len(raw) > maxURLBytes {
 		return nil, fmt.Errorf("longer than %d bytes", maxURLBytes)
 	}
-	for _, c := range []byte(raw) {
-		if c <= ' ' || c >= 0x7f || strings.IndexByte(`"<>\^{|}`+"`", c) >= 0 {
-			return nil, errors.New("has a character that a URL does not have; want plain ASCII without spaces")
-		}
+	if err := checkBytes(raw); err != nil {
+		return nil, err
 	}
 	if !strings.HasPrefix(raw, "https://") && !strings.HasPrefix(raw, "http://") {
 		return nil, errors.New("not an https URL; want https://host/path in lower case")
@@ -92,6 +90,35 @@ func (p Policy) ParseURL(raw string) (*url.URL, error) {
 		return nil, errors.New("not in its plain spelling")
 	}
 	return u, nil
+}
+
+// ParseEndpoint is ParseURL for the address of a single endpoint: that may have a query, which is kept as it is written.
+func (p Policy) ParseEndpoint(raw string) (*url.URL, error) {
+	base, query, hasQuery := strings.Cut(raw, "?")
+	u, err := p.ParseURL(base)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkBytes(query); err != nil {
+		return nil, err
+	}
+	switch {
+	case len(raw) > maxURLBytes:
+		return nil, fmt.Errorf("longer than %d bytes", maxURLBytes)
+	case strings.Contains(query, "#"):
+		return nil, errors.New("has a fragment; want scheme, host, path and query only")
+	}
+	u.RawQuery, u.ForceQuery = query, hasQuery && query == ""
+	return u, nil
+}
+
+func checkBytes(raw string) error {
+	for _, c := range []byte(raw) {
+		if c <= ' ' || c >= 0x7f || strings.IndexByte(`"<>\^{|}`+"`", c) >= 0 {
+			return errors.New("has a character that a URL does not have; want plain ASCII without spaces")
+		}
+	}
+	return nil
 }
 
 // checkBase refuses the parts that a base URL must not have.

@@ -13,6 +13,34 @@ import (
 
 var everything = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 
+// An endpoint's query is the server's business; all else of its address is as strict as a base URL.
+func TestParseEndpoint(t *testing.T) {
+	const endpoint = "https://id.example.com/oauth/token"
+	for raw, want := range map[string]string{
+		endpoint:                             "",
+		endpoint + "?api-version=2&a=b":      "",
+		endpoint + "?":                       "",
+		endpoint + "?u=https://x.example/?y": "",
+		endpoint + "#a":                      "fragment",
+		endpoint + "?a#b":                    "fragment",
+		endpoint + "?a b":                    "plain ASCII",
+		endpoint + "?\n":                     "plain ASCII",
+		endpoint + "?" + strings.Repeat("a", maxURLBytes): "longer than",
+		"http://id.example.com/?a":                        "use https",
+		"https://u@id.example.com?a":                      "has a user",
+		"https://10.0.0.1/?a":                             "allow_private",
+		"?":                                               "not an https URL",
+	} {
+		u, err := Policy{}.ParseEndpoint(raw)
+		switch {
+		case want == "" && (err != nil || u.String() != raw):
+			t.Errorf("%.80q: %v, %v; want it as it is", raw, u, err)
+		case want != "" && (err == nil || !strings.Contains(err.Error(), want)):
+			t.Errorf("%.80q: %v; want %q", raw, err, want)
+		}
+	}
+}
+
 func TestParseURL(t *testing.T) {
 	tests := []struct {
 		name   string

@@ -44,9 +44,9 @@ type call struct {
 	op       string
 	urgent   bool // goes before others: it ends keys, or finds those that must end
 	method   string
+	url      *url.URL // in place of the base URL with segments and query; nil = those
 	segments []string // of the path below the base URL, not escaped
 	query    url.Values
-	at       *url.URL // in place of base URL, segments and query: an address that the target itself named
 	header   http.Header
 	body     []byte // nil = none
 	wantBody bool   // the answer's body matters; without it the status alone decides
@@ -110,10 +110,11 @@ func (a *api) request(ctx context.Context, c call) (*http.Request, error) {
 	return req, nil
 }
 
-// address appends the call's segments to the base URL's own path, each escaped so that it stays one segment.
+// address appends the call's segments to the base URL's own path, each escaped so that it stays one segment. An address
+// that the call brings is taken as it is.
 func (a *api) address(c call) *url.URL {
-	if c.at != nil {
-		return c.at
+	if c.url != nil {
+		return c.url
 	}
 	u := *a.base
 	u.RawQuery = c.query.Encode()

@@ -59,3 +59,19 @@ func TestLostNeverShowsTheURL(t *testing.T) {
 		t.Errorf("got %v; want %s", err, want)
 	}
 }
+
+// An address that a call brings goes out with its query as it is written, whatever the base URL is.
+func TestAddressOfACall(t *testing.T) {
+	base := &url.URL{Scheme: "https", Host: "api.example", Path: "/v1"}
+	own, err := url.Parse("https://id.example/token?b=%2f&a&b=1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &api{base: base}
+	if got := a.address(call{url: own}).String(); got != own.String() {
+		t.Errorf("got %s", got)
+	}
+	if got, want := a.address(call{segments: []string{"a/b"}, query: url.Values{"q": {"1"}}}).String(), "https://api.example/v1/a%2Fb?q=1"; got != want {
+		t.Errorf("got %s; want %s", got, want)
+	}
+}

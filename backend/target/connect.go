@@ -144,7 +144,7 @@ func (d *connectDriver) exchangeCall(ctx context.Context, op string, r Request) 
 			return call{}, beforehand(err)
 		}
 		form.Set("requested_token_type", typeAccessToken)
-		c.at = endpoint
+		c.url = endpoint
 	}
 	c.body = []byte(form.Encode())
 	c.header.Set("Content-Type", "application/x-www-form-urlencoded")
@@ -169,7 +169,7 @@ func (d *connectDriver) discover(ctx context.Context, op string) (*url.URL, erro
 	}
 	answered, err := d.api.do(ctx, c)
 	if err == nil && answered.status == http.StatusNotFound {
-		c.at, err = d.api.base.Parse("/.well-known/oauth-authorization-server/" + path)
+		c.url, err = d.api.base.Parse("/.well-known/oauth-authorization-server/" + path)
 		if err != nil {
 			return nil, protocol(op, "the target's url has no well-known address")
 		}
