@@ -36,7 +36,7 @@ func newConnected(t *testing.T, o lab.ConnectOptions) *connected {
 	server := w.serve(w.connect)
 	w.write("issuers/github", map[string]any{"forward_to": strings.TrimPrefix(server, "https://")})
 	w.write("trust/connect", map[string]any{"issuer": "github", "bound_audiences": "connect", "bound_claims": map[string]any{"repository": "acme/widget"}})
-	w.write("targets/connect", map[string]any{"driver": "connect", "url": server + "/rsc", "ca_pem": w.ca, "allowed_roles": "*", "key_lifetime": "30m"})
+	w.write("targets/connect", map[string]any{"driver": "connect", "url": server + "/rsc", "ca_pem": w.ca, "allowed_roles": "*", "lifetime": "30m"})
 	w.write("targets/connect-keys", map[string]any{"driver": "connect", "url": server + "/rsc", "ca_pem": w.ca, "allowed_roles": "*", "credential": "api_key=" + connectAdmin})
 	w.write("roles/publish", map[string]any{"trust": "connect", "target": "connect"})
 	w.write("roles/visit", map[string]any{"trust": "connect", "target": "connect", "parameters": map[string]any{"flow": "federation", "integration": "i-1"}})
@@ -85,7 +85,7 @@ func TestConnectExchanges(t *testing.T) {
 			if record := w.read("keys/" + resp.Data["id"].(string)); record["state"] != "exposed" || !w.connect.Valid(key) {
 				t.Errorf("after its lease's end the key is %v", record)
 			}
-			w.clock.advance(time.Hour)
+			w.clock.advance(2 * time.Hour) // the hour of its end has passed
 			w.write("sweep", nil)
 			if left := w.ledgerEntries(); len(left) != 0 || w.connect.Valid(key) {
 				t.Errorf("left are %v", left)
@@ -198,8 +198,8 @@ func TestConnectUserKeys(t *testing.T) {
 		t.Errorf("the log does not say %q", want)
 	}
 	w.refused("targets/connect-keys", map[string]any{"credential": map[string]any{}}, "credential")
-	w.refused("targets/connect", map[string]any{"credential": "api_key=" + connectAdmin, "key_lifetime": 0}, "credential")
-	w.refused("targets/connect", map[string]any{"key_lifetime": "400d"}, "key_lifetime")
+	w.refused("targets/connect", map[string]any{"credential": "api_key=" + connectAdmin, "lifetime": 0}, "credential")
+	w.refused("targets/connect", map[string]any{"lifetime": "400d"}, "lifetime")
 	if strings.Contains(w.logs.String(), connectAdmin) {
 		t.Error("the log has the credential")
 	}

@@ -38,7 +38,7 @@ type targetRecord struct {
 	TokenScopes        []string          `json:"token_scopes"`
 	TokenParams        map[string]string `json:"token_params"`
 	SPIFFEID           string            `json:"spiffe_id"`
-	KeyLifetime        seconds           `json:"key_lifetime"`
+	Lifetime           seconds           `json:"lifetime"`
 	CAPEM              string            `json:"ca_pem"`
 	ClientCert         string            `json:"client_cert"`
 	ClientKey          string            `json:"client_key"`
@@ -79,7 +79,7 @@ var targetFields = described(map[string]*framework.FieldSchema{
 	"token_scopes":         {Type: framework.TypeCommaStringSlice, Description: "client_credentials: scopes to ask for."},
 	"token_params":         {Type: framework.TypeKVPairs, Description: "client_credentials: further parameters of the request, such as resource or audience. They are read back."},
 	"spiffe_id":            {Type: framework.TypeString, Description: "svid: which of the SPIFFE ids that the agent has for the plugin; default its first."},
-	"key_lifetime":         {Type: framework.TypeDurationSecond, Description: "Longest life of a key whose end the API does not tell; default by driver. For connect without a credential."},
+	"lifetime":             {Type: framework.TypeDurationSecond, Description: "connect without a credential: life of a key whose end neither the answer nor the subject token tells; default 1h. A key whose answer was lost is shown as exposed for as long."},
 	"ca_pem":               {Type: framework.TypeString, Description: "Certificate authorities of the API's server, in place of the system's."},
 	"client_cert":          {Type: framework.TypeString, Description: "Client certificate (PEM) for mutual TLS."},
 	"client_key":           {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "Key (PEM) of client_cert. Never read back."},
@@ -205,7 +205,7 @@ func (b *engine) openTarget(name string, r *targetRecord, conf *settings) (*open
 	}
 	made, err := target.Open(target.Config{
 		Name: name, Driver: r.Driver, URL: r.URL, Profile: r.Profile, Credential: r.Credential,
-		Source: r.SubjectTokenSource, Audience: r.Audience, Condition: r.Condition, KeyLifetime: r.KeyLifetime.duration(),
+		Source: r.SubjectTokenSource, Audience: r.Audience, Condition: r.Condition, Lifetime: r.Lifetime.duration(),
 		CAPEM: r.CAPEM, ClientCert: r.ClientCert, ClientKey: r.ClientKey, ProxyURL: r.ProxyURL,
 		RequestTimeout: timeout.duration(), MaxResponseBytes: int64(conf.MaxResponseBytes),
 		Rate: r.Rate, Burst: r.Burst, Concurrency: r.Concurrency,

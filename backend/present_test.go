@@ -359,7 +359,7 @@ func TestFirstTargetsLoad(t *testing.T) {
 	}
 	want := *got[0]
 	want.TokenFile, want.TokenURL, want.ClientID, want.ClientSecret, want.TokenAuth, want.SPIFFEID = "", "", "", "", "", ""
-	want.TokenScopes, want.TokenParams, want.KeyLifetime = []string{}, map[string]string{}, 0
+	want.TokenScopes, want.TokenParams, want.Lifetime = []string{}, map[string]string{}, 0
 	want.SelfSubject = "" // nor of this mount's
 	if diff := cmp.Diff(&want, got[1]); diff != "" {
 		t.Error(diff)

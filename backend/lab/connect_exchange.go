@@ -13,10 +13,10 @@ import (
 
 // The names of RFC 8693, and Connect's own.
 const (
-	grantTokenExchange = "urn:ietf:params:oauth:grant-type:token-exchange"
-	typeIDToken        = "urn:ietf:params:oauth:token-type:id_token"
-	typeAccessToken    = "urn:ietf:params:oauth:token-type:access_token"
-	typeConnectKey     = "urn:posit:connect:api-key"
+	tokenExchangeGrant = "urn:ietf:params:oauth:grant-type:token-exchange"
+	idTokenType        = "urn:ietf:params:oauth:token-type:id_token"
+	accessTokenType    = "urn:ietf:params:oauth:token-type:access_token"
+	connectKeyType     = "urn:posit:connect:api-key"
 )
 
 // oauthError is a refusal of an exchange (RFC 6749 section 5.2).
@@ -52,7 +52,7 @@ func (c *Connect) token(w http.ResponseWriter, r *http.Request) {
 		http.NotFound(w, r)
 		return
 	}
-	claims, refused := c.subject(r, typeAccessToken)
+	claims, refused := c.subject(r, accessTokenType)
 	var fits []ConnectPublisher
 	if refused == nil {
 		c.mu.Lock()
@@ -73,7 +73,7 @@ func (c *Connect) token(w http.ResponseWriter, r *http.Request) {
 		refused.write(w)
 		return
 	}
-	c.issue(w, ConnectKey{Principal: fits[0].Name, Role: "publisher"}, typeAccessToken)
+	c.issue(w, ConnectKey{Principal: fits[0].Name, Role: "publisher"}, accessTokenType)
 }
 
 func (p ConnectPublisher) fits(claims tokenClaims) bool {
@@ -90,7 +90,7 @@ func (p ConnectPublisher) fits(claims tokenClaims) bool {
 
 // federate gives a key of an existing user. Without an audience there must be one integration alone.
 func (c *Connect) federate(w http.ResponseWriter, r *http.Request) {
-	claims, refused := c.subject(r, typeConnectKey)
+	claims, refused := c.subject(r, connectKeyType)
 	if refused != nil {
 		refused.write(w)
 		return
@@ -112,7 +112,7 @@ func (c *Connect) federate(w http.ResponseWriter, r *http.Request) {
 	integration := c.integrations[i]
 	for _, u := range c.users {
 		if slices.Contains(claims.audiences(), any(integration.Audience)) && claims.text(integration.MatchClaim) == u.Username {
-			c.issue(w, ConnectKey{User: u.GUID, Role: u.Role, Name: "federated"}, typeConnectKey)
+			c.issue(w, ConnectKey{User: u.GUID, Role: u.Role, Name: "federated"}, connectKeyType)
 			return
 		}
 	}
@@ -142,9 +142,9 @@ func (c *Connect) subject(r *http.Request, requested string) (tokenClaims, *oaut
 		return nil, &oauthError{"invalid_request", "want a form in which nothing is repeated"}
 	}
 	switch {
-	case r.PostForm.Get("grant_type") != grantTokenExchange:
+	case r.PostForm.Get("grant_type") != tokenExchangeGrant:
 		return nil, &oauthError{"unsupported_grant_type", "want a token exchange"}
-	case r.PostForm.Get("subject_token_type") != typeIDToken:
+	case r.PostForm.Get("subject_token_type") != idTokenType:
 		return nil, &oauthError{"invalid_request", "subject_token_type: want an ID token"}
 	case r.PostForm.Get("requested_token_type") != requested:
 		return nil, &oauthError{"invalid_request", "requested_token_type: not issued here"}

@@ -42,9 +42,9 @@ func newConnectServer(t *testing.T, o ConnectOptions) *connectServer {
 // exchange sends a token with the members that flow A has; form changes them one by one, "-" takes one away.
 func (c *connectServer) exchange(t *testing.T, path, token string, form map[string]string) reply {
 	t.Helper()
-	body := url.Values{"grant_type": {grantTokenExchange}, "subject_token_type": {typeIDToken}, "requested_token_type": {typeAccessToken}, "subject_token": {token}}
+	body := url.Values{"grant_type": {tokenExchangeGrant}, "subject_token_type": {idTokenType}, "requested_token_type": {accessTokenType}, "subject_token": {token}}
 	if path == credentialsPath {
-		body.Set("requested_token_type", typeConnectKey)
+		body.Set("requested_token_type", connectKeyType)
 	}
 	for name, value := range form {
 		if body.Set(name, value); value == "-" {
@@ -61,16 +61,16 @@ func (c *connectServer) with(t *testing.T, key, method, path, body string) reply
 
 func TestConnectServicePrincipal(t *testing.T) {
 	t.Parallel()
-	c := newConnectServer(t, ConnectOptions{Path: "/connect", TokenQuery: "tenant=1", GrantTypes: []string{grantTokenExchange}})
+	c := newConnectServer(t, ConnectOptions{Path: "/connect", TokenQuery: "tenant=1", GrantTypes: []string{tokenExchangeGrant}})
 	c.AddPublisher(ConnectPublisher{Name: "release", Claims: map[string]string{"repository": "acme/widget"}})
 	metadata := do(t, "GET", c.url+"/.well-known/oauth-authorization-server", "").object(t)
-	if metadata["token_endpoint"] != c.url+oauthTokenPath+"?tenant=1" || cmp.Diff([]any{grantTokenExchange}, metadata["grant_types_supported"]) != "" {
+	if metadata["token_endpoint"] != c.url+oauthTokenPath+"?tenant=1" || cmp.Diff([]any{tokenExchangeGrant}, metadata["grant_types_supported"]) != "" {
 		t.Errorf("metadata %v", metadata)
 	}
 	r := c.exchange(t, oauthTokenPath+"?tenant=1", c.issuer.Token(map[string]any{"aud": "connect"}), nil)
 	got := r.object(t)
 	key, _ := got["access_token"].(string)
-	want := map[string]any{"access_token": key, "token_type": "Key", "issued_token_type": typeAccessToken, "expires_in": 900.0}
+	want := map[string]any{"access_token": key, "token_type": "Key", "issued_token_type": accessTokenType, "expires_in": 900.0}
 	if diff := cmp.Diff(want, got); r.status != 200 || key == "" || diff != "" {
 		t.Fatalf("%d, -want +got:\n%s", r.status, diff)
 	}
@@ -96,7 +96,7 @@ func TestConnectFederation(t *testing.T) {
 	r := c.exchange(t, credentialsPath, c.issuer.Token(map[string]any{"aud": "posit", "actor": "bob"}), map[string]string{"audience": "i-1"})
 	got := r.object(t)
 	key, _ := got["access_token"].(string)
-	want := map[string]any{"access_token": key, "token_type": "Key", "issued_token_type": typeConnectKey}
+	want := map[string]any{"access_token": key, "token_type": "Key", "issued_token_type": connectKeyType}
 	if diff := cmp.Diff(want, got); r.status != 200 || key == "" || diff != "" {
 		t.Fatalf("%d, -want +got:\n%s", r.status, diff)
 	}
@@ -135,7 +135,7 @@ func TestConnectExchangeRefusals(t *testing.T) {
 		"expired":        {c, oauthTokenPath, c.issuer.Token(map[string]any{"aud": "connect", "exp": start.Unix()}), nil, 400, `{"error":"invalid_grant","error_description":"could not verify token: it has expired"}`},
 		"grant":          {c, oauthTokenPath, c.issuer.Token(good), map[string]string{"grant_type": "x"}, 400, `{"error":"unsupported_grant_type","error_description":"want a token exchange"}`},
 		"type":           {c, oauthTokenPath, c.issuer.Token(good), map[string]string{"subject_token_type": "-"}, 400, `{"error":"invalid_request","error_description":"subject_token_type: want an ID token"}`},
-		"requested":      {c, oauthTokenPath, c.issuer.Token(good), map[string]string{"requested_token_type": typeConnectKey}, 400, `{"error":"invalid_request","error_description":"requested_token_type: not issued here"}`},
+		"requested":      {c, oauthTokenPath, c.issuer.Token(good), map[string]string{"requested_token_type": connectKeyType}, 400, `{"error":"invalid_request","error_description":"requested_token_type: not issued here"}`},
 		"missing":        {c, oauthTokenPath, "-", map[string]string{"subject_token": "-"}, 400, `{"error":"invalid_request","error_description":"subject_token: missing"}`},
 		"no OAuth":       {none, oauthTokenPath, none.issuer.Token(good), nil, 404, "404 page not found\n"},
 		"no federation":  {c, credentialsPath, c.issuer.Token(good), nil, 404, `{"code":4,"error":"The requested object does not exist.","payload":null}`},

@@ -25,10 +25,10 @@ const (
 
 // The names of RFC 8693, and Connect's own.
 const (
-	grantTokenExchange = "urn:ietf:params:oauth:grant-type:token-exchange"
-	typeIDToken        = "urn:ietf:params:oauth:token-type:id_token"
-	typeAccessToken    = "urn:ietf:params:oauth:token-type:access_token"
-	typeConnectKey     = "urn:posit:connect:api-key"
+	tokenExchangeGrant = "urn:ietf:params:oauth:grant-type:token-exchange"
+	idTokenType        = "urn:ietf:params:oauth:token-type:id_token"
+	accessTokenType    = "urn:ietf:params:oauth:token-type:access_token"
+	connectKeyType     = "urn:posit:connect:api-key"
 )
 
 // Codes of the errors of Connect's API.
@@ -127,11 +127,11 @@ func (d *connectDriver) exchangeCall(ctx context.Context, op string, r Request) 
 	flow, _ := r.Params["flow"].(string)
 	integration, _ := r.Params["integration"].(string)
 	form := url.Values{
-		"grant_type": {grantTokenExchange}, "subject_token_type": {typeIDToken}, "subject_token": {r.SubjectToken},
+		"grant_type": {tokenExchangeGrant}, "subject_token_type": {idTokenType}, "subject_token": {r.SubjectToken},
 	}
 	c := d.call(op, http.MethodPost, "", "v1", "oauth", "integrations", "credentials")
 	if flow == flowFederation {
-		form.Set("requested_token_type", typeConnectKey)
+		form.Set("requested_token_type", connectKeyType)
 		if integration != "" {
 			form.Set("audience", integration)
 		}
@@ -143,7 +143,7 @@ func (d *connectDriver) exchangeCall(ctx context.Context, op string, r Request) 
 		if err != nil {
 			return call{}, beforehand(err)
 		}
-		form.Set("requested_token_type", typeAccessToken)
+		form.Set("requested_token_type", accessTokenType)
 		c.url = endpoint
 	}
 	c.body = []byte(form.Encode())
@@ -190,7 +190,7 @@ func (d *connectDriver) endpoint(op string, a answer) (*url.URL, error) {
 	if text == "" {
 		return nil, protocol(op, "its OAuth metadata name no token endpoint; is a login page in front of the server?")
 	}
-	if grants, isList := metadata["grant_types_supported"].([]any); isList && !slices.Contains(grants, any(grantTokenExchange)) {
+	if grants, isList := metadata["grant_types_supported"].([]any); isList && !slices.Contains(grants, any(tokenExchangeGrant)) {
 		return nil, protocol(op, "its OAuth server does not support the exchange of tokens")
 	}
 	u, err := url.Parse(text)
@@ -232,7 +232,7 @@ func exchangeHint(flow string, a answer) string {
 func (d *connectDriver) tradedKey(op string, a answer, r Request, sent time.Time) (Key, error) {
 	body := object(a.body)
 	secret, _ := body["access_token"].(string)
-	if issued, given := body["issued_token_type"]; given && r.Params["flow"] == flowFederation && issued != typeConnectKey {
+	if issued, given := body["issued_token_type"]; given && r.Params["flow"] == flowFederation && issued != connectKeyType {
 		return Key{}, protocol(op, "what was issued is not an API key")
 	}
 	expiry, err := d.tradedExpiry(op, body["expires_in"], r.SubjectToken, sent)

@@ -184,7 +184,7 @@ func TestConnectExpiry(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := scripted(t, map[string][]line{federated: {{200, c.answer, nil}}, whose: {{403, service, nil}}})
-			o := s.open(t, "", target.Config{Driver: "connect", KeyLifetime: c.lifetime})
+			o := s.open(t, "", target.Config{Driver: "connect", Lifetime: c.lifetime})
 			k, err := o.Exchange(t.Context(), ask(t, o, c.token, map[string]any{"flow": "federation"}))
 			if c.want == 0 {
 				if text, lives := told(err); text == "" || !lives {
@@ -228,11 +228,11 @@ func TestConnectKinds(t *testing.T) {
 		"user keys, dots":         {target.Config{Credential: withKey}, map[string]any{"user": ".."}, "parameters.user: does not match the target's pattern for it"},
 		"user keys, role":         {target.Config{Credential: withKey}, map[string]any{"user": "g", "user_role": "owner"}, "parameters.user_role: does not match the target's pattern for it"},
 		"user keys, token":        {target.Config{Credential: withKey, Source: target.SourceRequest}, nil, "subject_token_source: want none: with a credential, no token is exchanged"},
-		"user keys, lifetime":     {target.Config{Credential: withKey, KeyLifetime: time.Hour}, nil, "key_lifetime: this kind of target knows how long its keys live"},
+		"user keys, lifetime":     {target.Config{Credential: withKey, Lifetime: time.Hour}, nil, "lifetime: this kind of target knows how long its keys live"},
 		"exchange, no token":      {target.Config{Source: target.SourceNone}, nil, "subject_token_source: is none, but this kind of target wants a subject token"},
-		"exchange, lifetime":      {target.Config{KeyLifetime: 367 * 24 * time.Hour}, nil, "key_lifetime: want a duration of at most a year"},
-		"exchange, life negative": {target.Config{KeyLifetime: -1}, nil, "key_lifetime: want a duration of at most a year"},
-		"another kind, lifetime":  {target.Config{Driver: "nuget", KeyLifetime: time.Hour}, nil, "key_lifetime: this kind of target knows how long its keys live"},
+		"exchange, lifetime":      {target.Config{Lifetime: 367 * 24 * time.Hour}, nil, "lifetime: want a duration of at most a year"},
+		"exchange, life negative": {target.Config{Lifetime: -1}, nil, "lifetime: want a duration of at most a year"},
+		"another kind, lifetime":  {target.Config{Driver: "nuget", Lifetime: time.Hour}, nil, "lifetime: this kind of target knows how long its keys live"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.config.URL = "https://connect.example"

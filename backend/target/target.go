@@ -65,9 +65,9 @@ type Config struct {
 	Audience  string // what the subject token's aud must be; "" = the driver's. Optional with SourceNone and SourceClientCredentials alone
 	Condition string // CEL over params: what may be asked of this target; "" = anything
 
-	// KeyLifetime is the longest that a key lives whose end the API does not tell; 0 = the driver's. It is for drivers that
+	// Lifetime is the longest that a key lives whose end the API does not tell; 0 = the driver's. It is for drivers that
 	// cannot know.
-	KeyLifetime time.Duration
+	Lifetime time.Duration
 
 	CAPEM, ClientCert, ClientKey, ProxyURL string // PEM, and the address of a proxy; see egress.Options
 
@@ -108,7 +108,7 @@ type facts struct {
 	optional                    []string // fields that it may have
 	claims                      []string // of the subject, that it looks at
 	lifetime                    time.Duration
-	guessed                     bool // lifetime is no more than a guess: Config.KeyLifetime may replace it
+	guessed                     bool // lifetime is no more than a guess: Config.Lifetime may replace it
 	headerName                  string
 	wantsToken                  bool // an exchange presents a subject token
 }
@@ -267,14 +267,14 @@ func (t *Target) setSource(c Config) error {
 // setLifetime takes the place of a guess.
 func (t *Target) setLifetime(c Config) error {
 	switch {
-	case c.KeyLifetime == 0:
+	case c.Lifetime == 0:
 		return nil
 	case !t.kind.guessed:
-		return fieldErrorf("key_lifetime", "this kind of target knows how long its keys live")
-	case c.KeyLifetime < 0 || c.KeyLifetime > maxKeyLifetime:
-		return fieldErrorf("key_lifetime", "want a duration of at most a year")
+		return fieldErrorf("lifetime", "this kind of target knows how long its keys live")
+	case c.Lifetime < 0 || c.Lifetime > maxKeyLifetime:
+		return fieldErrorf("lifetime", "want a duration of at most a year")
 	}
-	t.kind.lifetime = c.KeyLifetime
+	t.kind.lifetime = c.Lifetime
 	return nil
 }
 

@@ -30,8 +30,8 @@ vault write "$mount/issuers/github" "forward_to=${hosts:+$hosts,}${host%%/*}"
 vault write "$mount/trust/connect-widget" issuer=github bound_audiences=connect \
 	bound_claims="{\"repository_id\": \"$REPOSITORY_ID\", \"repository_owner_id\": \"$OWNER_ID\", \"ref\": \"refs/heads/main\"}"
 
-# key_lifetime is for keys whose end Connect does not tell: the longest life that the server is set to.
-vault write "$mount/targets/connect" driver=connect "${server[@]}" key_lifetime=1h allowed_roles='connect-publish,connect-visit'
+# lifetime is for keys whose end Connect does not tell: the longest life that the server is set to.
+vault write "$mount/targets/connect" driver=connect "${server[@]}" lifetime=1h allowed_roles='connect-publish,connect-visit'
 vault write "$mount/roles/connect-publish" trust=connect-widget target=connect
 if [[ -n ${INTEGRATION:-} ]]; then
 	vault write "$mount/roles/connect-visit" trust=connect-widget target=connect \
