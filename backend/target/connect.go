@@ -69,6 +69,9 @@ func connectKind(c Config) (facts, func(*Target) driver, error) {
 	if c.Source != "" && c.Source != SourceNone {
 		return facts{}, nil, fieldErrorf("subject_token_source", "want none: with a credential, no token is exchanged")
 	}
+	if err := checkAPIKey(c); err != nil {
+		return facts{}, nil, err
+	}
 	kind.source, kind.audience, kind.wantsToken, kind.lifetime, kind.guessed = SourceNone, "", false, 0, false
 	kind.params = parameters{
 		{name: "flow", kind: kindString, pattern: exactly(flowUserKey), def: flowUserKey},
@@ -79,6 +82,14 @@ func connectKind(c Config) (facts, func(*Target) driver, error) {
 		d := &connectDriver{api: t.api, apiKey: t.credential["api_key"]}
 		return driver{exchange: d.create, revoke: d.delete, find: d.find, check: d.checkCredential}
 	}, nil
+}
+
+// checkAPIKey refuses a credential that no header can hold, above all one with the line break of its file.
+func checkAPIKey(c Config) error {
+	if !printable(c.Credential["api_key"]) {
+		return fieldErrorf("credential", `field "api_key" is not printable ASCII; has it a line break?`)
+	}
+	return nil
 }
 
 // exactly makes a pattern that the whole of a text must match.

@@ -30,7 +30,10 @@ const (
 // maxCookies bounds what is sent back of a login's cookies.
 const maxCookies = 8
 
-func gitProxyKind(Config) (facts, func(*Target) driver, error) {
+func gitProxyKind(c Config) (facts, func(*Target) driver, error) {
+	if err := checkAPIKey(c); err != nil {
+		return facts{}, nil, err
+	}
 	kind := facts{
 		name: "git-proxy-java", source: SourceNone, credential: []string{"api_key"}, headerName: gitProxyHeader,
 		params: parameters{
