@@ -56,6 +56,10 @@ type call struct {
 	hint func(answer) string
 
 	ok, gone, busy, denied []int
+
+	// absent says of a refusal that what was to be ended is not there, where the API has no status of its own for that; nil =
+	// never.
+	absent func(answer) bool
 }
 
 // answer is what came back with a status in ok or gone.
@@ -67,21 +71,31 @@ type answer struct {
 
 // do waits for the call's turn and makes it. It returns at once when ctx ends.
 func (a *api) do(ctx context.Context, c call) (answer, error) {
-	leave, err := a.limiter.enter(ctx, c.op, c.urgent)
+	req, err := a.request(ctx, c)
+	if err != nil {
+		return answer{}, unbuildable(c.op, "not a valid HTTP request")
+	}
+	return a.send(c, req)
+}
+
+// send waits for the call's turn and sends its request, as ours whoever made it.
+func (a *api) send(c call, req *http.Request) (answer, error) {
+	leave, err := a.limiter.enter(req.Context(), c.op, c.urgent)
 	if err != nil {
 		return answer{}, err
 	}
 	defer leave()
-	ctx, cancel := context.WithTimeout(ctx, a.timeout)
+	ctx, cancel := context.WithTimeout(req.Context(), a.timeout)
 	defer cancel()
 
 	var connected atomic.Bool // from then on the target may have seen the request
-	req, err := a.request(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
 		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
-	}), c)
-	if err != nil {
-		return answer{}, unbuildable(c.op, "not a valid HTTP request")
-	}
+	}))
+	// A body that cannot be read twice: net/http sends a request again by itself when a connection breaks, unless it has no
+	// way to.
+	req.GetBody = nil
+	req.Header.Set("User-Agent", a.userAgent)
 	resp, err := a.client.Do(req)
 	if err != nil {
 		return answer{}, lost(ctx, c.op, connected.Load(), err)
@@ -90,8 +104,7 @@ func (a *api) do(ctx context.Context, c call) (answer, error) {
 	return a.read(ctx, c, resp)
 }
 
-// request makes the HTTP request. Its body cannot be read twice: net/http sends a request again by itself when a
-// connection breaks, unless it has no way to.
+// request makes the HTTP request.
 func (a *api) request(ctx context.Context, c call) (*http.Request, error) {
 	var body io.Reader
 	if c.body != nil {
@@ -101,9 +114,7 @@ func (a *api) request(ctx context.Context, c call) (*http.Request, error) {
 	if err != nil {
 		return nil, err
 	}
-	req.GetBody = nil
 	req.Header = c.header
-	req.Header.Set("User-Agent", a.userAgent)
 	if req.Header.Get("Accept") == "" {
 		req.Header.Set("Accept", "application/json")
 	}
@@ -147,14 +158,18 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 		return answer{status: resp.StatusCode, header: resp.Header, body: body}, nil
 	}
 	e := &Error{Op: c.op, Status: resp.StatusCode}
-	if c.hint != nil && in(c.denied) {
+	gone := in(c.gone)
+	if (c.hint != nil || c.absent != nil) && in(c.denied) {
 		body, _ := egress.ReadAll(resp.Body, min(a.maxBytes, maxRefusalBytes))
-		e.Text = c.hint(answer{status: resp.StatusCode, header: resp.Header, body: body})
+		refused := answer{status: resp.StatusCode, header: resp.Header, body: body}
+		if gone = c.absent != nil && c.absent(refused); !gone && c.hint != nil {
+			e.Text = c.hint(refused)
+		}
 	} else if resp.ContentLength >= 0 && resp.ContentLength <= drainBytes {
 		_, _ = io.Copy(io.Discard, resp.Body) // the status has decided; this only keeps the connection
 	}
 	switch {
-	case in(c.ok) || in(c.gone):
+	case in(c.ok) || gone:
 		return answer{status: resp.StatusCode, header: resp.Header}, nil
 	case in(c.denied):
 		e.outcome, e.Text = ErrDenied, strings.TrimSuffix("it refused: "+e.Text, ": ")
@@ -185,14 +200,86 @@ func lost(ctx context.Context, op string, connected bool, err error) *Error {
 	return e
 }
 
-// retryAfter reads the header of that name, seconds or a date, as a time from now: 0 if there is none, at most maxPause.
+// retryAfter reads for how long the target asks to be left alone: from Retry-After, seconds or a date, or from
+// RateLimit-Reset, the second (Unix) at which calls count anew. 0 if it does not say, at most maxPause.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	text := h.Get("Retry-After")
 	if seconds, err := strconv.ParseUint(text, 10, 31); err == nil {
 		return min(time.Duration(seconds)*time.Second, maxPause)
 	}
-	if at, err := http.ParseTime(text); err == nil {
-		return min(max(at.Sub(now), 0), maxPause)
+	at, err := http.ParseTime(text)
+	if second, resetErr := strconv.ParseInt(h.Get("RateLimit-Reset"), 10, 64); err != nil && resetErr == nil {
+		at, err = time.Unix(second, 0), nil
 	}
-	return 0
+	if err != nil {
+		return 0
+	}
+	return min(max(at.Sub(now), 0), maxPause)
+}
+
+// errand is a call that a client library makes for us.
+type errand struct {
+	call call
+	sent bool
+	err  error // what came of it; never nil once it failed, or once it was sent a second time
+}
+
+type errandKey struct{}
+
+// lend makes one call through a client library: use has the library send one request with the context that it is given,
+// over the transport carrier. Whatever the library says of it, the error is ours, and of the same kinds as do's.
+func (a *api) lend(ctx context.Context, c call, use func(context.Context) error) error {
+	e := &errand{call: c}
+	err := use(context.WithValue(ctx, errandKey{}, e))
+	switch {
+	case e.err != nil:
+		return e.err
+	case !e.sent:
+		return unbuildable(c.op, "the client library makes no request of this")
+	case err != nil:
+		return protocol(c.op, "the answer is not what this call's should be")
+	}
+	return nil
+}
+
+// carrier is the http.RoundTripper for client libraries. It lets out one request for each errand, to the target alone: a
+// library's own retries, redirects and further calls go nowhere.
+type carrier struct{ api *api }
+
+// RoundTrip implements http.RoundTripper.
+func (t carrier) RoundTrip(req *http.Request) (*http.Response, error) {
+	e, ok := req.Context().Value(errandKey{}).(*errand)
+	switch {
+	case !ok:
+		return refuseToSend(req, errors.New("a request that is no errand"))
+	case e.err != nil:
+		return refuseToSend(req, e.err)
+	case e.sent:
+		e.err = &Error{Op: e.call.op, Text: "the client library sends it twice", outcome: ErrUnknown}
+		return refuseToSend(req, e.err)
+	case req.URL.Scheme != t.api.base.Scheme || req.URL.Host != t.api.base.Host:
+		e.err = unbuildable(e.call.op, "the client library asks another server")
+		return refuseToSend(req, e.err)
+	}
+	e.sent = true
+	var got answer
+	if got, e.err = t.api.send(e.call, req.Clone(req.Context())); e.err != nil {
+		return refuseToSend(req, e.err)
+	}
+	if _, isJSON := decodeJSON(got.body); e.call.wantBody && !isJSON { // a library may read no further than the first value
+		e.err = protocol(e.call.op, "the answer is not JSON")
+		return nil, e.err
+	}
+	return &http.Response{
+		StatusCode: got.status, Header: got.header, Body: io.NopCloser(bytes.NewReader(got.body)),
+		ContentLength: int64(len(got.body)), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1, Request: req,
+	}, nil
+}
+
+// refuseToSend closes the request's body, as a RoundTripper must.
+func refuseToSend(req *http.Request, err error) (*http.Response, error) {
+	if req.Body != nil {
+		_ = req.Body.Close()
+	}
+	return nil, err
 }

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
 )
@@ -73,5 +74,44 @@ func TestAddressOfACall(t *testing.T) {
 	}
 	if got, want := a.address(call{segments: []string{"a/b"}, query: url.Values{"q": {"1"}}}).String(), "https://api.example/v1/a%2Fb?q=1"; got != want {
 		t.Errorf("got %s; want %s", got, want)
+	}
+}
+
+// What a refusal means may stand in its body; what is said of it is ours.
+func TestRefusedLooksIntoTheBody(t *testing.T) {
+	for body, want := range map[string]string{
+		"gone":   "",
+		"known":  "revoke: denied by the target: it refused: do this (status 404)",
+		"s3cret": "revoke: denied by the target: it refused (status 404)",
+	} {
+		a, _ := lending(t, 404, body)
+		_, err := a.do(t.Context(), call{op: "revoke", method: http.MethodDelete, header: http.Header{}, ok: []int{204}, denied: []int{404},
+			hint:   func(a answer) string { return map[string]string{"known": "do this"}[string(a.body)] },
+			absent: func(a answer) bool { return a.status == 404 && string(a.body) == "gone" }})
+		if want == "" && err != nil || want != "" && (err == nil || err.Error() != want || !errors.Is(err, ErrDenied)) {
+			t.Errorf("%.10q: got %v; want %q", body, err, want)
+		}
+	}
+}
+
+func TestRateLimitReset(t *testing.T) {
+	now := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC)
+	for name, c := range map[string]struct {
+		after, reset string
+		want         time.Duration
+	}{
+		"alone":              {"", "1893456007", 7 * time.Second},
+		"beside Retry-After": {"3", "1893456007", 3 * time.Second},
+		"beside a date":      {"Tue, 01 Jan 2030 00:00:05 GMT", "1893456007", 5 * time.Second},
+		"in the past":        {"", "1893455000", 0},
+		"far off":            {"", "9893456007", maxPause},
+		"no number":          {"", "soon", 0},
+	} {
+		h := http.Header{}
+		h.Set("Retry-After", c.after)
+		h.Set("RateLimit-Reset", c.reset)
+		if got := retryAfter(h, now); got != c.want {
+			t.Errorf("%s: got %v; want %v", name, got, c.want)
+		}
 	}
 }
