@@ -149,6 +149,9 @@ func (f *fake) act(c Call) answer {
 	case Renew, Revoke:
 		key, found := f.lookup(c.Key)
 		switch {
+		case !found && f.suite.Wire.Gone != nil:
+			status, body := f.suite.Wire.Gone()
+			return answer{status, body}
 		case !found && c.Op == Revoke:
 			return answer{f.suite.gone(), map[string]any{"error": wireCanary}}
 		case !found:
@@ -188,7 +191,7 @@ func (f *fake) mint(c Call) answer {
 	}
 	n := len(f.minted) + 1
 	key := Key{
-		Secret: fmt.Sprintf("%s%04d", keyCanary, n), Accessor: fmt.Sprintf("id-%04d", n), Name: c.Name, Expiry: f.end(c),
+		Secret: fmt.Sprintf("%s%04d", keyCanary, n), Accessor: f.suite.accessor(n), Name: c.Name, Expiry: f.end(c),
 	}
 	if f.suite.Named {
 		key.Accessor = c.Name
@@ -196,6 +199,14 @@ func (f *fake) mint(c Call) answer {
 	f.minted = append(f.minted, key)
 	f.live[key.Accessor] = key
 	return f.answer(Exchange, key)
+}
+
+// accessor is the id of the nth key.
+func (s Suite) accessor(n int) string {
+	if s.Numeric {
+		return fmt.Sprint(1000 + n) // as long as they are compared as texts, they sort
+	}
+	return fmt.Sprintf("id-%04d", n)
 }
 
 func (f *fake) end(c Call) time.Time {

@@ -71,7 +71,7 @@ func (s Suite) testRevoke(t *testing.T) {
 		unknown.Name, empty.Name = "oidcx-nobody", ""
 	}
 	if unknown.Accessor != "" {
-		unknown.Accessor = "id-9999"
+		unknown.Accessor = s.accessor(9999)
 	}
 	if unknown.Secret != "" {
 		unknown.Secret = keyCanary + "9999"
@@ -96,8 +96,9 @@ func (s Suite) testRenew(t *testing.T) {
 	b := s.start(t)
 	key := b.issue()
 	before := b.fake.requests()
-	end := b.clock.now().Add(5 * time.Hour)
-	got, err := b.target.Renew(t.Context(), b.stored(key.Handle), end)
+	asked := b.clock.now().Add(5 * time.Hour)
+	end := s.end(asked)
+	got, err := b.target.Renew(t.Context(), b.stored(key.Handle), asked)
 	b.expect(err, nil)
 	b.once(before)
 	if !got.Equal(end) || !b.fake.living()[0].Expiry.Equal(end) || !b.fake.last().NotAfter.Equal(end) {

@@ -34,6 +34,7 @@ type Suite struct {
 	Credential []string // fields of the target's credential; every call presents it
 	Optional   []string // fields that the credential may have; no call presents one
 	Accessor   bool     // keys have an accessor
+	Numeric    bool     // accessors are numbers
 	Expiry     bool     // the answer says when a key ends
 	MayLack    bool     // with Expiry: it need not
 	Asked      bool     // it does not: a key ends when that was asked for
@@ -49,6 +50,9 @@ type Suite struct {
 	Fields      map[string]string          // of every key
 
 	Wire Wire
+
+	// End is when a key ends for which the end asked was asked for: not before. nil = then.
+	End func(asked time.Time) time.Time
 }
 
 // Wire is how an API is spoken, seen from its server.
@@ -64,6 +68,8 @@ type Wire struct {
 	// keys that live. Such requests are not counted, and no fault meets them but that the answers that carry a key are wrong:
 	// what else may go wrong with them is for a driver's own tests.
 	Aux func(r *http.Request, body []byte, living []Key) *Answer
+	// Gone is the answer to Renew and Revoke of a key that is not there. nil = 404, whatever the body.
+	Gone func() (status int, body any)
 }
 
 // Answer is what a server says.
@@ -308,4 +314,12 @@ func (b *bench) times(want, before int) {
 	if got := b.fake.requests() - before; got != want {
 		b.Errorf("%d requests were sent; want exactly %d", got, want)
 	}
+}
+
+// end is when a key ends for which the end asked was asked for.
+func (s Suite) end(asked time.Time) time.Time {
+	if s.End == nil {
+		return asked
+	}
+	return s.End(asked)
 }
