@@ -236,7 +236,7 @@ func (a *api) lend(ctx context.Context, c call, use func(context.Context) error)
 		return e.err
 	case !e.sent:
 		return unbuildable(c.op, "the client library makes no request of this")
-	case err != nil:
+	case err != nil && c.wantBody: // else the status has decided, and a library may take gone for a failure
 		return protocol(c.op, "the answer is not what this call's should be")
 	}
 	return nil

@@ -121,7 +121,7 @@ func (s section) written(name string) any {
 }
 
 // Params judges the parameters of a request: it wants what is required, refuses what is unknown, checks types and
-// patterns, fills in defaults, and then asks the target's condition. Values may be as JSON, a query string or an
+// patterns and what belongs together, fills in defaults, and then asks the target's condition. Values may be as JSON, a query string or an
 // expression gives them; a list may be one comma-separated text. Every error is a *FieldError for "parameters.<name>" or
 // "condition" and holds no value. The result is the caller's; it may be stored as JSON.
 func (t *Target) Params(given map[string]any) (map[string]any, error) {
@@ -138,6 +138,11 @@ func (t *Target) Params(given map[string]any) (map[string]any, error) {
 		}
 		if value != nil {
 			out[p.name] = value
+		}
+	}
+	if t.kind.together != nil {
+		if err := t.kind.together(out); err != nil {
+			return nil, err
 		}
 	}
 	if t.condition == nil {

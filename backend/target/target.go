@@ -104,9 +104,10 @@ type facts struct {
 	name, url, source, audience string        // the defaults of a Config
 	audienceFrom                *expr.Program // in place of audience: of the URL's hostname; nil = none
 	params                      parameters
-	credential                  []string // fields that it must have
-	optional                    []string // fields that it may have
-	claims                      []string // of the subject, that it looks at
+	together                    func(params map[string]any) *FieldError // judges parameters that depend on each other; nil = none do
+	credential                  []string                                // fields that it must have
+	optional                    []string                                // fields that it may have
+	claims                      []string                                // of the subject, that it looks at
 	lifetime                    time.Duration
 	guessed                     bool // lifetime is no more than a guess: Config.Lifetime may replace it
 	headerName                  string
@@ -117,6 +118,7 @@ type facts struct {
 var coded = map[string]func(Config) (facts, func(*Target) driver, error){
 	"connect":        connectKind,
 	"git-proxy-java": gitProxyKind,
+	gitlabName: gitlabFacts,
 }
 
 // Target is an API that issues keys. Open makes one; it is safe for concurrent use and stores nothing.

@@ -1,0 +1,344 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package target
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/http"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	gitlab "gitlab.com/gitlab-org/api/client-go/v2"
+)
+
+const gitlabName = "gitlab"
+
+// What a request for a token of GitLab's may ask for. A path's segments begin with a letter, digit or underscore, so none
+// is a dot segment; a project or group whose path is otherwise goes by its number.
+var gitlabParams = parameters{
+	{name: "access_level", kind: kindString, pattern: regexp.MustCompile(`\A(guest|planner|reporter|developer|maintainer|owner)\z`)},
+	{name: "id", kind: kindString, required: true, pattern: regexp.MustCompile(`\A[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\z`)},
+	{name: "kind", kind: kindString, required: true, pattern: regexp.MustCompile(`\A(personal|impersonation|project|group|service_account)\z`)},
+	{name: "scopes", kind: kindList, required: true, pattern: regexp.MustCompile(`\A[a-z][a-z0-9_]*\z`)},
+	{name: "user", kind: kindString, pattern: regexp.MustCompile(`\A[A-Za-z0-9_][A-Za-z0-9_.-]*\z`)},
+}
+
+var gitlabLevels = map[string]gitlab.AccessLevelValue{
+	"guest": gitlab.GuestPermissions, "planner": gitlab.PlannerPermissions, "reporter": gitlab.ReporterPermissions,
+	"developer": gitlab.DeveloperPermissions, "maintainer": gitlab.MaintainerPermissions, "owner": gitlab.OwnerPermissions,
+}
+
+// gitlabTogether judges what parameters mean for each other. A level is never left to GitLab, whose default is maintainer.
+func gitlabTogether(params map[string]any) *FieldError {
+	kind, id := params["kind"].(string), params["id"].(string)
+	_, level := params["access_level"]
+	_, user := params["user"]
+	isResource := kind == "project" || kind == "group"
+	switch {
+	case isResource && !level:
+		return fieldErrorf("parameters.access_level", "is required for kind %s", kind)
+	case !isResource && level:
+		return fieldErrorf("parameters.access_level", "is for kinds project and group only")
+	case user != (kind == "service_account"):
+		return fieldErrorf("parameters.user", "is the service account, required for kind service_account and for no other")
+	case (kind == "personal" || kind == "impersonation") && strings.Contains(id, "/"):
+		return fieldErrorf("parameters.id", "want the number or name of a user for kind %s", kind)
+	}
+	return nil
+}
+
+// gitlabFacts checks nothing of c: what it has of its own are parameters.
+func gitlabFacts(Config) (facts, func(*Target) driver, error) {
+	return facts{
+		name: gitlabName, url: "https://gitlab.com", source: SourceNone, params: gitlabParams, together: gitlabTogether,
+		credential: []string{"token"}, headerName: "PRIVATE-TOKEN",
+	}, connectGitLab, nil
+}
+
+// gitlabDriver speaks to a GitLab instance by GitLab's own client, over our transport.
+type gitlabDriver struct {
+	api    *api
+	client *gitlab.Client
+	spent  atomic.Bool // the credential was shown to be rotated, and may be revoked since
+}
+
+// unlimited stands for the client's limiter: the target's own is below it.
+type unlimited struct{}
+
+func (unlimited) Wait(context.Context) error { return nil }
+
+func connectGitLab(t *Target) driver {
+	client, err := gitlab.NewClient(t.credential["token"],
+		gitlab.WithURLWarningLogger(slog.New(slog.DiscardHandler)), gitlab.WithBaseURL(t.url.String()),
+		gitlab.WithHTTPClient(&http.Client{Transport: carrier{t.api}}), gitlab.WithoutRetries(), gitlab.WithCustomLimiter(unlimited{}))
+	if err != nil {
+		panic(err) // only of an address that cannot be parsed, and this one was
+	}
+	g := &gitlabDriver{api: t.api, client: client}
+	return driver{exchange: g.exchange, revoke: g.revoke, find: g.find, check: g.check}
+}
+
+// gitlabPlace is where a token belongs.
+type gitlabPlace struct {
+	id   string // project or group, by number or path
+	user int64  // of personal and impersonation tokens, and of a service account's
+}
+
+// gitlabOrder is what a token is asked to be.
+type gitlabOrder struct {
+	name   string
+	scopes []string
+	level  gitlab.AccessLevelValue
+	until  gitlab.ISOTime
+}
+
+// gitlabCall is a call as this API answers all: what is in none of the lists may have happened.
+func gitlabCall(op string, ok int) call {
+	return call{op: op, ok: []int{ok}, busy: []int{429, 503}, denied: []int{400, 401, 403, 404, 405, 422}, wantBody: true, hint: gitlabHint}
+}
+
+// midnight is the first midnight (UTC) that is not before t. GitLab ends a token when the day of its expires_at begins.
+func midnight(t time.Time) time.Time {
+	day := t.UTC().Truncate(24 * time.Hour)
+	if day.Before(t) {
+		day = day.Add(24 * time.Hour)
+	}
+	return day
+}
+
+func (g *gitlabDriver) exchange(ctx context.Context, r Request) (Key, error) {
+	const op = "exchange"
+	if r.NotAfter.IsZero() {
+		return Key{}, unbuildable(op, "no end is given, and a token without one lives for ever")
+	}
+	kind, at, err := g.place(ctx, op, r.Params)
+	if err != nil {
+		return Key{}, nothingYet(err)
+	}
+	o := gitlabOrder{name: r.Name, until: gitlab.ISOTime(midnight(r.NotAfter))}
+	for _, scope := range r.Params["scopes"].([]any) {
+		o.scopes = append(o.scopes, scope.(string))
+	}
+	if level, ok := r.Params["access_level"].(string); ok {
+		o.level = gitlabLevels[level]
+	}
+	made, err := g.one(ctx, gitlabCall(op, http.StatusCreated), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
+		return kind.create(g.client, at, o, with)
+	})
+	if err != nil {
+		return Key{}, err
+	}
+	return g.key(op, made, Handle{Name: r.Name, Params: at.within(r.Params)})
+}
+
+// nothingYet is the error of a call that comes before the exchange: whatever became of it, no key was asked for.
+func nothingYet(err error) error {
+	var e *Error
+	if errors.As(err, &e) && MayLive(e) {
+		e.outcome = ErrBusy
+	}
+	return err
+}
+
+// key makes a key of a new token. One without an end would outlive all that knows of it.
+func (g *gitlabDriver) key(op string, made *gitlab.PersonalAccessToken, h Handle) (Key, error) {
+	if made.ID <= 0 || made.ExpiresAt == nil {
+		return Key{}, protocol(op, "the token has no id, or no end")
+	}
+	k := Key{
+		Secret: made.Token, Accessor: strconv.FormatInt(made.ID, 10),
+		Expiry: time.Time(*made.ExpiresAt).UTC().Truncate(24 * time.Hour),
+	}
+	if fault := k.check(g.api.now()); fault != "" {
+		return Key{}, protocol(op, "%s", fault)
+	}
+	h.Accessor = k.Accessor
+	k.Handle = h
+	return k, nil
+}
+
+// revoke ends a token by its id, which needs no secret of its own.
+func (g *gitlabDriver) revoke(ctx context.Context, h Handle) error {
+	const op = "revoke"
+	id, err := tokenID(op, h)
+	if err != nil {
+		return err
+	}
+	kind, at, err := g.place(ctx, op, h.Params)
+	if err != nil {
+		return err
+	}
+	c := gitlabCall(op, http.StatusNoContent)
+	c.urgent, c.wantBody, c.absent = true, false, func(a answer) bool {
+		return a.status == http.StatusNotFound && kind.gone.MatchString(gitlabMessage(a.body))
+	}
+	return g.api.lend(ctx, c, func(ctx context.Context) error { return kind.revoke(g.client, at, id, gitlab.WithContext(ctx)) })
+}
+
+func tokenID(op string, h Handle) (int64, error) {
+	id, err := strconv.ParseInt(h.Accessor, 10, 64)
+	if err != nil || id <= 0 {
+		return 0, unbuildable(op, "the handle has no id of a token")
+	}
+	return id, nil
+}
+
+// find looks at the names of all tokens that live in the key's place: whether GitLab filters by name depends on kind and
+// version. Pages shift while tokens are made and ended, so that one may slip from a page to come to one that was read;
+// several pages without it are therefore read twice.
+func (g *gitlabDriver) find(ctx context.Context, h Handle) ([]Handle, error) {
+	const op = "find"
+	kind, at, err := g.place(ctx, op, h.Params)
+	if err != nil {
+		return nil, err
+	}
+	ids, pages, err := g.named(ctx, kind, at, h.Name)
+	if err == nil && len(ids) == 0 && pages > 1 {
+		ids, _, err = g.named(ctx, kind, at, h.Name)
+	}
+	if err != nil {
+		return nil, err
+	}
+	handles := make([]Handle, len(ids))
+	for i, id := range ids {
+		handles[i] = Handle{Name: h.Name, Accessor: strconv.FormatInt(id, 10), Params: at.within(h.Params)}
+	}
+	return handles, nil
+}
+
+const (
+	gitlabPage     = 100 // tokens, the most that GitLab gives at a time
+	gitlabMaxPages = 100
+)
+
+// named lists the ids of the living tokens of one name, sorted.
+func (g *gitlabDriver) named(ctx context.Context, kind gitlabKind, at gitlabPlace, name string) (ids []int64, pages int, err error) {
+	const op = "find"
+	for page := int64(1); ; {
+		var found []*gitlab.PersonalAccessToken
+		var next int64
+		c := gitlabCall(op, http.StatusOK)
+		c.urgent = true
+		err := g.api.lend(ctx, c, func(ctx context.Context) error {
+			list, resp, err := kind.list(g.client, at, name, gitlab.ListOptions{Page: page, PerPage: gitlabPage}, gitlab.WithContext(ctx))
+			if err == nil && list == nil {
+				err = errors.New("null")
+			}
+			if err == nil {
+				found, next = list, resp.NextPage
+			}
+			return err
+		})
+		if err != nil {
+			return nil, 0, err
+		}
+		for _, t := range found {
+			switch {
+			case t == nil || t.Name != name || t.Revoked:
+			case t.ID <= 0:
+				return nil, 0, protocol(op, "a token has no id")
+			default:
+				ids = append(ids, t.ID)
+			}
+		}
+		pages++
+		if next == 0 {
+			slices.Sort(ids)
+			return slices.Compact(ids), pages, nil
+		}
+		if next <= page || pages == gitlabMaxPages {
+			return nil, 0, protocol(op, "the list of tokens does not end within %d pages", gitlabMaxPages)
+		}
+		page = next
+	}
+}
+
+// check asks GitLab about the credential itself, which it tells to every token.
+func (g *gitlabDriver) check(ctx context.Context) error {
+	const op = "check"
+	self, err := g.self(ctx, op)
+	switch {
+	case err != nil:
+		return err
+	case self.Revoked || !self.Active:
+		return &Error{Op: op, Text: "the credential is revoked or has expired; write a new one", outcome: ErrDenied}
+	case !slices.Contains(self.Scopes, "api"):
+		return &Error{Op: op, Text: "the credential lacks the scope api", outcome: ErrDenied}
+	}
+	return nil
+}
+
+// self returns what GitLab says of the credential: scopes, expiry, state.
+func (g *gitlabDriver) self(ctx context.Context, op string) (*gitlab.PersonalAccessToken, error) {
+	return g.one(ctx, gitlabCall(op, http.StatusOK), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
+		self, _, err := g.client.PersonalAccessTokens.GetSinglePersonalAccessToken(with)
+		return self, err
+	})
+}
+
+// one makes a call that answers with one token.
+func (g *gitlabDriver) one(ctx context.Context, c call, use func(gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error)) (*gitlab.PersonalAccessToken, error) {
+	var got *gitlab.PersonalAccessToken
+	err := g.api.lend(ctx, c, func(ctx context.Context) (err error) {
+		if got, err = use(gitlab.WithContext(ctx)); err == nil && got == nil {
+			err = errors.New("null")
+		}
+		return err
+	})
+	return got, err
+}
+
+// place finds out where the token of these parameters belongs. A user's name is looked up; what is stored of a key has the
+// number, for a name may come to mean somebody else.
+func (g *gitlabDriver) place(ctx context.Context, op string, params map[string]any) (gitlabKind, gitlabPlace, error) {
+	text := func(name string) string { s, _ := params[name].(string); return s }
+	kind, ok := gitlabKinds[text("kind")]
+	if !ok || text("id") == "" {
+		return gitlabKind{}, gitlabPlace{}, unbuildable(op, "the handle does not say where its token belongs")
+	}
+	at := gitlabPlace{id: text("id")}
+	if kind.userIn == "" {
+		return kind, at, nil
+	}
+	var err error
+	at.user, err = g.userNumber(ctx, op, text(kind.userIn))
+	return kind, at, err
+}
+
+func (g *gitlabDriver) userNumber(ctx context.Context, op, user string) (int64, error) {
+	if number, err := strconv.ParseInt(user, 10, 64); err == nil && number > 0 {
+		return number, nil
+	}
+	c := gitlabCall(op, http.StatusOK)
+	c.urgent = op != "exchange"
+	var users []*gitlab.User
+	err := g.api.lend(ctx, c, func(ctx context.Context) (err error) {
+		users, _, err = g.client.Users.ListUsers(&gitlab.ListUsersOptions{Username: &user}, gitlab.WithContext(ctx))
+		return err
+	})
+	if err != nil {
+		return 0, err
+	}
+	users = slices.DeleteFunc(users, func(u *gitlab.User) bool { return u == nil || u.ID <= 0 || !strings.EqualFold(u.Username, user) })
+	if len(users) != 1 {
+		return 0, &Error{Op: op, Text: "there is no user of that name, or the credential may not see it", outcome: ErrDenied}
+	}
+	return users[0].ID, nil
+}
+
+// within returns the parameters with the number for a user's name.
+func (at gitlabPlace) within(params map[string]any) map[string]any {
+	out := maps.Clone(params)
+	if kind := gitlabKinds[params["kind"].(string)]; kind.userIn != "" {
+		out[kind.userIn] = strconv.FormatInt(at.user, 10)
+	}
+	return out
+}
