@@ -26,12 +26,12 @@ const (
 
 	OpGrant = "grant" // TokenEndpoint: a token for the client's credentials
 
-	OpCreate = "create" // KeyAPI, Artifactory, Gitea, Connect: make a key; GitProxy: make a user
+	OpCreate = "create" // KeyAPI, Artifactory, Gitea, Connect, GitLab: make a key; GitProxy: make a user
 	OpExtend = "extend" // KeyAPI: move a key's end
-	OpRevoke = "revoke" // KeyAPI, CratesIO, Artifactory, Gitea, Connect: end a key; GitProxy: delete a user
-	OpFind   = "find"   // KeyAPI, Artifactory, Gitea, Connect: look for keys; GitProxy: look for a user
-	OpCheck  = "check"  // KeyAPI, GitProxy: is the credential good; Connect: is the server there
-	OpUse    = "use"    // KeyAPI, Artifactory, Gitea, Connect, GitProxy: use of a key
+	OpRevoke = "revoke" // KeyAPI, CratesIO, Artifactory, Gitea, Connect, GitLab: end a key; GitProxy: delete a user
+	OpFind   = "find"   // KeyAPI, Artifactory, Gitea, Connect, GitLab: look for keys; GitProxy: look for a user
+	OpCheck  = "check"  // KeyAPI, GitLab, GitProxy: is the credential good; Connect: is the server there
+	OpUse    = "use"    // KeyAPI, Artifactory, Gitea, Connect, GitLab, GitProxy: use of a key
 
 	OpFederate = "federate" // Connect: a user's key for an identity token
 	OpWhoami   = "whoami"   // Connect: whose key is it
@@ -39,6 +39,9 @@ const (
 	OpLogin   = "login"    // GitProxy: a user logs in
 	OpMakeKey = "make-key" // GitProxy: the user makes a key
 	OpDropKey = "drop-key" // GitProxy: the user gives the key up
+
+	OpRotate = "rotate" // GitLab: end a key and make its successor
+	OpUsers  = "users"  // GitLab: look for a user by name
 
 	OpSVID    = "svid"    // WorkloadAPI: JWT-SVIDs for the caller
 	OpBundles = "bundles" // WorkloadAPI: the bundles of all trust domains

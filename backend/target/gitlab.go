@@ -67,7 +67,7 @@ func gitlabFacts(Config) (facts, func(*Target) driver, error) {
 type gitlabDriver struct {
 	api    *api
 	client *gitlab.Client
-	spent  atomic.Bool // the credential was shown to be rotated, and may be revoked since
+	spent  atomic.Bool // the credential was rotated, or may have been
 }
 
 // unlimited stands for the client's limiter: the target's own is below it.

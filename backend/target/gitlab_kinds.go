@@ -18,6 +18,7 @@ type gitlabKind struct {
 	create func(*gitlab.Client, gitlabPlace, gitlabOrder, gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error)
 	list   func(*gitlab.Client, gitlabPlace, string, gitlab.ListOptions, gitlab.RequestOptionFunc) ([]*gitlab.PersonalAccessToken, *gitlab.Response, error)
 	revoke func(*gitlab.Client, gitlabPlace, int64, gitlab.RequestOptionFunc) error
+	rotate func(*gitlab.Client, gitlabPlace, int64, *gitlab.ISOTime, gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error)
 }
 
 var gitlabActive = "active"
@@ -41,6 +42,7 @@ var gitlabKinds = map[string]gitlabKind{
 			_, err := c.PersonalAccessTokens.RevokePersonalAccessTokenByID(id, with)
 			return err
 		},
+		rotate: rotateByID,
 	},
 	"impersonation": {
 		userIn: "id",
@@ -60,6 +62,7 @@ var gitlabKinds = map[string]gitlabKind{
 			_, err := c.Users.RevokeImpersonationToken(at.user, id, with)
 			return err
 		},
+		rotate: rotateByID, // the new one is an impersonation token too
 	},
 	"project": {
 		gone: regexp.MustCompile(`(?i)\A404 (could not find )?project access token (with token_id: \d+ )?not found\z`),
@@ -76,6 +79,10 @@ var gitlabKinds = map[string]gitlabKind{
 		revoke: func(c *gitlab.Client, at gitlabPlace, id int64, with gitlab.RequestOptionFunc) error {
 			_, err := c.ProjectAccessTokens.RevokeProjectAccessToken(at.id, id, with)
 			return err
+		},
+		rotate: func(c *gitlab.Client, at gitlabPlace, id int64, until *gitlab.ISOTime, with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
+			made, _, err := c.ProjectAccessTokens.RotateProjectAccessToken(at.id, id, &gitlab.RotateProjectAccessTokenOptions{ExpiresAt: until}, with)
+			return ofProject(made), err
 		},
 	},
 	"group": {
@@ -94,6 +101,10 @@ var gitlabKinds = map[string]gitlabKind{
 		revoke: func(c *gitlab.Client, at gitlabPlace, id int64, with gitlab.RequestOptionFunc) error {
 			_, err := c.GroupAccessTokens.RevokeGroupAccessToken(at.id, id, with)
 			return err
+		},
+		rotate: func(c *gitlab.Client, at gitlabPlace, id int64, until *gitlab.ISOTime, with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
+			made, _, err := c.GroupAccessTokens.RotateGroupAccessToken(at.id, id, &gitlab.RotateGroupAccessTokenOptions{ExpiresAt: until}, with)
+			return ofGroup(made), err
 		},
 	},
 	"service_account": {
@@ -114,7 +125,16 @@ var gitlabKinds = map[string]gitlabKind{
 			_, err := c.Groups.RevokeServiceAccountPersonalAccessToken(at.id, at.user, id, with)
 			return err
 		},
+		rotate: func(c *gitlab.Client, at gitlabPlace, id int64, until *gitlab.ISOTime, with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
+			made, _, err := c.Groups.RotateServiceAccountPersonalAccessToken(at.id, at.user, id, &gitlab.RotateServiceAccountPersonalAccessTokenOptions{ExpiresAt: until}, with)
+			return made, err
+		},
 	},
+}
+
+func rotateByID(c *gitlab.Client, _ gitlabPlace, id int64, until *gitlab.ISOTime, with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
+	made, _, err := c.PersonalAccessTokens.RotatePersonalAccessTokenByID(id, &gitlab.RotatePersonalAccessTokenOptions{ExpiresAt: until}, with)
+	return made, err
 }
 
 // The client has a type for each kind of token; these are the same but for what is not asked of them. nil stays nil: it is

@@ -118,7 +118,7 @@ type facts struct {
 var coded = map[string]func(Config) (facts, func(*Target) driver, error){
 	"connect":        connectKind,
 	"git-proxy-java": gitProxyKind,
-	gitlabName: gitlabFacts,
+	gitlabName:       gitlabFacts,
 }
 
 // Target is an API that issues keys. Open makes one; it is safe for concurrent use and stores nothing.

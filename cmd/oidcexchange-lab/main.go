@@ -9,12 +9,12 @@
 //
 //	oidcexchange-lab [flags] NAME...
 //
-// NAME is one of the servers issuer, nuget, keyapi, spiffe, pypi, crates-io, rubygems, npm, artifactory, gitea, connect,
-// gitproxy; the registries, artifactory and connect trust the issuer of the same process and need it. Once all of them listen,
+// NAME is one of the servers issuer, nuget, keyapi, spiffe, pypi, crates-io, rubygems, npm, artifactory, gitea, gitlab,
+// connect, gitproxy; the registries, artifactory and connect trust the issuer of the same process and need it. Once all of them listen,
 // a line "NAME URL" is printed for each. SIGINT or SIGTERM ends the program.
 //
 // With -dir the program writes, before the lines are printed, the files ca.pem (what to trust for https), NAME.token for
-// keyapi, artifactory, gitea, connect and gitproxy (their administrator's token or key, unless LAB_ADMIN_TOKEN is set to one), spiffe.env (SPIFFE_ENDPOINT_SOCKET=unix://…, which names the
+// keyapi, artifactory, gitea, gitlab, connect and gitproxy (their administrator's token or key, unless LAB_ADMIN_TOKEN is set to one), spiffe.env (SPIFFE_ENDPOINT_SOCKET=unix://…, which names the
 // Workload API's socket spiffe.sock beside it) and, last, NAME.url for each server. Files of these names that
 // an earlier run left behind are removed at the start, so a script may wait for a NAME.url to appear.
 package main

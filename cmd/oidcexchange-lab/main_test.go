@@ -123,7 +123,7 @@ func call(t *testing.T, c *http.Client, method, url, body string, header ...stri
 func TestServersWorkTogetherOverTLS(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "made", "by the program")
-	p := startProgram(t, 3, "", "-dir", dir, "issuer", "nuget", "keyapi")
+	p := startProgram(t, 4, "", "-dir", dir, "issuer", "nuget", "keyapi", "gitlab")
 	defer p.end(t)
 
 	for name, url := range p.urls {
@@ -152,19 +152,25 @@ func TestServersWorkTogetherOverTLS(t *testing.T) {
 	if status, body := call(t, c, "GET", url+"/v1/whoami", "", "Authorization", "Bearer "+admin); status != 200 {
 		t.Errorf("whoami with the token of keyapi.token: %d %s; want 200", status, body)
 	}
-	info, err := os.Stat(filepath.Join(dir, "keyapi.token"))
-	if err != nil {
-		t.Fatal(err)
+	if status, body := call(t, c, "POST", p.urls["gitlab"]+"/api/v4/projects/acme%2Fwidget/access_tokens", `{"name":"n","scopes":["read_api"],"access_level":20}`,
+		"PRIVATE-TOKEN", readFile(t, dir, "gitlab.token"), "Content-Type", "application/json"); status != 201 || !strings.Contains(body, `"token":"`) {
+		t.Errorf("making a project token with the token of gitlab.token: %d %s; want 201 and a token", status, body)
 	}
-	if got := info.Mode().Perm(); got != 0o600 {
-		t.Errorf("keyapi.token has mode %o; want 600", got)
+	for _, name := range []string{"keyapi.token", "gitlab.token"} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := info.Mode().Perm(); got != 0o600 {
+			t.Errorf("%s has mode %o; want 600", name, got)
+		}
 	}
 }
 
 func TestPlainHTTPAndGivenToken(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	for _, stale := range []string{"ca.pem", "keyapi.token", "issuer.url"} {
+	for _, stale := range []string{"ca.pem", "keyapi.token", "gitlab.token", "issuer.url"} {
 		if err := os.WriteFile(filepath.Join(dir, stale), []byte("stale"), 0o644); err != nil {
 			t.Fatal(err)
 		}
@@ -355,6 +361,7 @@ func TestRefusedCommandLines(t *testing.T) {
 		"keyapi":                         "keyapi without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
 		"gitproxy":                       "gitproxy without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
 		"connect":                        `server "connect": needs "issuer" beside it`,
+		"gitlab":                         "gitlab without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
 		"spiffe":                         "spiffe without a place for its socket; set -dir",
 		"-ports nuget=8080 issuer":       `port for "nuget", which is not started`,
 		"-ports issuer issuer":           `invalid value "issuer" for flag -ports: "issuer": want name=port`,

@@ -40,6 +40,7 @@ var standIns = []struct {
 	{"gitea", "", true, newGitea},
 	{"connect", "issuer", true, newConnect},
 	{"gitproxy", "", true, newGitProxy},
+	{"gitlab", "", true, newGitLab},
 }
 
 const spiffeName = "spiffe"
@@ -80,6 +81,15 @@ func newConnect(s setup) http.Handler {
 
 func newGitProxy(s setup) http.Handler {
 	return lab.NewGitProxy(lab.GitProxyOptions{OperatorKey: s.adminToken})
+}
+
+// newGitLab makes a GitLab with an administrator, a service account of the group acme, and the project acme/widget.
+func newGitLab(s setup) http.Handler {
+	g := lab.NewGitLab(lab.GitLabOptions{AdminToken: s.adminToken})
+	g.AddGroup("acme", nil)
+	g.AddProject("acme/widget", nil)
+	g.AddUser(lab.GitLabUser{Name: "deployer", Group: "acme"})
+	return g
 }
 
 // newSPIFFE makes a Workload API; what it serves by https is for the user of the program alone.
