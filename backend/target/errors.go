@@ -31,7 +31,7 @@ var (
 
 // Error says which call failed and how. It holds no byte of what the target sent and nothing of what it was sent.
 type Error struct {
-	Op         string        // exchange, renew, revoke, find or check
+	Op         string        // exchange, renew, revoke, rotate, find or check
 	Status     int           // the HTTP status that decided; 0 = none
 	Text       string        // what happened, in this package's words
 	RetryAfter time.Duration // with ErrBusy: how long the target asks to be left alone; 0 = it does not say

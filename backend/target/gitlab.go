@@ -76,14 +76,18 @@ type unlimited struct{}
 func (unlimited) Wait(context.Context) error { return nil }
 
 func connectGitLab(t *Target) driver {
+	g := newGitLabDriver(t)
+	return driver{exchange: g.exchange, revoke: g.revoke, find: g.find, check: g.check}
+}
+
+func newGitLabDriver(t *Target) *gitlabDriver {
 	client, err := gitlab.NewClient(t.credential["token"],
 		gitlab.WithURLWarningLogger(slog.New(slog.DiscardHandler)), gitlab.WithBaseURL(t.url.String()),
 		gitlab.WithHTTPClient(&http.Client{Transport: carrier{t.api}}), gitlab.WithoutRetries(), gitlab.WithCustomLimiter(unlimited{}))
 	if err != nil {
 		panic(err) // only of an address that cannot be parsed, and this one was
 	}
-	g := &gitlabDriver{api: t.api, client: client}
-	return driver{exchange: g.exchange, revoke: g.revoke, find: g.find, check: g.check}
+	return &gitlabDriver{api: t.api, client: client}
 }
 
 // gitlabPlace is where a token belongs.
