@@ -44,6 +44,7 @@ var acceptance = []struct {
 	{"Examples", testExamples},
 	{"Connect", testConnect},
 	{"GitProxy", testGitProxy},
+	{"GitLab", testGitLab},
 	{"SPIFFE", testSPIFFE},
 	{"OwnTokenFromFile", testOwnTokenFromFile},
 	{"OwnTokenFromEndpoint", testOwnTokenFromEndpoint},
