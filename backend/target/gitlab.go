@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/url"
 	"regexp"
 	"slices"
 	"strconv"
@@ -55,8 +56,12 @@ func gitlabTogether(params map[string]any) *FieldError {
 	return nil
 }
 
-// gitlabFacts checks nothing of c: what it has of its own are parameters.
-func gitlabFacts(Config) (facts, func(*Target) driver, error) {
+// gitlabFacts refuses an address whose path is written with escapes: GitLab's client would lose those of all that it
+// appends, and a project's path with them.
+func gitlabFacts(c Config) (facts, func(*Target) driver, error) {
+	if u, err := url.Parse(c.URL); err == nil && u.EscapedPath() != u.Path {
+		return facts{}, nil, fieldErrorf("url", "has a path with escapes; GitLab has none")
+	}
 	return facts{
 		name: gitlabName, url: "https://gitlab.com", source: SourceNone, params: gitlabParams, together: gitlabTogether,
 		credential: []string{"token"}, headerName: "PRIVATE-TOKEN",

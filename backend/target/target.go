@@ -104,14 +104,16 @@ type facts struct {
 	name, url, source, audience string        // the defaults of a Config
 	audienceFrom                *expr.Program // in place of audience: of the URL's hostname; nil = none
 	params                      parameters
-	together                    func(params map[string]any) *FieldError // judges parameters that depend on each other; nil = none do
-	credential                  []string                                // fields that it must have
-	optional                    []string                                // fields that it may have
-	claims                      []string                                // of the subject, that it looks at
+	credential                  []string // fields that it must have
+	optional                    []string // fields that it may have
+	claims                      []string // of the subject, that it looks at
 	lifetime                    time.Duration
 	guessed                     bool // lifetime is no more than a guess: Config.Lifetime may replace it
 	headerName                  string
 	wantsToken                  bool // an exchange presents a subject token
+
+	// together judges parameters that depend on each other; nil = none do.
+	together func(params map[string]any) *FieldError
 }
 
 // coded are the drivers that are code. Each checks what of a Config is its own, and makes of an opened Target its driver.
