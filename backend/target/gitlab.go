@@ -232,20 +232,7 @@ const (
 func (g *gitlabDriver) named(ctx context.Context, kind gitlabKind, at gitlabPlace, name string) (ids []int64, pages int, err error) {
 	const op = "find"
 	for page := int64(1); ; {
-		var found []*gitlab.PersonalAccessToken
-		var next int64
-		c := gitlabCall(op, http.StatusOK)
-		c.urgent = true
-		err := g.api.lend(ctx, c, func(ctx context.Context) error {
-			list, resp, err := kind.list(g.client, at, name, gitlab.ListOptions{Page: page, PerPage: gitlabPage}, gitlab.WithContext(ctx))
-			if err == nil && list == nil {
-				err = errors.New("null")
-			}
-			if err == nil {
-				found, next = list, resp.NextPage
-			}
-			return err
-		})
+		found, next, err := g.page(ctx, kind, at, name, page)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -268,6 +255,27 @@ func (g *gitlabDriver) named(ctx context.Context, kind gitlabKind, at gitlabPlac
 		}
 		page = next
 	}
+}
+
+// page reads one page of the living tokens; next is 0 after the last. A full page may have one after it although its header
+// does not say so: not every proxy lets that through.
+func (g *gitlabDriver) page(ctx context.Context, kind gitlabKind, at gitlabPlace, name string, page int64) (found []*gitlab.PersonalAccessToken, next int64, err error) {
+	c := gitlabCall("find", http.StatusOK)
+	c.urgent = true
+	err = g.api.lend(ctx, c, func(ctx context.Context) error {
+		list, resp, err := kind.list(g.client, at, name, gitlab.ListOptions{Page: page, PerPage: gitlabPage}, gitlab.WithContext(ctx))
+		if err == nil && list == nil {
+			err = errors.New("null")
+		}
+		if err == nil {
+			found, next = list, resp.NextPage
+		}
+		return err
+	})
+	if next == 0 && len(found) >= gitlabPage {
+		next = page + 1
+	}
+	return found, next, err
 }
 
 // check asks GitLab about the credential itself, which it tells to every token.

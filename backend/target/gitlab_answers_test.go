@@ -48,6 +48,7 @@ func TestGitLabListsThatMakeNoSense(t *testing.T) {
 		"null within":    {`[null,{"name":"n","id":7}]`, "", ""},
 		"revoked":        {`[{"name":"n","id":7,"revoked":true}]`, "", ""},
 		"page by itself": {`[]`, "1", bad + "the list of tokens does not end within 100 pages"},
+		"full for ever":  {"[" + strings.Repeat("{},", 99) + "{}]", "", bad + "the list of tokens does not end within 100 pages"},
 		"page before":    {`[]`, "-1", bad + "the list of tokens does not end within 100 pages"},
 	} {
 		opened, _ := gitlabAnswers(t, map[string]string{path: "200 " + c.body}, "X-Next-Page", c.next)
