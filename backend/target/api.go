@@ -159,7 +159,7 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 	}
 	e := &Error{Op: c.op, Status: resp.StatusCode}
 	gone := in(c.gone)
-	if (c.hint != nil || c.absent != nil) && in(c.denied) {
+	if !gone && (c.hint != nil || c.absent != nil) && in(c.denied) {
 		body, _ := egress.ReadAll(resp.Body, min(a.maxBytes, maxRefusalBytes))
 		refused := answer{status: resp.StatusCode, header: resp.Header, body: body}
 		if gone = c.absent != nil && c.absent(refused); !gone && c.hint != nil {

@@ -66,7 +66,7 @@ func TestConnectOAuth(t *testing.T) {
 		Caps:   target.Caps{Check: true},
 		Token:  true, Expiry: true, MayLack: true, Optional: []string{"api_key"},
 		Denied: []int{400, 401, 403, 404, 405, 415, 422},
-		Header: "Authorization",
+		Header: "Authorization", HeaderValue: func(key string) string { return "Key " + key },
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {
 				if is(r, "GET", "/__api__/server_settings") {
@@ -103,7 +103,7 @@ func TestConnectFederation(t *testing.T) {
 		Caps:   target.Caps{Check: true},
 		Token:  true, Expiry: true, MayLack: true, Optional: []string{"api_key"},
 		Denied: []int{400, 401, 403, 404, 405, 415, 422},
-		Header: "Authorization", Fields: map[string]string{"username": "alice"},
+		Header: "Authorization", HeaderValue: func(key string) string { return "Key " + key }, Fields: map[string]string{"username": "alice"},
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {
 				if is(r, "GET", "/__api__/server_settings") {
@@ -140,7 +140,7 @@ func TestConnectUserKey(t *testing.T) {
 		Credential: []string{"api_key"},
 		Accessor:   true, Expiry: true, MayLack: true, Doubts: 1,
 		Denied: []int{400, 401, 403, 404, 422},
-		Header: "Authorization",
+		Header: "Authorization", HeaderValue: func(key string) string { return "Key " + key },
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {
 				c := targettest.Call{Credential: map[string]string{"api_key": keyHeader(r)}}

@@ -135,7 +135,7 @@ func TestGitLabCheck(t *testing.T) {
 		`200 {"id":1,"active":false,"scopes":["api"]}`:               denied + "the credential is revoked or has expired; write a new one",
 		`200 {"id":1,"active":true,"revoked":true,"scopes":["api"]}`: denied + "the credential is revoked or has expired; write a new one",
 		`200 null`: "check: target's answer makes no sense: the answer is not what this call's should be",
-		`401 {"error":"invalid_token","error_description":"Token was revoked. You have to re-authorize from the user."}`: denied + "the credential was revoked; write a new one (status 401)",
+		`401 {"error":"invalid_token","error_description":"Token was revoked. You have to re-authorize from the user."}`: denied + "it refused: the credential was revoked; write a new one (status 401)",
 	} {
 		opened, _ := gitlabAnswers(t, map[string]string{path: answer})
 		if err := opened.Check(t.Context()); text(err) != want {

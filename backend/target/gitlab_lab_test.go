@@ -193,17 +193,17 @@ func TestGitLabRefusals(t *testing.T) {
 		days   int // from now to the latest end
 		want   string
 	}{
-		"unknown credential":      {func(*gitLab) string { return "glpat-x" }, ofProject1, 1, "the credential is not known there, or its user may not manage these tokens (status 401)"},
-		"expired credential":      {func(g *gitLab) string { return g.AddToken(g.ana, 0, "api") }, ofProject1, 1, "the credential has expired; write a new one (status 401)"},
-		"credential without api":  {func(g *gitLab) string { return g.AddToken(g.ana, 9, "read_api") }, ofProject1, 1, "the credential lacks the scope api (status 403)"},
-		"not an administrator":    {func(g *gitLab) string { return g.AddToken(g.ana, 9, "api") }, user, 1, "the credential's user may not do this: tokens of users need an administrator, those of a service account an owner of its group (status 403)"},
-		"only a developer":        {func(g *gitLab) string { return g.AddToken(g.bob, 9, "api") }, ofProject1, 1, "the credential's user may not create such tokens there, or they are not offered: on gitlab.com project and group tokens need Premium (status 400)"},
-		"level above own":         {func(g *gitLab) string { return g.AddToken(g.ana, 9, "api") }, with("access_level", "owner"), 1, "access_level is above that of the credential's user (status 400)"},
-		"scope not for this kind": {func(g *gitLab) string { return g.root }, with("scopes", "sudo"), 1, "the instance does not offer one of the scopes for this kind of token (status 400)"},
-		"unknown project":         {func(g *gitLab) string { return g.root }, with("id", "acme/nobody"), 1, "there is no such project, group, user or token, or it is hidden from the credential; a path changes when it is moved or renamed, a number does not (status 404)"},
-		"hidden project":          {func(g *gitLab) string { return g.AddToken(g.bot, 9, "api") }, ofProject1, 1, "there is no such project, group, user or token, or it is hidden from the credential; a path changes when it is moved or renamed, a number does not (status 404)"},
-		"past the maximum":        {func(g *gitLab) string { return g.root }, ofProject1, 30, "the expiry is past the instance's maximum lifetime; lower the role's max_ttl (status 400)"},
-		"not of the group":        {func(g *gitLab) string { return g.root }, map[string]any{"kind": "service_account", "id": "2", "user": "3", "scopes": "api"}, 1, "the user is no service account (status 400)"},
+		"unknown credential":      {func(*gitLab) string { return "glpat-x" }, ofProject1, 1, "it refused: the credential is not known there, or its user may not manage these tokens (status 401)"},
+		"expired credential":      {func(g *gitLab) string { return g.AddToken(g.ana, 0, "api") }, ofProject1, 1, "it refused: the credential has expired; write a new one (status 401)"},
+		"credential without api":  {func(g *gitLab) string { return g.AddToken(g.ana, 9, "read_api") }, ofProject1, 1, "it refused: the credential lacks the scope api (status 403)"},
+		"not an administrator":    {func(g *gitLab) string { return g.AddToken(g.ana, 9, "api") }, user, 1, "it refused: the credential's user may not do this: tokens of users need an administrator, those of a service account an owner of its group (status 403)"},
+		"only a developer":        {func(g *gitLab) string { return g.AddToken(g.bob, 9, "api") }, ofProject1, 1, "it refused: the credential's user may not create such tokens there, or they are not offered: on gitlab.com project and group tokens need Premium (status 400)"},
+		"level above own":         {func(g *gitLab) string { return g.AddToken(g.ana, 9, "api") }, with("access_level", "owner"), 1, "it refused: access_level is above that of the credential's user (status 400)"},
+		"scope not for this kind": {func(g *gitLab) string { return g.root }, with("scopes", "sudo"), 1, "it refused: the instance does not offer one of the scopes for this kind of token (status 400)"},
+		"unknown project":         {func(g *gitLab) string { return g.root }, with("id", "acme/nobody"), 1, "it refused: there is no such project, group, user or token, or it is hidden from the credential; a path changes when it is moved or renamed, a number does not (status 404)"},
+		"hidden project":          {func(g *gitLab) string { return g.AddToken(g.bot, 9, "api") }, ofProject1, 1, "it refused: there is no such project, group, user or token, or it is hidden from the credential; a path changes when it is moved or renamed, a number does not (status 404)"},
+		"past the maximum":        {func(g *gitLab) string { return g.root }, ofProject1, 30, "it refused: the expiry is past the instance's maximum lifetime; lower the role's max_ttl (status 400)"},
+		"not of the group":        {func(g *gitLab) string { return g.root }, map[string]any{"kind": "service_account", "id": "2", "user": "3", "scopes": "api"}, 1, "it refused: the user is no service account (status 400)"},
 		"unknown user":            {func(g *gitLab) string { return g.root }, map[string]any{"kind": "personal", "id": "nobody", "scopes": "api"}, 1, "there is no user of that name, or the credential may not see it"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -223,7 +223,7 @@ func TestGitLabRefusals(t *testing.T) {
 	g := newGitLab(t, lab.GitLabOptions{Free: true})
 	opened := g.open(g.root)
 	_, err := opened.Exchange(t.Context(), g.request(opened, "oidcx-1", ofProject1))
-	if want := denied + "the credential's user may not create such tokens there, or they are not offered: on gitlab.com project and group tokens need Premium (status 400)"; text(err) != want {
+	if want := denied + "it refused: the credential's user may not create such tokens there, or they are not offered: on gitlab.com project and group tokens need Premium (status 400)"; text(err) != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 }
