@@ -78,8 +78,8 @@ func substring(args ...ref.Val) ref.Val {
 
 const tooLarge = "a text is too large"
 
-// meter charges for what a call makes, in units of ten bytes: CEL's own tracker does not know the size of what is typed
-// only when it is evaluated.
+// meter charges for what a call makes or compares, in units of ten bytes: CEL's own tracker does not know the size of what
+// is typed only when it is evaluated, nor of what lies in a list.
 type meter struct{}
 
 // CallCost implements interpreter.ActualCostEstimator.
@@ -88,8 +88,17 @@ func (meter) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint6
 	switch function {
 	case operators.Add:
 		if size = sizeOf(result); isList(result) {
-			size = min(sizeOf(args[0]), sizeOf(args[1])) // what a macro appends one by one is not copied
+			// What a macro appends one by one is not copied. It is charged with all that lies in it: a list that holds
+			// another one twice is as large as its copies would be for whoever compares it.
+			size = lesser(args[0], args[1])
 		}
+	case operators.Equals, operators.NotEquals:
+		size = lesser(args[0], args[1])
+	case operators.In:
+		if !isList(args[1]) {
+			return nil
+		}
+		size = weigh(args[1], maxWeight)
 	case "lower", "trim", "split", "join", "replace", "substring", "base64.encode", "base64.decode":
 		size = sizeOf(result)
 		for _, arg := range args {
@@ -116,4 +125,30 @@ func sizeOf(v ref.Val) int {
 		}
 	}
 	return 0
+}
+
+const (
+	memberWeight = 10 // bytes that a member of a list or an object counts beside its own size
+	maxWeight    = 10 * MaxCost
+)
+
+// lesser is the weight of the lighter of two values, found without weighing all of the other.
+func lesser(a, b ref.Val) int { return weigh(a, weigh(b, maxWeight)) }
+
+// weigh is the size of a value with everything in it, or a little more than most if it is larger.
+func weigh(v ref.Val, most int) int {
+	size := sizeOf(v)
+	switch v := v.(type) {
+	case traits.Lister:
+		size = 0
+		for it := v.Iterator(); it.HasNext() == types.True && size <= most; {
+			size += memberWeight + weigh(it.Next(), most-size)
+		}
+	case traits.Mapper:
+		for it := v.Iterator(); it.HasNext() == types.True && size <= most; {
+			name := it.Next()
+			size += memberWeight + sizeOf(name) + weigh(v.Get(name), most-size)
+		}
+	}
+	return size
 }
