@@ -4,6 +4,7 @@
 package expr
 
 import (
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -25,5 +26,17 @@ func TestHostileSharedLists(t *testing.T) {
 		if _, err := eval(t, src, Bool, vars); err == nil || err.Error() != tooCostly {
 			t.Errorf("%s: %v; want %s", name, err, tooCostly)
 		}
+	}
+}
+
+// Each step doubles the type that CEL's checker works out: twenty of them are gigabytes before anything is evaluated, and a
+// write that checks a policy holds up every other write of the mount.
+func TestHostileTypes(t *testing.T) {
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_, err := Compile(`[1]`+strings.Repeat(`.map(x, {x: x})`, 11)+`.size() > 0`, Bool)
+	runtime.ReadMemStats(&after)
+	if made := after.TotalAlloc - before.TotalAlloc; made > 16<<20 {
+		t.Errorf("165 bytes of source made %d bytes (%v)", made, err)
 	}
 }
