@@ -93,9 +93,10 @@ func Compile(src string, want Type, variables ...string) (*Program, error) {
 var standard = sync.OnceValues(func() (*cel.Env, error) {
 	// The checker takes the result of x["k"] for a value of one type, yet to be found, and commits to the first
 	// conversion around it: string(x["k"]) would then fail for all but that type. As dyn it is judged when evaluated.
-	noIndex := env.NewLibrarySubset().AddExcludedFunctions(env.NewFunction(operators.Index))
+	subset := env.NewLibrarySubset().AddExcludedFunctions(env.NewFunction(operators.Index)).SetDisableMacros(true)
 	return cel.NewCustomEnv(append(functions(),
-		cel.StdLib(cel.StdLibSubset(noIndex)),
+		cel.StdLib(cel.StdLibSubset(subset)),
+		cel.Macros(macros()...),
 		cel.Function(operators.Index, cel.Overload("index_any", []*cel.Type{cel.DynType, cel.DynType}, cel.DynType)),
 		cel.ParserRecursionLimit(64),
 		cel.ParserExpressionSizeLimit(MaxSource),

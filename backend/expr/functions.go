@@ -4,10 +4,13 @@
 package expr
 
 import (
+	"slices"
 	"strings"
 
 	"cel.dev/cel-go/cel"
+	"cel.dev/cel-go/common/ast"
 	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/overloads"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/common/types/ref"
 	"cel.dev/cel-go/common/types/traits"
@@ -29,6 +32,22 @@ func functions() []cel.EnvOption {
 			cel.MemberOverload("string_substring_from", []*cel.Type{str, number}, str, cel.FunctionBinding(substring)),
 			cel.MemberOverload("string_substring", []*cel.Type{str, number, number}, str, cel.FunctionBinding(substring))),
 	}
+}
+
+// macros are CEL's own, except that what they iterate over is dyn. The checker would work out the type of every element, and
+// a chain of them can double it at each step until no memory holds it.
+func macros() []cel.Macro {
+	all := slices.Clone(cel.StandardMacros)
+	for i, standard := range all {
+		if !standard.IsReceiverStyle() {
+			continue
+		}
+		all[i] = cel.ReceiverMacro(standard.Function(), standard.ArgCount(),
+			func(factory cel.MacroExprFactory, target ast.Expr, args []ast.Expr) (ast.Expr, *cel.Error) {
+				return standard.Expander()(factory, factory.NewCall(overloads.TypeConvertDyn, target), args)
+			})
+	}
+	return all
 }
 
 func lower(v ref.Val) ref.Val { return types.String(strings.ToLower(string(v.(types.String)))) }
