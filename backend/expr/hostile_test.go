@@ -40,3 +40,29 @@ func TestHostileTypes(t *testing.T) {
 		t.Errorf("165 bytes of source made %d bytes (%v)", made, err)
 	}
 }
+
+// A pattern of a few bytes can be a program of a million steps, each of which is tried at each character of a text.
+func TestHostileRegexp(t *testing.T) {
+	vars := map[string]any{"claims": map[string]any{"text": strings.Repeat("x", 16<<10), "short": "x"}}
+	if _, err := Compile(`claims.short.matches("`+strings.Repeat(".{0,1000}", 100)+`")`, Bool, "claims"); err == nil {
+		t.Error("a pattern of 900 bytes that is a program of 200,000 steps compiles")
+	}
+	for name, c := range map[string]struct{ src, want string }{
+		"pattern made in the expression": {`!claims.short.matches("` + strings.Repeat(".{1000}", 100) + `" + "y")`, tooCostly},
+		"the same, its error passed by":  {`[1, 2].all(i, claims.short.matches("` + strings.Repeat(".{1000}", 100) + `" + "y") || true)`, tooCostly},
+		"long text":                      {`!claims.text.matches("x{0,400}y")`, tooCostly},
+		"pattern that is none":           {`claims.short.matches("(" + claims.short)`, "a value is missing or of another type than the expression needs"},
+	} {
+		if _, err := eval(t, c.src, Bool, vars); err == nil || err.Error() != c.want {
+			t.Errorf("%s: %v; want %s", name, err, c.want)
+		}
+	}
+	for _, src := range []string{
+		`claims.short.matches("^x$")`, `matches(claims.short, "x|y")`, `claims.text.matches("^x+$")`, `claims.short.matches("^" + claims.short + "$")`,
+		`!claims.short.matches("^acme/[a-z0-9._-]{1,100}/.github/workflows/[a-z]+[.]ya?ml@refs/tags/v[0-9]+([.][0-9]+){0,2}$")`,
+	} {
+		if got, err := eval(t, src, Bool, vars); got != true {
+			t.Errorf("%s: %v %v", src, got, err)
+		}
+	}
+}
