@@ -17,6 +17,7 @@ import (
 	"cel.dev/cel-go/cel"
 	"cel.dev/cel-go/common/env"
 	"cel.dev/cel-go/common/operators"
+	"cel.dev/cel-go/common/overloads"
 	"cel.dev/cel-go/common/types"
 	"cel.dev/cel-go/ext"
 )
@@ -93,11 +94,13 @@ func Compile(src string, want Type, variables ...string) (*Program, error) {
 var standard = sync.OnceValues(func() (*cel.Env, error) {
 	// The checker takes the result of x["k"] for a value of one type, yet to be found, and commits to the first
 	// conversion around it: string(x["k"]) would then fail for all but that type. As dyn it is judged when evaluated.
-	subset := env.NewLibrarySubset().AddExcludedFunctions(env.NewFunction(operators.Index)).SetDisableMacros(true)
+	replaced := []*env.Function{env.NewFunction(operators.Index), env.NewFunction(overloads.Matches)}
+	subset := env.NewLibrarySubset().AddExcludedFunctions(replaced...).SetDisableMacros(true)
 	return cel.NewCustomEnv(append(functions(),
 		cel.StdLib(cel.StdLibSubset(subset)),
 		cel.Macros(macros()...),
 		cel.Function(operators.Index, cel.Overload("index_any", []*cel.Type{cel.DynType, cel.DynType}, cel.DynType)),
+		cel.ASTValidators(cel.ValidateRegexProgramSizeLimit(maxPattern)),
 		cel.ParserRecursionLimit(64),
 		cel.ParserExpressionSizeLimit(MaxSource),
 		cel.CrossTypeNumericComparisons(true),

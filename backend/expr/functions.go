@@ -31,6 +31,9 @@ func functions() []cel.EnvOption {
 		cel.Function("substring",
 			cel.MemberOverload("string_substring_from", []*cel.Type{str, number}, str, cel.FunctionBinding(substring)),
 			cel.MemberOverload("string_substring", []*cel.Type{str, number, number}, str, cel.FunctionBinding(substring))),
+		cel.Function(overloads.Matches, // CEL's own compiles whatever pattern an expression makes
+			cel.Overload(overloads.Matches, []*cel.Type{str, str}, cel.BoolType),
+			cel.MemberOverload(overloads.MatchesString, []*cel.Type{str, str}, cel.BoolType), cel.SingletonBinaryBinding(matches)),
 	}
 }
 
@@ -95,9 +98,33 @@ func substring(args ...ref.Val) ref.Val {
 	return types.String(runes[from:to])
 }
 
+// maxPattern bounds a regular expression, in steps of the program that it is. A few bytes can stand for a million of them.
+const maxPattern = 1000
+
+func matches(text, pattern ref.Val) ref.Val {
+	re, err := types.CompileRegexWithLimit(string(pattern.(types.String)), maxPattern)
+	if err != nil {
+		return types.NewErr("matches: no pattern, or too large a one")
+	}
+	return types.Bool(re.MatchString(string(text.(types.String))))
+}
+
+// effort is what matching costs at most: each step of the pattern at each character, and compiling it.
+func effort(text, pattern ref.Val) int {
+	source, _ := pattern.(types.String)
+	steps, err := types.RegexProgramSize(string(source))
+	switch {
+	case err != nil:
+		return 10 * len(source)
+	case steps > maxPattern:
+		return maxWeight // it was compiled in vain, which is not to be done again
+	}
+	return (sizeOf(text) + 1) * steps / 2
+}
+
 const tooLarge = "a text is too large"
 
-// meter charges for what a call makes or compares, in units of ten bytes: CEL's own tracker does not know the size of what
+// meter charges for what a call makes, compares or matches, in units of ten bytes: CEL's own tracker does not know the size of what
 // is typed only when it is evaluated, nor of what lies in a list.
 type meter struct{}
 
@@ -118,6 +145,8 @@ func (meter) CallCost(function, _ string, args []ref.Val, result ref.Val) *uint6
 			return nil
 		}
 		size = weigh(args[1], maxWeight)
+	case overloads.Matches:
+		size = effort(args[0], args[1])
 	case "lower", "trim", "split", "join", "replace", "substring", "base64.encode", "base64.decode":
 		size = sizeOf(result)
 		for _, arg := range args {
