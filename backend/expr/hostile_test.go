@@ -66,3 +66,14 @@ func TestHostileRegexp(t *testing.T) {
 		}
 	}
 }
+
+// The Kelvin sign and the dotted capital I become k and i in lower case. Who may choose a name with one would be taken for
+// the owner of the plain name, in a condition as in a lease path.
+func TestHostileLower(t *testing.T) {
+	for text, want := range map[string]string{"ACME/\u212aIT": "acme/\u212ait", "\u0130NFRA": "\u0130nfra", "ÄCME": "Äcme"} {
+		got, err := eval(t, `claims.owner.lower()`, String, map[string]any{"claims": map[string]any{"owner": text}})
+		if err != nil || got != want {
+			t.Errorf("%+q: %+q %v; want %+q", text, got, err, want)
+		}
+	}
+}
