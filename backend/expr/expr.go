@@ -55,7 +55,7 @@ type Program struct {
 }
 
 // Compile checks src, which may use the named variables, CEL's standard functions and macros, base64.encode and decode,
-// and lower, trim, split, join, replace and substring. The error says line and column of the first fault.
+// and lower (of ASCII letters), trim, split, join, replace and substring. The error says line and column of the first fault.
 func Compile(src string, want Type, variables ...string) (*Program, error) {
 	if strings.TrimSpace(src) == "" {
 		return nil, errors.New("expression is empty")

@@ -53,7 +53,15 @@ func macros() []cel.Macro {
 	return all
 }
 
-func lower(v ref.Val) ref.Val { return types.String(strings.ToLower(string(v.(types.String)))) }
+// lower leaves all but ASCII as it is: a few other letters would become ASCII ones, and one name another.
+func lower(v ref.Val) ref.Val {
+	return types.String(strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			r += 'a' - 'A'
+		}
+		return r
+	}, string(v.(types.String))))
+}
 
 func trim(v ref.Val) ref.Val { return types.String(strings.TrimSpace(string(v.(types.String)))) }
 
