@@ -364,9 +364,6 @@ func foldRune(r rune) rune {
 // folds would take it for the registered one.
 func imitates(m map[string]any, registered []string) bool {
 	for name := range m {
-		if isPlain(name) {
-			continue
-		}
 		for _, r := range registered {
 			if name != r && strings.EqualFold(name, r) {
 				return true
