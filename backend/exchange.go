@@ -114,6 +114,9 @@ func (b *engine) begin(ctx context.Context, req *logical.Request, who *subject, 
 func (b *engine) ready(ctx context.Context, s logical.Storage, o *order, replaced []*held) (token string, err error) {
 	// A target that was deleted or switched off meanwhile is not asked; from here on the intent keeps it.
 	if _, _, err = b.open(ctx, s, o.role.name); err == nil {
+		err = b.unchanged(ctx, s, o.who)
+	}
+	if err == nil {
 		token, err = b.present(ctx, o)
 	}
 	if err == nil { // last, for it cannot be taken back
@@ -123,6 +126,29 @@ func (b *engine) ready(ctx context.Context, s logical.Storage, o *order, replace
 		b.ledger.keep(replaced)
 	}
 	return token, err
+}
+
+// unchanged refuses a subject whose issuer or policy was switched off, or whose policy was changed, since it was judged:
+// verifying may have waited long for the issuer's keys.
+func (b *engine) unchanged(ctx context.Context, s logical.Storage, who *subject) error {
+	p, err := b.policy(ctx, s, who.policy.name)
+	if err != nil {
+		return err
+	}
+	vouches, err := b.issuer(ctx, s, who.issuer.name)
+	switch {
+	case err != nil:
+		return err
+	case vouches == nil || p == nil:
+		return refuse(reasonTrustChanged, "trust policy %q or its issuer was deleted meanwhile", who.policy.name)
+	case !vouches.Enabled:
+		return refuse(reasonDisabled, "issuer %q is disabled", vouches.name)
+	case !p.Enabled:
+		return refuse(reasonDisabled, "trust policy %q is disabled", p.name)
+	case p.Revision != who.policy.Revision:
+		return refuse(reasonTrustChanged, "trust policy %q was changed meanwhile", p.name)
+	}
+	return nil
 }
 
 // replace revokes the keys whose place the new one takes. Their leases end by themselves, harmlessly.
