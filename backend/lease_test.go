@@ -210,6 +210,66 @@ func TestRevokeDuringARenewal(t *testing.T) {
 	w.wantSettled()
 }
 
+// A renewal that the target has made and the engine has not recorded gave the key another end: it is not taken for dead at the
+// end that it had before.
+func TestRenewalThatWasNotRecorded(t *testing.T) {
+	for name, lose := range map[string]func(*world){
+		"answer": func(w *world) { w.keys.Fault(lab.OpExtend, lab.Fault{Kind: lab.KindCut, After: true, Count: 1}) },
+		"write": func(w *world) {
+			w.keys.OnRequest(func(op string, stage lab.Stage) {
+				if op == lab.OpExtend && stage == lab.StageDone {
+					w.store.set(func(op, _ string) error {
+						if op == "put" {
+							return errors.New("disk full")
+						}
+						return nil
+					})
+				}
+			})
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			short := strings.Replace(acme, `"expires_at": not_after}`, `"expires_at": timestamp(int(not_after) - 3600)}`, 1) // until it is renewed
+			w.write("targets/acme", map[string]any{"profile": short, "credential": "token=" + adminToken})
+			resp := w.issue("deploy")
+			first := w.keys.Live()[0].ExpiresAt
+			lose(w)
+			if got, err := w.lease(logical.RenewOperation, resp); err == nil && !got.IsError() {
+				t.Fatal("the renewal was recorded")
+			}
+			w.store.set(nil)
+			w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 500})
+			w.clock.advance(first.Add(expirySlack + time.Minute).Sub(w.clock.now()))
+			if _, err := w.lease(logical.RevokeOperation, resp); err == nil {
+				t.Error("revoking says that the key is dead")
+			}
+			if len(w.keys.Live()) != 1 || len(w.ledgerEntries()) == 0 {
+				t.Fatalf("at the target %v, in the ledger %v", w.keys.Live(), w.ledgerEntries())
+			}
+			w.keys.ClearFaults()
+			w.clock.advance(10 * time.Minute)
+			w.settleAll()
+			w.wantSettled()
+		})
+	}
+}
+
+// A renewal that the target has refused leaves the end that the key had, also in the record.
+func TestRenewalThatWasRefused(t *testing.T) {
+	w := newWorld(t)
+	short := strings.Replace(acme, `"expires_at": not_after}`, `"expires_at": timestamp(int(not_after) - 3600)}`, 1)
+	w.write("targets/acme", map[string]any{"profile": short, "credential": "token=" + adminToken})
+	resp := w.issue("deploy")
+	w.keys.Fault(lab.OpExtend, lab.Fault{Kind: lab.KindStatus, Status: 403, Count: 1})
+	if reason, _ := reasonOf(w.lease(logical.RenewOperation, resp)); reason != reasonTargetDenied {
+		t.Errorf("renewing: %q", reason)
+	}
+	if got := w.read("keys/" + resp.Data["id"].(string))["expires_at"]; got != resp.Data["expires_at"] {
+		t.Errorf("the record has %v, the key %v", got, resp.Data["expires_at"])
+	}
+}
+
 // Whoever writes targets names host, authorities and proxy: forward_to must hold for the way that the token takes.
 func TestTokensAreNotForwardedToAStrangersProxy(t *testing.T) {
 	w := newWorld(t).withNuGet()
