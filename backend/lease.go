@@ -243,19 +243,31 @@ func (p *policy) knowsAll(e *entry) error {
 }
 
 // extend moves the key's own end past the lease's latest end, if it comes before that and the target can. The ledger
-// learns of it, for what is recorded of a key's expiry must be true.
+// learns of it first: a key whose recorded end has passed counts as dead, so if the answer is lost the later end must stand.
 func (b *engine) extend(ctx context.Context, s logical.Storage, t *openTarget, e *entry, l *lease) error {
 	if l.ExpiresAt.IsZero() || l.ExpiresAt.After(l.LastEnd) || !t.Caps().Renew {
 		return nil
 	}
-	until, err := t.Renew(ctx, l.Handle, l.LastEnd.Add(expirySlack))
-	if err != nil {
+	until := l.LastEnd.Add(expirySlack)
+	if err := b.ends(ctx, s, e.ID, until); err != nil {
 		return err
 	}
-	l.ExpiresAt = until.UTC()
-	filed, err := b.ledger.update(ctx, s, e.ID, func(e *entry) { e.ExpiresAt = until.UTC() })
-	if err == nil && !filed {
-		return refuse(reasonTrustChanged, "key %q was revoked meanwhile", e.ID)
+	got, err := t.Renew(ctx, l.Handle, until)
+	switch {
+	case err == nil:
+		l.ExpiresAt = got.UTC()
+		return b.ends(ctx, s, e.ID, l.ExpiresAt)
+	case target.MayLive(err): // and perhaps longer
+		return err
+	}
+	return errors.Join(err, b.ends(ctx, s, e.ID, e.ExpiresAt))
+}
+
+// ends records a key's own end.
+func (b *engine) ends(ctx context.Context, s logical.Storage, id string, at time.Time) error {
+	found, err := b.ledger.update(ctx, s, id, func(e *entry) { e.ExpiresAt = at.UTC() })
+	if err == nil && !found {
+		return refuse(reasonTrustChanged, "key %q was revoked meanwhile", id)
 	}
 	return err
 }
@@ -272,7 +284,7 @@ func (b *engine) revoke(ctx context.Context, req *logical.Request, _ *framework.
 	if !l.Revocable {
 		return nil, b.plain(b.expose(ctx, req.Storage, l))
 	}
-	err = b.revokeAt(ctx, req.Storage, l.Target, l.Handle, l.ExpiresAt)
+	err = b.revokeAt(ctx, req.Storage, l.Target, l.Handle, b.endOf(ctx, req.Storage, l))
 	step("revoked")
 	if err == nil {
 		return nil, b.plain(b.ledger.dead(ctx, req.Storage, &entry{ID: l.ID, Handle: l.Handle}))
@@ -317,6 +329,22 @@ func (b *engine) revokeAt(ctx context.Context, s logical.Storage, name string, h
 		return nil
 	}
 	return err
+}
+
+// endOf is the key's own end: the ledger's, which knows of renewals that the lease has not heard of. Zero = none that has
+// passed for sure.
+func (b *engine) endOf(ctx context.Context, s logical.Storage, l lease) time.Time {
+	if l.ExpiresAt.IsZero() || b.now().Before(l.ExpiresAt) {
+		return l.ExpiresAt
+	}
+	e, err := b.ledger.filed(ctx, s, l.ID)
+	switch {
+	case err != nil:
+		return time.Time{}
+	case e != nil:
+		return e.ExpiresAt
+	}
+	return l.ExpiresAt
 }
 
 // owe records the debt, or reads since when it stands; owed means that the ledger is sure to know.
