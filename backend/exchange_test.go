@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -101,4 +102,30 @@ func TestProfileCannotSpeakForTheEngine(t *testing.T) {
 	if got := w.issue("deploy").Data; got["project"] != "widget" || len(got) != len(fields)+1 {
 		t.Errorf("got %v", got)
 	}
+}
+
+// While a key was being decided upon its role got another target, and the former one was deleted: nothing is asked of what
+// nobody could ask to revoke.
+func TestTargetIsDeletedBeforeTheIntent(t *testing.T) {
+	w := newWorld(t)
+	w.write("targets/other", map[string]any{"driver": "http", "url": w.keysURL, "profile": acme, "ca_pem": w.ca, "credential": "token=" + adminToken, "allowed_roles": "*"})
+	w.restart()
+	once := sync.OnceFunc(func() {
+		w.write("roles/deploy", map[string]any{"target": "other"})
+		if resp, err := w.do(logical.DeleteOperation, "targets/acme", nil); err != nil || resp.IsError() {
+			t.Error(err, resp)
+		}
+	})
+	slow := &slowStorage{Storage: w.store, after: func(op, key string) {
+		if op == "get" && key == "trust/main" {
+			once()
+		}
+	}}
+	resp, err := w.HandleRequest(t.Context(), &logical.Request{ID: "slow", Operation: logical.UpdateOperation, Path: "creds/deploy", Storage: slow,
+		Data: map[string]any{"subject_token": w.token(nil)}})
+	if reason, status := reasonOf(resp, err); reason != reasonTargetBusy || status != 503 {
+		t.Errorf("%q, status %d", reason, status)
+	}
+	w.wantSettled()
+	w.issue("deploy")
 }
