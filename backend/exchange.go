@@ -113,7 +113,11 @@ func (b *engine) begin(ctx context.Context, req *logical.Request, who *subject, 
 // ready does what must come between the intent and the exchange. An error means that no key was asked for.
 func (b *engine) ready(ctx context.Context, s logical.Storage, o *order, replaced []*held) (token string, err error) {
 	// A target that was deleted or switched off meanwhile is not asked; from here on the intent keeps it.
-	if _, _, err = b.open(ctx, s, o.role.name); err == nil {
+	now, _, err := b.open(ctx, s, o.role.name)
+	if err == nil && now.Target != o.role.Target {
+		err = refuse(reasonTargetBusy, "role %q has another target now", now.name)
+	}
+	if err == nil {
 		err = b.unchanged(ctx, s, o.who)
 	}
 	if err == nil {
