@@ -431,3 +431,81 @@ func TestCeilingsCountKeysThatOutliveTheirLease(t *testing.T) {
 		t.Errorf("%v %v", err, resp)
 	}
 }
+
+// A sweep that ends a key and cannot end what is open of it leaves nothing that counts for good.
+func TestSweepThatFailsHalfwayDoesNotCount(t *testing.T) {
+	w := newWorld(t)
+	w.write("roles/deploy", map[string]any{"max_keys": 1})
+	w.issue("deploy") // and its lease is lost
+	w.clock.advance(5 * time.Hour)
+	w.store.set(func(op, key string) error {
+		if op == "delete" && strings.HasPrefix(key, openEntries) {
+			w.store.fail = nil // once; the lock is held
+			return errors.New("disk full")
+		}
+		return nil
+	})
+	w.settleAll()
+	w.wantSettled()
+	w.issue("deploy")
+}
+
+// A key whose replacement failed after its entry was gone is out of the count at the next try, and the target can go.
+func TestReplacedKeyWithoutAnEntry(t *testing.T) {
+	w := newWorld(t)
+	w.write("roles/deploy", map[string]any{"max_keys": 1, "on_limit": "revoke_oldest"})
+	w.issue("deploy")
+	w.store.Storage = &lateStorage{Storage: w.store.Storage, fails: plainKeys}
+	if reason, _ := reasonOf(w.exchange("deploy", w.token(nil))); reason != reasonTargetBusy {
+		t.Errorf("refused for %q", reason)
+	}
+	resp := w.issue("deploy")
+	if len(resp.Warnings) > 0 {
+		t.Errorf("warnings %q; nothing had to be revoked", resp.Warnings)
+	}
+	w.wantSettled(resp)
+	if n := w.ledger.perTarget()["acme"]; n != 1 {
+		t.Errorf("%d keys are counted", n)
+	}
+}
+
+// lateStorage deletes once what begins so, and says that it did not.
+type lateStorage struct {
+	logical.Storage
+	fails string
+}
+
+func (s *lateStorage) Delete(ctx context.Context, key string) error {
+	err := s.Storage.Delete(ctx, key)
+	if s.fails != "" && strings.HasPrefix(key, s.fails) {
+		s.fails = ""
+		return errors.New("no answer in time")
+	}
+	return err
+}
+
+// Requests that choose the oldest keys and come to nothing leave them in their order.
+func TestOrderOutlivesFailures(t *testing.T) {
+	w := newWorld(t)
+	w.write("roles/deploy", map[string]any{"max_keys": 3, "on_limit": "revoke_oldest"})
+	var issued []string
+	for range 3 {
+		issued = append(issued, w.issue("deploy").Data["accessor"].(string))
+	}
+	var entries [2]*entry
+	var replaced [2][]*held
+	for i := range entries {
+		var err error
+		entries[i] = &entry{ID: newID(w.clock.now()), Role: "deploy", State: statePending}
+		if replaced[i], err = w.ledger.admit(entries[i], ceilings{role: 3, replace: true}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range entries {
+		w.ledger.withdraw(entries[i], replaced[i])
+	}
+	want := append(issued[1:], w.issue("deploy").Data["accessor"].(string))
+	if got := w.accessors(); !slices.Equal(got, want) {
+		t.Errorf("alive are %v; want %v", got, want)
+	}
+}
