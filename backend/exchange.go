@@ -159,10 +159,14 @@ func (b *engine) unchanged(ctx context.Context, s logical.Storage, who *subject)
 func (b *engine) replace(ctx context.Context, s logical.Storage, o *order, replaced []*held) error {
 	for _, h := range replaced {
 		e, err := b.ledger.filed(ctx, s, h.id)
-		if err == nil && e != nil {
+		if err == nil && e == nil { // it has ended already
+			b.ledger.remove(h.rand())
+			continue
+		}
+		if err == nil {
 			err = b.revokeAt(ctx, s, e.Target, e.Handle, e.ExpiresAt)
 		}
-		if err == nil && e != nil {
+		if err == nil {
 			err = b.ledger.dead(ctx, s, e)
 		}
 		if err != nil {

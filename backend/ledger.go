@@ -179,7 +179,8 @@ func (l *ledger) dead(ctx context.Context, s logical.Storage, e *entry) error {
 	if err := keyTable(hour, e.sealed()).delete(ctx, s, rand); err != nil {
 		return err
 	}
-	return l.void(ctx, s, rand)
+	l.remove(rand) // now: if what is open stays, the sweeper ends that, and may not come across the key again
+	return l.settle(ctx, s, rand)
 }
 
 // get returns the entry of an id, or nil. What is open says more than what is filed, but for the handle.

@@ -23,6 +23,8 @@ type tally struct {
 	keys     map[string]*held
 	roles    map[unique.Handle[string]]*list.List // of *held, oldest first
 	subjects map[unique.Handle[holder]]*list.List
+
+	first, last int64 // places of the oldest and the newest key, see held.place
 }
 
 // holder is one subject of one role.
@@ -33,9 +35,10 @@ type held struct {
 	id             string
 	role, target   unique.Handle[string]
 	holder         unique.Handle[holder]
-	needsTarget    bool // it may have to be revoked there
-	issued         bool // a lease holds it, or is about to
-	flying         bool // this process is working on it: the sweeper leaves it alone
+	needsTarget    bool  // it may have to be revoked there
+	issued         bool  // a lease holds it, or is about to
+	flying         bool  // this process is working on it: the sweeper leaves it alone
+	place          int64 // among all keys by age: one that was taken out of the lists goes back to it
 	ofRole, ofUser *list.Element
 }
 
@@ -129,9 +132,9 @@ func (t *tally) keep(replaced []*held) {
 }
 
 func (t *tally) putBack(replaced []*held) {
-	for _, h := range slices.Backward(replaced) {
+	for _, h := range replaced {
 		if t.keys[h.rand()] == h && h.ofRole == nil {
-			t.list(h, true)
+			t.list(h)
 		}
 	}
 }
@@ -187,7 +190,9 @@ func (t *tally) add(e *entry) *held {
 		return h
 	}
 	h = newHeld(e)
-	t.insert(h, false)
+	t.last++
+	h.place = t.last
+	t.insert(h)
 	return h
 }
 
@@ -204,27 +209,35 @@ func (h *held) become(e *entry) {
 
 func (h *held) rand() string { _, r, _ := strings.Cut(h.id, "-"); return r }
 
-func (t *tally) insert(h *held, front bool) {
+func (t *tally) insert(h *held) {
 	if t.keys == nil {
 		t.keys = map[string]*held{}
 		t.roles, t.subjects = map[unique.Handle[string]]*list.List{}, map[unique.Handle[holder]]*list.List{}
 	}
 	t.keys[h.rand()] = h
-	t.list(h, front)
+	t.list(h)
 }
 
-func (t *tally) list(h *held, front bool) {
+func (t *tally) list(h *held) {
 	if t.roles[h.role] == nil {
 		t.roles[h.role] = list.New()
 	}
 	if t.subjects[h.holder] == nil {
 		t.subjects[h.holder] = list.New()
 	}
-	push := (*list.List).PushBack
-	if front {
-		push = (*list.List).PushFront
+	h.ofRole, h.ofUser = h.among(t.roles[h.role]), h.among(t.subjects[h.holder])
+}
+
+// among puts the key in its place; the newest and the oldest find theirs at once.
+func (h *held) among(keys *list.List) *list.Element {
+	if last := keys.Back(); last == nil || last.Value.(*held).place < h.place {
+		return keys.PushBack(h)
 	}
-	h.ofRole, h.ofUser = push(t.roles[h.role], h), push(t.subjects[h.holder], h)
+	at := keys.Front()
+	for at.Value.(*held).place < h.place {
+		at = at.Next()
+	}
+	return keys.InsertBefore(h, at)
 }
 
 func (t *tally) unlist(h *held) {
@@ -253,7 +266,9 @@ func (t *tally) complete(found []counted) {
 	defer t.mu.Unlock()
 	for _, c := range found {
 		if rand := c.rand(); !t.gone[rand] && t.keys[rand] == nil {
-			t.insert(c.held, true)
+			t.first--
+			c.place = t.first
+			t.insert(c.held)
 		}
 	}
 	t.ready, t.gone = true, nil
