@@ -295,3 +295,37 @@ func TestKeyThatLostItsLease(t *testing.T) {
 	w.write("sweep", nil)
 	w.wantSettled()
 }
+
+// A key that cannot be revoked is filed by its own end, which the target chooses. One that was filed and never answered with
+// is found there, and has one entry.
+func TestUndeliveredKeyThatCannotBeRevoked(t *testing.T) {
+	w := newWorld(t)
+	profile, _, _ := strings.Cut(acme, "renew:")
+	short := strings.Replace(profile, `"expires_at": not_after}`, `"expires_at": timestamp(int(not_after) - 72000)}`, 1)
+	w.write("targets/plain", map[string]any{"driver": "http", "url": w.keysURL, "profile": short + "lifetime: 24h\n", "ca_pem": w.ca, "credential": "token=" + adminToken, "allowed_roles": "*"})
+	w.write("roles/plain", map[string]any{"trust": "main", "target": "plain", "parameters": "project=widget"})
+	w.store.set(func(op, key string) error {
+		if op == "delete" && strings.HasPrefix(key, openEntries) {
+			return errors.New("disk full")
+		}
+		return nil
+	})
+	if reason, _ := reasonOf(w.exchange("plain", w.token(nil))); reason != reasonStorage {
+		t.Fatalf("refused for %q", reason)
+	}
+	w.store.set(nil)
+	want := w.keys.Live()[0].ExpiresAt.Format(time.RFC3339)
+	for range 2 {
+		ids := w.list("keys")
+		if len(ids) != 1 {
+			t.Fatalf("one key has the entries %q", ids)
+		}
+		if record := w.read("keys/" + ids[0]); record["expires_at"] != want {
+			t.Errorf("the key ends at %v, the record has %v", want, record["expires_at"])
+		}
+		w.settleAll()
+	}
+	w.clock.advance(6 * time.Hour)
+	w.settleAll()
+	w.wantSettled()
+}
