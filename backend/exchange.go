@@ -392,15 +392,13 @@ func (b *engine) failed(ctx context.Context, s logical.Storage, e *entry, releas
 func (b *engine) issued(ctx context.Context, s logical.Storage, t *openTarget, e *entry, key target.Key) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
-	e.State, e.Accessor, e.ExpiresAt, e.Handle = stateIssued, key.Accessor, key.Expiry.UTC(), key.Handle
+	e.ExpiresAt = key.Expiry.UTC()
 	if !e.Revocable {
-		// Nothing but its own expiry ends the key, so that is what it is filed by.
-		if e.ExpiresAt.IsZero() {
-			e.ExpiresAt = e.IssuedAt.Add(t.Lifetime())
+		if err := b.refile(ctx, s, t, e); err != nil {
+			return err
 		}
-		e.NotAfter = e.ExpiresAt
-		e.ID = hourOf(e.NotAfter) + "-" + e.rand()
 	}
+	e.State, e.Accessor, e.Handle = stateIssued, key.Accessor, key.Handle
 	if err := b.ledger.file(ctx, s, e); err != nil {
 		b.undo(ctx, s, t, e, false)
 		return err
@@ -411,6 +409,21 @@ func (b *engine) issued(ctx context.Context, s logical.Storage, t *openTarget, e
 		return err
 	}
 	return nil
+}
+
+// refile gives a key that nothing but its own expiry ends the id of that hour. The intent must bear it first: by its id the
+// sweeper finds what was filed.
+func (b *engine) refile(ctx context.Context, s logical.Storage, t *openTarget, e *entry) error {
+	if e.ExpiresAt.IsZero() {
+		e.ExpiresAt = e.IssuedAt.Add(t.Lifetime())
+	}
+	e.NotAfter = e.ExpiresAt
+	id := hourOf(e.NotAfter) + "-" + e.rand()
+	if id == e.ID {
+		return nil
+	}
+	e.ID = id
+	return b.ledger.intend(ctx, s, e)
 }
 
 // undo revokes a key that was made and cannot be delivered. If that fails, what is open is left for the sweeper: the
