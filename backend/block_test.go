@@ -50,6 +50,39 @@ func TestBlock(t *testing.T) {
 	}
 }
 
+// A filter names a claim as a policy does: what bound_claims can demand, a block can refuse.
+func TestBlockByPointer(t *testing.T) {
+	const uid = "/kubernetes.io/serviceaccount/uid"
+	w := newWorld(t)
+	w.write("trust/main", map[string]any{"bound_claims": map[string]any{uid: "u1"}})
+	exchange := func(role string) (*logical.Response, error) {
+		return w.exchange(role, w.token(map[string]any{"kubernetes.io": map[string]any{"serviceaccount": map[string]any{"uid": "u1"}}}))
+	}
+	resp, err := exchange("deploy")
+	if err != nil || resp.IsError() {
+		t.Fatal(err, resp)
+	}
+	for value, want := range map[string]string{"u1": reasonBlocked, "u2": ""} {
+		w.write("blocks/b", map[string]any{"claim": uid + "=" + value})
+		if got, _ := reasonOf(exchange("deploy")); got != want {
+			t.Errorf("%s: issuing: %q; want %q", value, got, want)
+		}
+		if got, _ := reasonOf(w.lease(logical.RenewOperation, resp)); got != want {
+			t.Errorf("%s: renewing: %q; want %q", value, got, want)
+		}
+	}
+	found, err := w.do(logical.ReadOperation, "keys", map[string]any{"claim": uid + "=u1"})
+	if err != nil || found.IsError() || found.Data["matched"] != 2 || found.Data["unrecorded"] != 0 {
+		t.Errorf("keys: %v %v", found, err)
+	}
+	for _, name := range []string{"", "/a~2", strings.Repeat("x", 300)} {
+		w.refused("blocks/b", map[string]any{"claim": map[string]any{name: "x"}}, "claim")
+		if found, err := w.do(logical.ReadOperation, "keys", map[string]any{"claim": map[string]any{name: "x"}}); err != nil || !found.IsError() {
+			t.Errorf("keys by claim %q: %v %v", name, found, err)
+		}
+	}
+}
+
 // A key of a login was issued without claims: a filter by claim can judge it, and it does not match.
 func TestClaimsOfALogin(t *testing.T) {
 	w := newWorld(t)
