@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
 // filter says which keys are meant; all conditions that are given must match. The zero filter matches every key.
@@ -19,7 +21,7 @@ type filter struct {
 	Subject        string            `json:"subject"`
 	Entity         string            `json:"entity"`
 	JTI            string            `json:"jti"`
-	Claim          map[string]string `json:"claim"` // claim -> its value, a number or boolean as JSON writes it
+	Claim          map[string]string `json:"claim"` // claim, or JSON pointer -> its value, a number or boolean as JSON writes it
 	RevisionBefore int               `json:"revision_before"`
 	IssuedBefore   *time.Time        `json:"issued_before"`
 	IssuedAfter    *time.Time        `json:"issued_after"`
@@ -54,7 +56,7 @@ func filterFields(fields map[string]*framework.FieldSchema) map[string]*framewor
 	for name, text := range filterTexts {
 		fields[name] = &framework.FieldSchema{Type: framework.TypeString, Query: true, Description: text.help}
 	}
-	fields["claim"] = &framework.FieldSchema{Type: framework.TypeKVPairs, Query: true, Description: "Keys of subjects with this claim and value, as k=v."}
+	fields["claim"] = &framework.FieldSchema{Type: framework.TypeKVPairs, Query: true, Description: "Keys of subjects with this claim (or JSON pointer) and value, as k=v."}
 	fields["revision_before"] = &framework.FieldSchema{Type: framework.TypeInt, Query: true, Description: "Keys issued under an earlier revision of their trust policy."}
 	fields["issued_before"] = &framework.FieldSchema{Type: framework.TypeTime, Query: true, Description: "Keys issued before this time (RFC 3339)."}
 	fields["issued_after"] = &framework.FieldSchema{Type: framework.TypeTime, Query: true, Description: "Keys issued after this time (RFC 3339)."}
@@ -69,7 +71,20 @@ func parseFilter(d *framework.FieldData) (*filter, error) {
 		}
 	}
 	f, err := overlay(filter{}, filter{}, d)
+	if err == nil {
+		err = f.check()
+	}
 	return &f, err
+}
+
+// check refuses names that can be no claim's: who wrote them believes that they match something.
+func (f *filter) check() error {
+	for name := range f.Claim {
+		if err := trust.CheckName(name); err != nil {
+			return badField("claim", "%v", err)
+		}
+	}
+	return nil
 }
 
 // empty reports whether the filter matches every key.
@@ -98,10 +113,11 @@ func (f *filter) judge(e *entry) verdict {
 	}
 	result := matched
 	for name, want := range f.Claim {
+		value, _ := trust.Lookup(e.Claims, name)
 		switch {
-		case !e.recorded(name):
+		case !e.recorded(trust.Root(name)):
 			result = unjudged
-		case !claimIs(e.Claims[name], want): // absent is null
+		case !claimIs(value, want): // absent is null
 			return unmatched
 		}
 	}

@@ -58,8 +58,8 @@ func (b *engine) checkBlock(ctx context.Context, s logical.Storage, _ string, re
 	if record.empty() {
 		return nil, badField("subject", "the filter is empty and would block everybody; give a condition, or switch roles off by enabled=false")
 	}
-	if old != nil {
-		return nil, nil
+	if err := record.check(); err != nil || old != nil {
+		return nil, err
 	}
 	all, err := b.blockNoun.table.list(ctx, s)
 	if err != nil {

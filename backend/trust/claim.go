@@ -25,7 +25,7 @@ type boundClaim struct {
 
 func newBoundClaim(name string, want any, glob bool) (boundClaim, error) {
 	bound := boundClaim{name: name}
-	if err := checkName(name); err != nil {
+	if err := CheckName(name); err != nil {
 		return bound, err
 	}
 	list, isList := want.([]any)
@@ -67,7 +67,7 @@ func newBoundClaim(name string, want any, glob bool) (boundClaim, error) {
 // does. Types are not converted: the text "1" is not the number 1.
 func (b boundClaim) judge(claims map[string]any) Condition {
 	c := Condition{Name: "bound_claims." + b.name}
-	actual, found := lookup(claims, b.name)
+	actual, found := Lookup(claims, b.name)
 	if !found {
 		return c
 	}
@@ -93,7 +93,7 @@ func (b boundClaim) matches(actual any) bool {
 
 // narrows reports whether the condition can tell one subject of an issuer from another.
 func (b boundClaim) narrows() bool {
-	return !b.open && !slices.Contains(common, root(b.name))
+	return !b.open && !slices.Contains(common, Root(b.name))
 }
 
 func equal(want, actual any) bool {
@@ -170,12 +170,12 @@ func printable(text string) bool {
 	})
 }
 
-// checkName checks the name of a claim: a top-level member, or a JSON pointer if it starts with a slash.
-func checkName(name string) error {
+// CheckName checks the name of a claim: a top-level member, or a JSON pointer if it starts with a slash.
+func CheckName(name string) error {
 	if name == "" || len(name) > maxPattern {
 		return fmt.Errorf("a claim's name has 1 to %d bytes", maxPattern)
 	}
-	if name[0] != '/' {
+	if !strings.HasPrefix(name, "/") {
 		return nil
 	}
 	for i := range len(name) {
@@ -186,9 +186,9 @@ func checkName(name string) error {
 	return nil
 }
 
-// lookup finds a claim by name or JSON pointer (RFC 6901).
-func lookup(claims map[string]any, name string) (any, bool) {
-	if name[0] != '/' {
+// Lookup finds a claim by name or JSON pointer (RFC 6901).
+func Lookup(claims map[string]any, name string) (any, bool) {
+	if !strings.HasPrefix(name, "/") {
 		value, found := claims[name]
 		return value, found && value != nil
 	}
@@ -218,9 +218,9 @@ func lookup(claims map[string]any, name string) (any, bool) {
 // unescape decodes a segment of a JSON pointer. A Replacer works in one pass, so "~01" becomes "~1", not "/".
 var unescape = strings.NewReplacer("~1", "/", "~0", "~")
 
-// root is the top-level claim that a name or pointer leads into.
-func root(name string) string {
-	if name[0] != '/' {
+// Root is the top-level claim that a name or pointer leads into.
+func Root(name string) string {
+	if !strings.HasPrefix(name, "/") {
 		return name
 	}
 	first, _, _ := strings.Cut(name[1:], "/")

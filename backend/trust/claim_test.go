@@ -75,7 +75,7 @@ func TestLookup(t *testing.T) {
 		{`null`, "a", nil},
 		{`null`, "/a", nil},
 	} {
-		got, found := lookup(claimsOf(t, c.claims), c.name)
+		got, found := Lookup(claimsOf(t, c.claims), c.name)
 		if diff := cmp.Diff(c.want, got); diff != "" || found != (c.want != nil) {
 			t.Errorf("%s: found %v (-want +got):\n%s", c.name, found, diff)
 		}
@@ -86,7 +86,7 @@ func TestRoot(t *testing.T) {
 	for name, want := range map[string]string{
 		"a": "a", "/a": "a", "/a/b": "a", "a/b": "a/b", "/a~1b/c": "a/b", "/~01/c": "~1", "/": "", "//a": "", "~0": "~0",
 	} {
-		if got := root(name); got != want {
+		if got := Root(name); got != want {
 			t.Errorf("%s: got %q; want %q", name, got, want)
 		}
 	}

@@ -23,7 +23,7 @@ func FuzzLookup(f *testing.F) {
 		decoder := json.NewDecoder(bytes.NewReader([]byte(document)))
 		decoder.UseNumber()
 		var claims map[string]any
-		if decoder.Decode(&claims) != nil || checkName(name) != nil {
+		if decoder.Decode(&claims) != nil || CheckName(name) != nil {
 			return
 		}
 		want := claims[name]
@@ -32,13 +32,13 @@ func FuzzLookup(f *testing.F) {
 			pointers(claims, "", all)
 			want = all[name]
 		}
-		got, found := lookup(claims, name)
+		got, found := Lookup(claims, name)
 		if diff := cmp.Diff(want, got); diff != "" || found != (want != nil) {
 			t.Errorf("%q: found %v (-want +got):\n%s", name, found, diff)
 		}
-		kept := map[string]any{root(name): claims[root(name)]}
-		if again, _ := lookup(kept, name); !cmp.Equal(got, again) {
-			t.Errorf("%q: %v in all claims, %v in %q alone", name, got, again, root(name))
+		kept := map[string]any{Root(name): claims[Root(name)]}
+		if again, _ := Lookup(kept, name); !cmp.Equal(got, again) {
+			t.Errorf("%q: %v in all claims, %v in %q alone", name, got, again, Root(name))
 		}
 	})
 }

@@ -123,7 +123,7 @@ func viewOf(spec Spec, issuer string) view {
 		if !isList {
 			list = []any{want}
 		}
-		v.claims[root(name)] = append(v.claims[root(name)], texts(list)...)
+		v.claims[Root(name)] = append(v.claims[Root(name)], texts(list)...)
 	}
 	return v
 }

@@ -80,7 +80,7 @@ func (p *Policy) checkSubject() error {
 // they narrow something.
 func (p *Policy) checkKind() error {
 	if p.spec.BindCaller != "" {
-		if err := checkName(p.spec.BindCaller); err != nil {
+		if err := CheckName(p.spec.BindCaller); err != nil {
 			return &FieldError{"bind_caller", err.Error()}
 		}
 	}

@@ -257,7 +257,7 @@ func (p *Policy) judgeCondition(id *Identity, budget *expr.Budget) Condition {
 // bindCaller ties the token to the Vault client that presents it: a stolen token is useless to another client.
 func (p *Policy) bindCaller(id *Identity) Condition {
 	c := Condition{Name: "bind_caller"}
-	value, found := lookup(id.Claims, p.spec.BindCaller)
+	value, found := Lookup(id.Claims, p.spec.BindCaller)
 	name, isString := value.(string)
 	if found && isString && name != "" {
 		c.Saw = name
@@ -273,14 +273,14 @@ func (p *Policy) Reads() (names []string, whole bool) {
 		names = append(names, "aud", "azp", "sub")
 	}
 	for _, bound := range p.claims {
-		names = append(names, root(bound.name))
+		names = append(names, Root(bound.name))
 	}
 	if p.condition != nil {
 		members, all := p.condition.Members("claims")
 		names, whole = append(names, members...), all
 	}
 	if p.spec.BindCaller != "" {
-		names = append(names, root(p.spec.BindCaller))
+		names = append(names, Root(p.spec.BindCaller))
 	}
 	slices.Sort(names)
 	return slices.Compact(names), whole
