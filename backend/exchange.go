@@ -132,8 +132,8 @@ func (b *engine) ready(ctx context.Context, s logical.Storage, o *order, replace
 	return token, err
 }
 
-// unchanged refuses a subject whose issuer or policy was switched off, or whose policy was changed, since it was judged:
-// verifying may have waited long for the issuer's keys.
+// unchanged refuses a subject whose issuer or policy was switched off since it was judged, or whose policy was changed and
+// does not accept it any more: verifying may have waited long for the issuer's keys.
 func (b *engine) unchanged(ctx context.Context, s logical.Storage, who *subject) error {
 	p, err := b.policy(ctx, s, who.policy.name)
 	if err != nil {
@@ -149,8 +149,8 @@ func (b *engine) unchanged(ctx context.Context, s logical.Storage, who *subject)
 		return refuse(reasonDisabled, "issuer %q is disabled", vouches.name)
 	case !p.Enabled:
 		return refuse(reasonDisabled, "trust policy %q is disabled", p.name)
-	case p.Revision != who.policy.Revision:
-		return refuse(reasonTrustChanged, "trust policy %q was changed meanwhile", p.name)
+	case p.Revision != who.policy.Revision && (p.Issuer != vouches.name || !p.compiled.Evaluate(who.Identity, expr.NewBudget()).Allowed):
+		return refuse(reasonTrustChanged, "trust policy %q was changed meanwhile and does not accept the subject any more", p.name)
 	}
 	return nil
 }
