@@ -311,3 +311,35 @@ func TestEveryPathIsDescribed(t *testing.T) {
 		}
 	}
 }
+
+// An issuer that was never written is the discovery URL, also after that was changed.
+func TestIssuerFollowsDiscovery(t *testing.T) {
+	w := newWorld(t)
+	w.write("issuers/i", map[string]any{"oidc_discovery_url": "https://one.example"})
+	w.write("issuers/i", map[string]any{"oidc_discovery_url": "https://two.example"})
+	if got := w.read("issuers/i")["issuer"]; got != "https://two.example" {
+		t.Errorf("issuer: %v", got)
+	}
+	w.write("issuers/i", map[string]any{"issuer": "https://iss.example"})
+	w.write("issuers/i", map[string]any{"oidc_discovery_url": "https://three.example"})
+	if got := w.read("issuers/i")["issuer"]; got != "https://iss.example" {
+		t.Errorf("issuer that was written: %v", got)
+	}
+	w.write("issuers/j", map[string]any{"oidc_discovery_url": "https://four.example"})
+	w.write("issuers/j", map[string]any{"oidc_discovery_url": "", "jwt_validation_pubkeys": []any{w.issuerPEM()}})
+	if got := w.read("issuers/j")["issuer"]; got != "https://four.example" {
+		t.Errorf("issuer without discovery: %v", got)
+	}
+}
+
+// A profile that cannot revoke must not take the place of one whose keys live.
+func TestProfileWithoutRevoke(t *testing.T) {
+	w := newWorld(t)
+	lease := w.issue("deploy")
+	start := strings.Index(acme, "\nrevoke:")
+	end := start + 1 + strings.Index(acme[start+1:], "\nfind:")
+	without := map[string]any{"profile": acme[:start] + acme[end:] + "lifetime: 1h\n", "credential": "token=" + adminToken}
+	w.refused("targets/acme", without, "profile")
+	w.revoke(lease)
+	w.write("targets/acme", without)
+}

@@ -152,7 +152,9 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 	if old != nil && old.Type != record.Type {
 		return nil, badField("type", "cannot be changed; make another issuer")
 	}
-	if record.Issuer == "" && record.Type != issuerLogin {
+	_, named := d.Raw["issuer"]
+	followed := old != nil && old.Issuer == old.OIDCDiscoveryURL && !named // it was never written
+	if (record.Issuer == "" || followed && record.OIDCDiscoveryURL != "") && record.Type != issuerLogin {
 		record.Issuer = record.OIDCDiscoveryURL
 	}
 	if record.Type == issuerSPIFFE {

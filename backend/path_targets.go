@@ -4,6 +4,7 @@
 package backend
 
 import (
+	"cmp"
 	"context"
 	"net/url"
 	"path"
@@ -147,6 +148,11 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	// Where a credential is optional, it says which keys a target gives out and who can end them.
 	if old.Profile == "" && (len(old.Credential) == 0) != (len(record.Credential) == 0) {
 		return nil, badField("credential", "can be changed, but neither added nor taken away, for the live keys depend on it; make another target")
+	}
+	if !made.Caps().Revoke {
+		if until, err := b.ledger.lastEnd(name); err != nil || !until.IsZero() {
+			return nil, cmp.Or(err, badField("profile", "keys that can be revoked live there, and with this profile nobody could revoke them; revoke them first"))
+		}
 	}
 	return warnings, retold(record, old, d)
 }
