@@ -308,11 +308,15 @@ func (t *openTarget) forwardable(who *subject) error {
 	if t.Source() != target.SourceRequest {
 		return nil
 	}
-	switch {
-	case who.token == nil:
+	if who.token == nil {
 		return refuse(reasonNotForwardable, "the target wants the caller's token, and there is none")
-	case !slices.Contains(who.issuer.ForwardTo, t.Host()):
-		return refuse(reasonNotForwardable, "issuer %q does not list host %q in forward_to", who.issuer.name, t.Host())
+	}
+	for _, host := range t.SubjectHosts() {
+		if !slices.Contains(who.issuer.ForwardTo, host) {
+			return refuse(reasonNotForwardable, "issuer %q does not list host %q in forward_to", who.issuer.name, host)
+		}
+	}
+	switch {
 	case t.record.ProxyURL != "" && !slices.Contains(who.issuer.ForwardTo, hostOf(t.record.ProxyURL)):
 		// A proxy with a CA of its own choosing reads what passes.
 		return refuse(reasonNotForwardable, "issuer %q does not list the target's proxy in forward_to", who.issuer.name)

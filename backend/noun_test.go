@@ -301,7 +301,7 @@ func TestEveryPathIsDescribed(t *testing.T) {
 			seen[name] = true
 		}
 		for name, field := range path.Fields {
-			secret := name == "credential" || name == "client_key" || name == "client_secret" || name == "subject_token"
+			secret := name == "credential" || name == "client_key" || name == "client_secret" || name == "private_key" || name == "subject_token"
 			if marked := field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive; marked != secret {
 				t.Errorf("%s %s: marked sensitive: %v", path.Pattern, name, marked)
 			}

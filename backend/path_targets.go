@@ -6,6 +6,7 @@ package backend
 import (
 	"cmp"
 	"context"
+	"maps"
 	"net/url"
 	"path"
 	"slices"
@@ -52,6 +53,8 @@ type targetRecord struct {
 	DeletedUntil       *time.Time        `json:"deleted_until,omitempty"` // of a tombstone: the latest end that a key there can have
 	Description        string            `json:"description"`
 	CustomMetadata     map[string]string `json:"custom_metadata"`
+
+	oauthRecord
 }
 
 // openTarget is a target as the engine uses it.
@@ -73,14 +76,24 @@ var targetFields = described(map[string]*framework.FieldSchema{
 	"audience":             {Type: framework.TypeString, Description: "The aud that the API wants in a subject token; default by driver. A token for others too is not sent. With client_credentials it may be left out: the token then need not be a JWT."},
 	"self_subject":         {Type: framework.TypeString, Description: "With subject_token_source self, the sub of the token: role (default) for role:<role>, or entity for entity:<id of the caller's entity>."},
 	"token_file":           {Type: framework.TypeString, Description: "file: absolute path of the token, read for each key. It must be below a directory that OIDCEXCHANGE_TOKEN_DIRS in the plugin's registered environment names."},
-	"token_url":            {Type: framework.TypeString, Description: "client_credentials: the token endpoint."},
-	"client_id":            {Type: framework.TypeString, Description: "client_credentials: the engine's id there."},
-	"client_secret":        {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "client_credentials: the secret of client_id. Never read back; changing token_url, ca_pem or proxy_url asks for it again."},
+	"token_url":            {Type: framework.TypeString, Description: "client_credentials: the token endpoint. oauth: the same, taken with its query as it is; default what the document of the issuer at url says."},
+	"client_id":            {Type: framework.TypeString, Description: "client_credentials, oauth: the engine's id there."},
+	"client_secret":        {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "client_credentials, oauth: the secret of client_id. Never read back; changing what decides where it is sent asks for it again."},
 	"token_auth":           {Type: framework.TypeString, Description: "client_credentials: how the secret is sent, basic (default) or post."},
 	"token_scopes":         {Type: framework.TypeCommaStringSlice, Description: "client_credentials: scopes to ask for."},
 	"token_params":         {Type: framework.TypeKVPairs, Description: "client_credentials: further parameters of the request, such as resource or audience. They are read back."},
 	"spiffe_id":            {Type: framework.TypeString, Description: "svid: which of the SPIFFE ids that the agent has for the plugin; default its first."},
-	"lifetime":             {Type: framework.TypeDurationSecond, Description: "connect without a credential: life of a key whose end neither the answer nor the subject token tells; default 1h. A key whose answer was lost is shown as exposed for as long."},
+	"grant":                {Type: framework.TypeString, Description: "oauth: token_exchange (default), client_credentials or jwt_bearer."},
+	"client_auth":          {Type: framework.TypeString, Description: "oauth: how the engine shows which client it is: none (default), client_secret_basic, client_secret_post, private_key_jwt, svid_jwt_bearer or svid_jwt_spiffe (its JWT-SVID as an assertion of the one type or the other), or tls_client_auth (client_cert)."},
+	"private_key":          {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "oauth: key (PEM; RSA, P-256, P-384, P-521 or Ed25519) of private_key_jwt. Never read back; changing what decides where its signature is sent asks for it again."},
+	"private_key_id":       {Type: framework.TypeString, Description: "oauth: kid of private_key at the server; default none is sent."},
+	"assertion_audience":   {Type: framework.TypeString, Description: "oauth: aud of what the engine shows of itself; default token_url, or the issuer if that is discovered."},
+	"subject_token_type":   {Type: framework.TypeString, Description: "oauth: type of the subject token: jwt (default), id_token, access_token, or a URN."},
+	"chain":                {Type: framework.TypeString, Description: "oauth: token exchanges before the grant, each with what the one before yields: a JSON list of at most three objects with token_url, assertion_audience, spiffe_id, audience (default the next hop's spiffe_id), resource, scopes, requested_token_type, or some of them."},
+	"revocation_url":       {Type: framework.TypeString, Description: "oauth: where tokens are revoked (RFC 7009): an address, discover (default where the token endpoint is discovered; nothing is issued if the server has none), or none."},
+	"introspection_url":    {Type: framework.TypeString, Description: "oauth: where renewing asks until when a token lives (RFC 7662): an address, discover, or none (default)."},
+	"token_hosts":          {Type: framework.TypeCommaStringSlice, Description: "oauth: hosts beside url's that endpoints may be on, whoever names them."},
+	"lifetime":             {Type: framework.TypeDurationSecond, Description: "connect without a credential, oauth: life of a key whose end the target does not tell; default 1h with connect, while oauth refuses such an answer. A key whose answer was lost is shown as exposed for as long (oauth: or for a day)."},
 	"ca_pem":               {Type: framework.TypeString, Description: "Certificate authorities of the API's server, in place of the system's."},
 	"client_cert":          {Type: framework.TypeString, Description: "Client certificate (PEM) for mutual TLS."},
 	"client_key":           {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "Key (PEM) of client_cert. Never read back."},
@@ -96,7 +109,7 @@ var targetFields = described(map[string]*framework.FieldSchema{
 func (b *engine) newTargetNoun() noun[targetRecord] {
 	return noun[targetRecord]{
 		table: table[targetRecord]{prefix: "targets/", defaults: func() targetRecord {
-			return targetRecord{Credential: map[string]string{}, AllowedRoles: []string{}, TokenScopes: []string{}, TokenParams: map[string]string{}, Enabled: true, CustomMetadata: map[string]string{}}
+			return targetRecord{Credential: map[string]string{}, AllowedRoles: []string{}, TokenScopes: []string{}, TokenParams: map[string]string{}, oauthRecord: oauthRecord{TokenHosts: []string{}}, Enabled: true, CustomMetadata: map[string]string{}}
 		}},
 		what:   "target",
 		suffix: "target",
@@ -136,6 +149,9 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	if made.sourceErr != nil && record.Enabled { // what is wrong with a source must not keep a target from being switched off
 		return nil, namedField(made.sourceErr)
 	}
+	if err := b.checkOAuth(record, conf.egress); err != nil && record.Enabled {
+		return nil, err
+	}
 	record.URL = made.URL()
 	warnings, err := b.checkSelfSubject(ctx, s, made)
 	if err != nil || old == nil {
@@ -149,12 +165,15 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	if old.Profile == "" && (len(old.Credential) == 0) != (len(record.Credential) == 0) {
 		return nil, badField("credential", "can be changed, but neither added nor taken away, for the live keys depend on it; make another target")
 	}
-	if !made.Caps().Revoke {
+	if err := retold(record, old, d); err != nil {
+		return nil, err
+	}
+	if record.Profile != old.Profile && !made.Caps().Revoke {
 		if until, err := b.ledger.lastEnd(name); err != nil || !until.IsZero() {
 			return nil, cmp.Or(err, badField("profile", "keys that can be revoked live there, and with this profile nobody could revoke them; revoke them first"))
 		}
 	}
-	return warnings, retold(record, old, d)
+	return warnings, nil
 }
 
 // retold refuses to send a stored secret by another way than the one that it was given for: who may write targets could
@@ -164,6 +183,7 @@ func retold(record, old *targetRecord, d *framework.FieldData) error {
 		"url": old.URL != record.URL, "ca_pem": old.CAPEM != record.CAPEM, "proxy_url": old.ProxyURL != record.ProxyURL,
 		"profile": old.Profile != record.Profile, "client_cert": old.ClientCert != record.ClientCert, "token_url": old.TokenURL != record.TokenURL,
 	}
+	maps.Copy(changed, record.changed(old.oauthRecord))
 	toTarget := []string{"url", "ca_pem", "proxy_url", "profile", "client_cert"}
 	for _, secret := range []struct {
 		field string
@@ -172,7 +192,8 @@ func retold(record, old *targetRecord, d *framework.FieldData) error {
 	}{
 		{"credential", len(old.Credential) > 0, toTarget},
 		{"client_key", old.ClientKey != "" && record.ClientKey != "", toTarget},
-		{"client_secret", old.ClientSecret != "" && record.ClientSecret != "", []string{"token_url", "ca_pem", "proxy_url"}},
+		{"client_secret", old.ClientSecret != "" && record.ClientSecret != "", record.secretWays()},
+		{"private_key", old.PrivateKey != "" && record.PrivateKey != "", record.secretWays()},
 	} {
 		if _, given := d.GetOk(secret.field); given || !secret.kept {
 			continue
@@ -184,6 +205,14 @@ func retold(record, old *targetRecord, d *framework.FieldData) error {
 		}
 	}
 	return nil
+}
+
+// secretWays are the fields that decide where client_secret and private_key serve.
+func (r *targetRecord) secretWays() []string {
+	if r.Driver == target.DriverOAuth {
+		return oauthWays
+	}
+	return []string{"token_url", "ca_pem", "proxy_url"}
 }
 
 // hostOf is the host of a URL, with its port if it has one.
@@ -211,7 +240,7 @@ func (b *engine) openTarget(name string, r *targetRecord, conf *settings) (*open
 	}
 	made, err := target.Open(target.Config{
 		Name: name, Driver: r.Driver, URL: r.URL, Profile: r.Profile, Credential: r.Credential,
-		Source: r.SubjectTokenSource, Audience: r.Audience, Condition: r.Condition, Lifetime: r.Lifetime.duration(),
+		Source: r.SubjectTokenSource, Audience: r.Audience, Condition: r.Condition, Lifetime: r.Lifetime.duration(), OAuth: b.oauth(*r, conf.egress),
 		CAPEM: r.CAPEM, ClientCert: r.ClientCert, ClientKey: r.ClientKey, ProxyURL: r.ProxyURL,
 		RequestTimeout: timeout.duration(), MaxResponseBytes: int64(conf.MaxResponseBytes),
 		Rate: r.Rate, Burst: r.Burst, Concurrency: r.Concurrency,

@@ -13,25 +13,30 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// checkSourceFields refuses details of another source than the target's: who wrote them believes that they hold.
+// checkSourceFields refuses details of another source or driver than the target's: who wrote them believes that they hold.
 func (r *targetRecord) checkSourceFields(kind string) error {
+	isOAuth := r.Driver == target.DriverOAuth
 	for _, field := range []struct {
 		name, of string
+		shared   bool // driver oauth uses it too
 		given    bool
 	}{
-		{"self_subject", target.SourceSelf, r.SelfSubject != ""},
-		{"token_file", target.SourceFile, r.TokenFile != ""},
-		{"token_url", target.SourceClientCredentials, r.TokenURL != ""},
-		{"client_id", target.SourceClientCredentials, r.ClientID != ""},
-		{"client_secret", target.SourceClientCredentials, r.ClientSecret != ""},
-		{"token_auth", target.SourceClientCredentials, r.TokenAuth != ""},
-		{"token_scopes", target.SourceClientCredentials, len(r.TokenScopes) > 0},
-		{"token_params", target.SourceClientCredentials, len(r.TokenParams) > 0},
-		{"spiffe_id", target.SourceSVID, r.SPIFFEID != ""},
+		{"self_subject", target.SourceSelf, false, r.SelfSubject != ""},
+		{"token_file", target.SourceFile, true, r.TokenFile != ""},
+		{"token_url", target.SourceClientCredentials, true, r.TokenURL != ""},
+		{"client_id", target.SourceClientCredentials, true, r.ClientID != ""},
+		{"client_secret", target.SourceClientCredentials, true, r.ClientSecret != ""},
+		{"token_auth", target.SourceClientCredentials, false, r.TokenAuth != ""},
+		{"token_scopes", target.SourceClientCredentials, false, len(r.TokenScopes) > 0},
+		{"token_params", target.SourceClientCredentials, false, len(r.TokenParams) > 0},
+		{"spiffe_id", target.SourceSVID, true, r.SPIFFEID != ""},
 	} {
-		if field.given && field.of != kind {
+		if field.given && field.of != kind && !(field.shared && isOAuth) {
 			return badField(field.name, "is for subject_token_source %s alone; the target's is %s", field.of, kind)
 		}
+	}
+	if name := r.given(); name != "" && !isOAuth {
+		return badField(name, "is for driver %s alone; the target's is %s", target.DriverOAuth, r.Driver)
 	}
 	return nil
 }
@@ -57,13 +62,18 @@ func (b *engine) openSource(kind, audience string, r *targetRecord, policy egres
 
 // ownToken returns a token that is the engine's own identity at the target. Who asked for a key has no part in it.
 func (t *openTarget) ownToken(ctx context.Context) (string, error) {
-	if t.sourceErr != nil { // it was sound when it was written, by the rules of that time
-		return "", refuse(reasonNotForwardable, "the source no longer fits config or the plugin's environment: %v", t.sourceErr)
+	return tokenOf(ctx, t.source, t.sourceErr)
+}
+
+// tokenOf returns a source's token; err is why there is no source.
+func tokenOf(ctx context.Context, from *source.Source, err error) (string, error) {
+	if err != nil { // it was sound when it was written, by the rules of that time
+		return "", refuse(reasonNotForwardable, "the source no longer fits config or the plugin's environment: %v", err)
 	}
-	token, err := t.source.Token(ctx)
+	token, err := from.Token(ctx)
 	switch {
 	case errors.Is(err, source.ErrUnavailable):
-		return "", refuse(reasonTargetBusy, "%v", err)
+		return "", &refusal{reason: reasonTargetBusy, detail: err.Error(), cause: target.ErrBusy}
 	case err != nil:
 		return "", refuse(reasonNotForwardable, "%v", err)
 	}

@@ -18,20 +18,21 @@ import (
 const (
 	OpAny = "any" // every operation; only for Fault
 
-	OpDiscovery = "discovery" // Issuer: the discovery document
-	OpJWKS      = "jwks"      // Issuer: the keys
+	OpDiscovery = "discovery" // Issuer, OAuth: the discovery document
+	OpJWKS      = "jwks"      // Issuer, OAuth: the keys
 
 	OpToken = "token" // NuGet, the registries, Artifactory, Connect: a key for an identity token
 	OpPush  = "push"  // NuGet, the registries: use of a key
 
-	OpGrant = "grant" // TokenEndpoint: a token for the client's credentials
+	OpGrant      = "grant"      // TokenEndpoint: a token for the client's credentials. OAuth: a token by any grant
+	OpIntrospect = "introspect" // OAuth: does a token live, and until when
 
 	OpCreate = "create" // KeyAPI, Artifactory, Gitea, Connect, GitLab: make a key; GitProxy: make a user
 	OpExtend = "extend" // KeyAPI: move a key's end
-	OpRevoke = "revoke" // KeyAPI, CratesIO, Artifactory, Gitea, Connect, GitLab: end a key; GitProxy: delete a user
+	OpRevoke = "revoke" // KeyAPI, CratesIO, Artifactory, Gitea, Connect, GitLab, OAuth: end a key; GitProxy: delete a user
 	OpFind   = "find"   // KeyAPI, Artifactory, Gitea, Connect, GitLab: look for keys; GitProxy: look for a user
 	OpCheck  = "check"  // KeyAPI, GitLab, GitProxy: is the credential good; Connect: is the server there
-	OpUse    = "use"    // KeyAPI, Artifactory, Gitea, Connect, GitLab, GitProxy: use of a key
+	OpUse    = "use"    // KeyAPI, Artifactory, Gitea, Connect, GitLab, GitProxy, OAuth: use of a key
 
 	OpFederate = "federate" // Connect: a user's key for an identity token
 	OpWhoami   = "whoami"   // Connect: whose key is it

@@ -2,7 +2,7 @@
 // SPDX-License-Identifier: MPL-2.0
 
 // Package lab holds stand-in servers for tests and for the lab program: an OpenID provider (Issuer), an OAuth token
-// endpoint (TokenEndpoint), registries that trust an issuer's tokens (NuGet, PyPI, CratesIO, RubyGems, NPM), platforms that
+// endpoint (TokenEndpoint), a whole OAuth authorization server (OAuth), registries that trust an issuer's tokens (NuGet, PyPI, CratesIO, RubyGems, NPM), platforms that
 // make access tokens (Artifactory, Gitea), a plain API that makes keys (KeyAPI), a GitLab (GitLab), a Posit
 // Connect server (Connect), a git-proxy-java (GitProxy) and a SPIFFE Workload API (WorkloadAPI, which speaks gRPC).
 //

@@ -74,9 +74,17 @@ func checkSignature(ctx context.Context, client *http.Client, issuer, token stri
 	if err != nil {
 		return err
 	}
+	if !signedBy(keys, token, algorithms) {
+		return errSignature
+	}
+	return nil
+}
+
+// signedBy reports whether one of the keys has signed the token.
+func signedBy(keys jose.JSONWebKeySet, token string, algorithms []jose.SignatureAlgorithm) bool {
 	jws, err := jose.ParseSignedCompact(token, algorithms)
 	if err != nil {
-		return errSignature
+		return false
 	}
 	for _, k := range keys.Keys {
 		kid := jws.Signatures[0].Protected.KeyID
@@ -84,10 +92,10 @@ func checkSignature(ctx context.Context, client *http.Client, issuer, token stri
 			continue
 		}
 		if _, err := jws.Verify(k); err == nil {
-			return nil
+			return true
 		}
 	}
-	return errSignature
+	return false
 }
 
 // fetchKeys fetches the issuer's key set by way of its discovery document, each time anew.

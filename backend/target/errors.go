@@ -37,7 +37,7 @@ type Error struct {
 	RetryAfter time.Duration // with ErrBusy: how long the target asks to be left alone; 0 = it does not say
 
 	outcome error // one of the sentinels above
-	cause   error // the context's own error, if that ended the call
+	cause   error // the context's own error, if that ended the call, or that of a token that the call needs
 }
 
 // Error returns the operation, the outcome and what led to it.
@@ -49,7 +49,8 @@ func (e *Error) Error() string {
 	return text
 }
 
-// Unwrap returns the outcome and, if the call's context ended it, that context's error.
+// Unwrap returns the outcome and, if there is one, the cause: the error of the call's context, if that ended the call, or of
+// a token that the call needs.
 func (e *Error) Unwrap() []error {
 	if e.cause != nil {
 		return []error{e.outcome, e.cause}

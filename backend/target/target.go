@@ -69,6 +69,8 @@ type Config struct {
 	// cannot know.
 	Lifetime time.Duration
 
+	OAuth OAuth // with driver oauth, and only then
+
 	CAPEM, ClientCert, ClientKey, ProxyURL string // PEM, and the address of a proxy; see egress.Options
 
 	RequestTimeout   time.Duration // of one HTTP call; 0 = 20 s
@@ -110,7 +112,8 @@ type facts struct {
 	lifetime                    time.Duration
 	guessed                     bool // lifetime is no more than a guess: Config.Lifetime may replace it
 	headerName                  string
-	wantsToken                  bool // an exchange presents a subject token
+	wantsToken                  bool     // an exchange presents a subject token
+	subjectHosts                []string // to which it may present that; nil = the URL's
 
 	// together judges parameters that depend on each other; nil = none do.
 	together func(params map[string]any) *FieldError
@@ -121,6 +124,7 @@ var coded = map[string]func(Config) (facts, func(*Target) driver, error){
 	"connect":        connectKind,
 	"git-proxy-java": gitProxyKind,
 	gitlabName:       gitlabFacts,
+	DriverOAuth:      openOAuth,
 }
 
 // Target is an API that issues keys. Open makes one; it is safe for concurrent use and stores nothing.
@@ -365,6 +369,14 @@ func (t *Target) URL() string { return t.url.String() }
 
 // Host returns the base address's host, with its port if it has one.
 func (t *Target) Host() string { return t.url.Host }
+
+// SubjectHosts returns the hosts, each with its port if it has one, to which an exchange may send the subject token.
+func (t *Target) SubjectHosts() []string {
+	if t.kind.subjectHosts == nil {
+		return []string{t.url.Host}
+	}
+	return slices.Clone(t.kind.subjectHosts)
+}
 
 // Source returns what is sent as the subject token: one of the Source constants.
 func (t *Target) Source() string { return t.source }

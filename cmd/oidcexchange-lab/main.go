@@ -10,7 +10,8 @@
 //	oidcexchange-lab [flags] NAME...
 //
 // NAME is one of the servers issuer, nuget, keyapi, spiffe, pypi, crates-io, rubygems, npm, artifactory, gitea, gitlab,
-// connect, gitproxy; the registries, artifactory and connect trust the issuer of the same process and need it. Once all of them listen,
+// connect, gitproxy, oauth; the registries, artifactory, connect and oauth trust the issuer of the same process and need it. The
+// client of oauth is vault, with the secret lab. Once all of them listen,
 // a line "NAME URL" is printed for each. SIGINT or SIGTERM ends the program.
 //
 // With -dir the program writes, before the lines are printed, the files ca.pem (what to trust for https), NAME.token for

@@ -224,6 +224,21 @@ func TestServersOnPremises(t *testing.T) {
 	}
 }
 
+// The authorization server takes the tokens of the issuer beside it, over https.
+func TestOAuthBesideTheIssuer(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := startProgram(t, 2, "", "-dir", dir, "issuer", "oauth")
+	defer p.end(t)
+	c := trusting(t, dir)
+	_, token := call(t, c, "POST", p.urls["issuer"]+"/lab/token", `{"aud":"`+p.urls["oauth"]+`"}`)
+	form := url.Values{"grant_type": {"urn:ietf:params:oauth:grant-type:token-exchange"}, "subject_token": {token}, "subject_token_type": {"urn:ietf:params:oauth:token-type:jwt"}}
+	status, body := call(t, c, "POST", p.urls["oauth"]+"/token", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Authorization", "Basic dmF1bHQ6bGFi")
+	if status != 200 || !strings.Contains(body, `"access_token":"`) {
+		t.Errorf("exchange: %d %s; want 200 and a token", status, body)
+	}
+}
+
 // The socket that spiffe.env names answers SPIFFE's own client, and what the user signs by https verifies with its bundles.
 func TestWorkloadAPIOnASocket(t *testing.T) {
 	t.Parallel()

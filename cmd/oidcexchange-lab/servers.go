@@ -41,6 +41,7 @@ var standIns = []struct {
 	{"connect", "issuer", true, newConnect},
 	{"gitproxy", "", true, newGitProxy},
 	{"gitlab", "", true, newGitLab},
+	{"oauth", "issuer", false, newOAuth},
 }
 
 const spiffeName = "spiffe"
@@ -90,6 +91,14 @@ func newGitLab(s setup) http.Handler {
 	g.AddProject("acme/widget", nil)
 	g.AddUser(lab.GitLabUser{Name: "deployer", Group: "acme"})
 	return g
+}
+
+// newOAuth makes an authorization server that takes the issuer's tokens. Its client vault has the secret lab.
+func newOAuth(s setup) http.Handler {
+	a := lab.NewOAuth(lab.OAuthOptions{Issuers: []string{s.urls["issuer"]}, Client: s.client,
+		Clients: []lab.OAuthClient{{ID: "vault", Method: "client_secret_basic", Secret: "lab"}}})
+	a.SetURL(s.urls["oauth"])
+	return a
 }
 
 // newSPIFFE makes a Workload API; what it serves by https is for the user of the program alone.

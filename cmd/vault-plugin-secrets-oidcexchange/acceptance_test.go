@@ -48,6 +48,8 @@ var acceptance = []struct {
 	{"SPIFFE", testSPIFFE},
 	{"OwnTokenFromFile", testOwnTokenFromFile},
 	{"OwnTokenFromEndpoint", testOwnTokenFromEndpoint},
+	{"OAuthHops", testOAuthHops},
+	{"OAuthProvider", testOAuthProvider},
 	{"Concurrency", testConcurrency},
 	{"WrongTypes", testWrongTypes},
 	{"OddValues", testOddValues},

@@ -69,6 +69,12 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
+	if f.suite.Wire.Aside != nil {
+		if body := f.suite.Wire.Aside(f.server.URL, r); body != nil {
+			write(w, answer{http.StatusOK, body})
+			return
+		}
+	}
 	call := f.suite.Wire.Read(r, body)
 	if call.Op == "" && f.suite.Wire.Aux != nil {
 		if a := f.suite.Wire.Aux(r, body, f.living()); a != nil {
@@ -158,6 +164,9 @@ func (f *fake) act(c Call) answer {
 			return answer{http.StatusNotFound, map[string]any{"error": wireCanary}}
 		case c.Op == Revoke:
 			delete(f.live, key.Accessor)
+		case f.suite.Fixed && f.expiry != 0: // it ends otherwise than it was told to
+			key.Expiry = f.end(c)
+		case f.suite.Fixed:
 		case c.NotAfter.IsZero():
 			return answer{http.StatusBadRequest, map[string]any{"error": wireCanary}}
 		default:
@@ -186,7 +195,7 @@ func (f *fake) act(c Call) answer {
 
 // mint makes a key. Where keys can be found they must have a name, and where they can be extended an end.
 func (f *fake) mint(c Call) answer {
-	if (f.suite.Caps.Find || f.suite.ByName) && c.Name == "" || f.suite.Caps.Renew && c.NotAfter.IsZero() {
+	if (f.suite.Caps.Find || f.suite.ByName) && c.Name == "" || f.suite.Caps.Renew && !f.suite.Fixed && c.NotAfter.IsZero() {
 		return answer{http.StatusBadRequest, map[string]any{"error": wireCanary}}
 	}
 	n := len(f.minted) + 1

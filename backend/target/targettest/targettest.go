@@ -43,6 +43,7 @@ type Suite struct {
 	Named      bool     // a key's accessor is its name
 	Doubts     int      // requests beyond the first that revoke makes before it believes that a key is gone
 	Gone       int      // status by which revoke says that there is no such key; 0 = 404
+	Fixed      bool     // renew asks when the key ends, and does not move that
 	Denied     []int    // statuses by which an exchange is denied
 
 	Header      string                     // HeaderName
@@ -53,6 +54,9 @@ type Suite struct {
 
 	// End is when a key ends for which the end asked was asked for: not before. nil = then.
 	End func(asked time.Time) time.Time
+
+	// Complete fills in what of a Config depends on the server's address. nil = nothing.
+	Complete func(c *target.Config)
 }
 
 // Wire is how an API is spoken, seen from its server.
@@ -68,6 +72,9 @@ type Wire struct {
 	// keys that live. Such requests are not counted, and no fault meets them but that the answers that carry a key are wrong:
 	// what else may go wrong with them is for a driver's own tests.
 	Aux func(r *http.Request, body []byte, living []Key) *Answer
+	// Aside answers what is asked beside the calls, of the server at url; faults and counts do not touch it. nil = not one of
+	// these, or there are none.
+	Aside func(url string, r *http.Request) (body any)
 	// Gone is the answer to Renew and Revoke of a key that is not there. nil = 404, whatever the body.
 	Gone func() (status int, body any)
 }
@@ -185,6 +192,9 @@ func (s Suite) start(t *testing.T, change ...func(*target.Config)) *bench {
 	c.Credential = maps.Clone(b.fake.credential)
 	c.UserAgent, c.MaxResponseBytes, c.Now = userAgent, maxBytes, b.clock.now
 	c.RequestTimeout = time.Minute
+	if s.Complete != nil {
+		s.Complete(&c)
+	}
 	for _, f := range change {
 		f(&c)
 	}

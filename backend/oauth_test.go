@@ -1,0 +1,452 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+const (
+	loginURL   = "https://login.example.com/realms/acme" // as the examples call the authorization server
+	supervisor = "spiffe://example.org/supervisor"
+)
+
+// oauthWorld is a world with an authorization server.
+type oauthWorld struct {
+	*world
+	server *lab.OAuth
+	agent  *lab.WorkloadAPI
+	key    string // of client robots, PEM
+}
+
+func newOAuthWorld(t *testing.T) *oauthWorld {
+	t.Helper()
+	socket := filepath.Join(t.TempDir(), "socket")
+	t.Setenv(endpointSocket, "unix://"+socket)
+	w := &oauthWorld{world: newWorld(t)}
+	w.agent = lab.NewWorkloadAPI(lab.WorkloadAPIOptions{IDs: []string{"spiffe://example.org/gateway", supervisor}, Now: w.clock.now})
+	if err := w.agent.Start(socket); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(w.agent.Stop)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.key = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	w.server = lab.NewOAuth(lab.OAuthOptions{Path: "/realms/acme", Issuers: []string{w.issuerURL}, Client: w.client(), Domain: w.agent.Domain, Now: w.clock.now,
+		Audiences: []string{"https://api.example.com", supervisor}, Scopes: []string{"read"}, SingleUse: true, Clients: []lab.OAuthClient{
+			{ID: "vault", Method: "client_secret_basic", Secret: clientSecret}, {ID: "robots", Method: "private_key_jwt", Key: key.Public(), KeyID: "2026-11"},
+			{ID: "spiffe://example.org/gateway", Method: "jwt-bearer"}, {ID: supervisor, Method: "jwt-bearer"},
+		}})
+	w.server.SetURL(w.serve(w.server))
+	return w
+}
+
+// host is where the server listens.
+func (w *oauthWorld) host() string {
+	return strings.TrimSuffix(strings.TrimPrefix(w.server.Issuer(), "https://"), "/realms/acme")
+}
+
+// follow runs the commands of the example as they are written there; only addresses and files are the test's. It returns what
+// the commands on creds/ answered, by role.
+func (w *oauthWorld) follow() map[string]*logical.Response {
+	w.t.Helper()
+	text, err := os.ReadFile("../bootstrap/targets/oauth.md")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	files := map[string]func() string{"client.secret": func() string { return clientSecret }, "client.key": func() string { return w.key }, "id.jwt": w.callersToken}
+	here := strings.NewReplacer("\\\n", " ", loginURL, w.server.Issuer(), "https://token.actions.githubusercontent.com", w.issuerURL, "=login.example.com", "="+w.host())
+	issued := map[string]*logical.Response{}
+	for line := range strings.SplitSeq(here.Replace(string(text)), "\n") {
+		words := shellWords(line)
+		if len(words) < 3 || words[0] != "vault" {
+			continue
+		}
+		path := strings.TrimPrefix(words[2], "oidcexchange/")
+		data := map[string]any{}
+		for _, word := range words[3:] {
+			name, value, _ := strings.Cut(word, "=")
+			if file, isFile := strings.CutPrefix(value, "@"); isFile {
+				value = files[file]()
+			}
+			data[name] = value
+		}
+		if strings.HasPrefix(path, "issuers/") || strings.HasPrefix(path, "targets/") {
+			data["ca_pem"] = w.ca
+		}
+		if words[1] == "write" {
+			issued[strings.TrimPrefix(path, "creds/")] = w.write(path, data)
+			continue
+		}
+		resp, err := w.do(logical.ReadOperation, path, nil)
+		if reason, _ := reasonOf(resp, err); reason != "" {
+			w.t.Fatalf("%s: %s\n%s", line, reason, w.logs)
+		}
+		issued[strings.TrimPrefix(path, "creds/")] = resp
+	}
+	return issued
+}
+
+// shellWords splits a line as a shell does that knows single quotes alone.
+func shellWords(line string) []string {
+	var words []string
+	quoted := false
+	for i, part := range strings.Split(line, "'") {
+		if quoted = i%2 == 1; quoted {
+			words[len(words)-1] += part
+			continue
+		}
+		fields := strings.Fields(part)
+		if i > 0 && len(fields) > 0 && !strings.HasPrefix(part, " ") {
+			words[len(words)-1] += fields[0]
+			fields = fields[1:]
+		}
+		words = append(words, fields...)
+	}
+	return words
+}
+
+func (w *oauthWorld) callersToken() string {
+	return w.token(map[string]any{"aud": w.server.Issuer()})
+}
+
+// The example's commands work as they stand there, and each of their keys lives and ends at the server.
+func TestOAuthExample(t *testing.T) {
+	w := newOAuthWorld(t)
+	issued := w.follow()
+	for role, client := range map[string]string{"api-read": "vault", "robot": "robots", "sandbox": supervisor} {
+		resp := issued[role]
+		if resp == nil || resp.Secret == nil {
+			t.Fatalf("%s: no key: %v", role, resp)
+		}
+		key := resp.Data["api_key"].(string)
+		if !w.server.Valid(key) || resp.Data["header_name"] != "Authorization" || resp.Data["header_value"] != "Bearer "+key || resp.Data["revocable"] != true {
+			t.Errorf("%s: valid %v, header %v, revocable %v", role, w.server.Valid(key), resp.Data["header_name"], resp.Data["revocable"])
+		}
+		live := w.server.Live()
+		i := len(live) - 1
+		for i >= 0 && (live[i].Client != client || !cmp.Equal(live[i].Audience, []string{"https://api.example.com"})) {
+			i--
+		}
+		if i < 0 {
+			t.Errorf("%s: no token of client %s for the API lives", role, client)
+		}
+		w.revoke(resp)
+		if w.server.Valid(key) {
+			t.Errorf("%s: the key lives on", role)
+		}
+	}
+	// What lives is the token between the hops, which nobody has.
+	if live := w.server.Live(); len(live) != 1 || live[0].Audience[0] != supervisor || live[0].Client != "spiffe://example.org/gateway" {
+		t.Errorf("tokens live: %v", live)
+	}
+	if entries := w.ledgerEntries(); len(entries) != 0 {
+		t.Errorf("the ledger has %v", entries)
+	}
+	w.wantUnseen(issued)
+}
+
+// wantUnseen wants no key and no secret in the logs, nor in storage but where they belong.
+func (w *oauthWorld) wantUnseen(issued map[string]*logical.Response) {
+	w.t.Helper()
+	secrets := []string{clientSecret, strings.Split(w.key, "\n")[1]}
+	for _, resp := range issued {
+		if resp != nil && resp.Secret != nil {
+			secrets = append(secrets, strings.Split(resp.Data["api_key"].(string), ".")[2])
+		}
+	}
+	text := map[string]string{"the log": w.logs.String()}
+	for _, key := range w.stored("") {
+		entry, err := w.store.Storage.Get(w.t.Context(), key)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		text[key] = string(entry.Value)
+	}
+	for where, content := range text {
+		for _, secret := range secrets {
+			if strings.Contains(content, secret) && !strings.HasPrefix(where, "targets/") && !strings.HasPrefix(where, "sealed/") {
+				w.t.Errorf("%s holds a secret", where)
+			}
+		}
+	}
+	for _, name := range []string{"login", "robots"} {
+		for field, value := range w.read("targets/" + name) {
+			if text, _ := value.(string); field == "client_secret" || field == "private_key" || strings.Contains(text, clientSecret) {
+				w.t.Errorf("reading target %s shows %s", name, field)
+			}
+		}
+	}
+}
+
+// What the server does, and what that means for a caller, for his token and for the ledger.
+func TestOAuthOutcomes(t *testing.T) {
+	for name, c := range map[string]struct {
+		op      string
+		fault   lab.Fault
+		reason  string
+		status  int
+		exposed bool // a key may live
+	}{
+		"refused":            {lab.OpGrant, lab.Fault{Kind: lab.KindStatus, Status: 403}, reasonTargetDenied, 422, false},
+		"busy":               {lab.OpGrant, lab.Fault{Kind: lab.KindStatus, Status: 503}, reasonTargetBusy, 503, false},
+		"failed":             {lab.OpGrant, lab.Fault{Kind: lab.KindStatus, Status: 500, After: true}, reasonOutcomeUnknown, 422, true},
+		"lost":               {lab.OpGrant, lab.Fault{Kind: lab.KindCut, After: true}, reasonOutcomeUnknown, 422, true},
+		"redirected":         {lab.OpGrant, lab.Fault{Kind: lab.KindRedirect, Location: "https://evil.example"}, reasonOutcomeUnknown, 422, true},
+		"nonsense":           {lab.OpGrant, lab.Fault{Kind: lab.KindNoSecret}, reasonTargetProtocol, 422, true},
+		"a page":             {lab.OpGrant, lab.Fault{Kind: lab.KindHTML}, reasonTargetProtocol, 422, true},
+		"no document":        {lab.OpDiscovery, lab.Fault{Kind: lab.KindStatus, Status: 404}, reasonTargetBusy, 503, false},
+		"document is a page": {lab.OpDiscovery, lab.Fault{Kind: lab.KindHTML}, reasonTargetBusy, 503, false},
+		"discovery is down":  {lab.OpDiscovery, lab.Fault{Kind: lab.KindCut}, reasonTargetBusy, 503, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newOAuthWorld(t)
+			w.follow()
+			for _, key := range w.ledgerEntries() {
+				_ = w.store.Storage.Delete(t.Context(), key)
+			}
+			w.write("targets/login", map[string]any{"description": "the document is asked for anew"})
+			w.server.Fault(c.op, c.fault)
+			token := w.callersToken()
+			if reason, status := reasonOf(w.exchange("api-read", token)); reason != c.reason || status != c.status {
+				t.Fatalf("got %q %d; want %q %d\n%s", reason, status, c.reason, c.status, w.logs)
+			}
+			if strings.Contains(w.logs.String(), "injected fault") || strings.Contains(w.logs.String(), "Sign in") {
+				t.Error("the log repeats what the server said")
+			}
+			w.server.ClearFaults()
+			w.clock.advance(30 * time.Second) // the floor of discovery
+			again, _ := reasonOf(w.exchange("api-read", token))
+			if want := map[bool]string{true: reasonReplayed}[c.exposed]; again != want {
+				t.Errorf("the same token afterwards: %q; want %q\n%s", again, want, w.logs)
+			}
+			w.settleAll()
+			states := map[any]int{}
+			for _, id := range w.list("keys") {
+				states[w.read("keys/" + id)["state"]]++
+			}
+			want := map[any]int{stateIssued: 1}
+			if c.exposed { // it cannot be found
+				want = map[any]int{stateExposed: 1}
+			}
+			if diff := cmp.Diff(want, states); diff != "" {
+				t.Errorf("the ledger (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// Renewing asks the server whether the token lives, and promises no more than it has.
+func TestOAuthRenew(t *testing.T) {
+	w := newOAuthWorld(t)
+	resp := w.follow()["api-read"]
+	w.clock.advance(2 * time.Minute)
+	got, err := w.lease(logical.RenewOperation, resp)
+	if reason, _ := reasonOf(got, err); reason != "" {
+		t.Fatalf("%s\n%s", reason, w.logs)
+	}
+	if ttl := got.Secret.TTL; ttl <= 2*time.Minute || ttl >= 3*time.Minute {
+		t.Errorf("the lease has %v; the token has three minutes", ttl)
+	}
+	if calls := w.server.Calls(lab.OpIntrospect); calls != 1 {
+		t.Errorf("the server was asked %d times; want once", calls)
+	}
+	w.server.Fault(lab.OpIntrospect, lab.Fault{Kind: lab.KindStatus, Status: 500, Count: 1})
+	if reason, status := reasonOf(w.lease(logical.RenewOperation, resp)); reason != reasonOutcomeUnknown || status != 422 {
+		t.Errorf("nobody knows: %q %d", reason, status)
+	}
+	w.revoke(resp)
+	e := w.ledgerEntries()
+	if len(e) != 2 { // of the other roles
+		t.Errorf("the ledger has %v", e)
+	}
+
+	resp, err = w.exchange("api-read", w.callersToken())
+	if reason, _ := reasonOf(resp, err); reason != "" {
+		t.Fatal(reason)
+	}
+	w.endsAtTheServer(resp)
+	if reason, status := reasonOf(w.lease(logical.RenewOperation, resp)); reason != reasonTargetDenied || status != 422 {
+		t.Errorf("of a token that was revoked elsewhere: %q %d", reason, status)
+	}
+	w.revoke(resp) // what is gone is success
+}
+
+// endsAtTheServer revokes a key behind the engine's back.
+func (w *oauthWorld) endsAtTheServer(resp *logical.Response) {
+	w.t.Helper()
+	form := strings.NewReader("token=" + resp.Data["api_key"].(string))
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, w.server.Issuer()+"/revoke", form)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	req.SetBasicAuth("vault", clientSecret)
+	answer, err := w.client().Do(req)
+	if err != nil || answer.StatusCode != http.StatusOK {
+		w.t.Fatalf("%v %v", answer, err)
+	}
+	_ = answer.Body.Close()
+}
+
+// A key that cannot be revoked for now becomes a debt, which is paid.
+func TestOAuthRevokeLater(t *testing.T) {
+	w := newOAuthWorld(t)
+	resp := w.follow()["api-read"]
+	for _, fault := range []lab.Fault{{Kind: lab.KindStatus, Status: 503}, {Kind: lab.KindStatus, Status: 404}, {Kind: lab.KindCut}, {Kind: lab.KindStatus, Status: 401}} {
+		w.server.ClearFaults()
+		w.server.Fault(lab.OpRevoke, fault)
+		if _, err := w.lease(logical.RevokeOperation, resp); err == nil {
+			t.Errorf("%v: revoked", fault)
+		}
+		if !w.server.Valid(resp.Data["api_key"].(string)) {
+			t.Fatalf("%v: the key is gone: then this proves nothing", fault)
+		}
+	}
+	w.server.ClearFaults()
+	w.clock.advance(debtPatience - 31*time.Second) // before the token ends by itself
+	w.write("sweep", nil)
+	w.revoke(resp)
+	if w.server.Valid(resp.Data["api_key"].(string)) {
+		t.Error("the key lives on")
+	}
+}
+
+// The caller's token goes to no host that its issuer does not list, wherever the fields send it.
+func TestOAuthForwardsNowhereElse(t *testing.T) {
+	w := newOAuthWorld(t)
+	w.follow()
+	elsewhere := lab.NewOAuth(lab.OAuthOptions{})
+	url := w.serve(elsewhere)
+	host := strings.TrimPrefix(url, "https://")
+	for name, data := range map[string]map[string]any{
+		"token_url":   {"token_url": url + "/token", "token_hosts": host, "client_secret": clientSecret},
+		"token_hosts": {"token_url": "", "token_hosts": host, "client_secret": clientSecret}, // a document could name that
+		"chain":       {"token_hosts": host, "chain": `[{"audience": "vault", "token_url": "` + url + `/token"}]`, "client_secret": clientSecret},
+	} {
+		w.write("targets/login", data)
+		before := w.server.Calls(lab.OpGrant)
+		if reason, status := reasonOf(w.exchange("api-read", w.callersToken())); reason != reasonNotForwardable || status != 403 {
+			t.Errorf("%s: %q %d", name, reason, status)
+		}
+		if elsewhere.Calls(lab.OpGrant) != 0 || w.server.Calls(lab.OpGrant) != before {
+			t.Errorf("%s: something was sent", name)
+		}
+		w.write("targets/login", map[string]any{"token_url": nil, "token_hosts": nil, "chain": nil, "client_secret": clientSecret})
+	}
+	w.write("issuers/github", map[string]any{"forward_to": w.host() + "," + host})
+	w.write("targets/login", map[string]any{"token_hosts": host, "client_secret": clientSecret})
+	if reason, _ := reasonOf(w.exchange("api-read", w.callersToken())); reason != "" {
+		t.Errorf("to a host that is listed: %q\n%s", reason, w.logs)
+	}
+}
+
+// Without an SVID of its own nothing is sent, and the caller's token is as good as before.
+func TestOAuthWithoutSVID(t *testing.T) {
+	w := newOAuthWorld(t)
+	w.follow()
+	before := w.server.Calls(lab.OpGrant)
+	token := w.callersToken()
+	for status, want := range map[int]string{http.StatusForbidden: reasonNotForwardable, http.StatusServiceUnavailable: reasonTargetBusy} {
+		w.agent.Fault(lab.OpSVID, lab.Fault{Kind: lab.KindStatus, Status: status, Count: 1})
+		if reason, _ := reasonOf(w.exchange("sandbox", token)); reason != want {
+			t.Errorf("%d: %q; want %q\n%s", status, reason, want, w.logs)
+		}
+	}
+	if w.server.Calls(lab.OpGrant) != before {
+		t.Error("something was sent")
+	}
+	w.agent.Fault(lab.OpSVID, lab.Fault{Kind: lab.KindStatus, Status: http.StatusServiceUnavailable, Count: 1})
+	own := w.oauth(targetRecord{Driver: target.DriverOAuth}, egress.Policy{}).OwnToken
+	if _, err := own(t.Context(), target.SourceSVID, "", "x"); !errors.Is(err, target.ErrBusy) { // what revokes then is tried again
+		t.Errorf("got %v; want one that is ErrBusy", err)
+	}
+	if reason, _ := reasonOf(w.exchange("sandbox", token)); reason != "" {
+		t.Errorf("afterwards: %q", reason)
+	}
+}
+
+func TestOAuthFields(t *testing.T) {
+	w := newOAuthWorld(t)
+	w.follow()
+	t.Setenv("OIDCEXCHANGE_TOKEN_DIRS", "")
+	for _, c := range []struct {
+		target string
+		data   map[string]any
+		field  string // "" = accepted
+	}{
+		{"login", map[string]any{"client_auth": "magic"}, "client_auth"},
+		{"login", map[string]any{"grant": "implicit"}, "grant"},
+		{"login", map[string]any{"subject_token_source": "client_credentials"}, "subject_token_source"},
+		{"login", map[string]any{"token_auth": "post"}, "token_auth"},
+		{"login", map[string]any{"token_scopes": "a"}, "token_scopes"},
+		{"login", map[string]any{"token_params": "a=b"}, "token_params"},
+		{"login", map[string]any{"credential": "a=b"}, "credential"},
+		{"login", map[string]any{"client_secret": nil}, "client_secret"},
+		{"login", map[string]any{"token_file": "/etc/shadow"}, "token_file"},
+		{"login", map[string]any{"chain": "[{]"}, "chain"},
+		{"login", map[string]any{"lifetime": -1}, "lifetime"},
+		{"login", map[string]any{"url": "https://other.example"}, "url"},
+		// Whoever may write targets cannot have the secret sent elsewhere.
+		{"login", map[string]any{"token_url": "https://" + w.host() + "/x"}, "client_secret"},
+		{"login", map[string]any{"url": "https://" + w.host() + "/other"}, "client_secret"},
+		{"login", map[string]any{"revocation_url": "https://" + w.host() + "/x"}, "client_secret"},
+		{"login", map[string]any{"introspection_url": "https://" + w.host() + "/x"}, "client_secret"},
+		{"login", map[string]any{"token_hosts": "h.example"}, "client_secret"},
+		{"login", map[string]any{"chain": `[{"audience":"a"}]`}, "client_secret"},
+		{"login", map[string]any{"ca_pem": ""}, "client_secret"},
+		{"login", map[string]any{"token_hosts": "h.example", "client_secret": clientSecret}, ""},
+		{"robots", map[string]any{"assertion_audience": "https://other.example"}, "private_key"},
+		{"robots", map[string]any{"assertion_audience": "https://other.example", "private_key": w.key}, ""},
+		{"robots", map[string]any{"subject_token_source": "request"}, "subject_token_source"},
+		{"robots", map[string]any{"private_key": "x"}, "private_key"},
+		{"sandbox", map[string]any{"spiffe_id": "spiffe:// "}, "spiffe_id"},
+		{"acme", map[string]any{"grant": "token_exchange"}, "grant"},
+		{"acme", map[string]any{"client_auth": "none"}, "client_auth"},
+		{"acme", map[string]any{"private_key": w.key}, "private_key"},
+		{"acme", map[string]any{"private_key_id": "k"}, "private_key_id"},
+		{"acme", map[string]any{"assertion_audience": "a"}, "assertion_audience"},
+		{"acme", map[string]any{"subject_token_type": "jwt"}, "subject_token_type"},
+		{"acme", map[string]any{"chain": "[]"}, "chain"},
+		{"acme", map[string]any{"revocation_url": "none"}, "revocation_url"},
+		{"acme", map[string]any{"introspection_url": "none"}, "introspection_url"},
+		{"acme", map[string]any{"token_hosts": "h.example"}, "token_hosts"},
+		{"acme", map[string]any{"lifetime": 60}, "lifetime"},
+		{"acme", map[string]any{"client_id": "x"}, "client_id"},
+	} {
+		if c.field == "" {
+			w.write("targets/"+c.target, c.data)
+			continue
+		}
+		w.refused("targets/"+c.target, c.data, c.field)
+	}
+	t.Setenv(endpointSocket, "")
+	w.restart()
+	w.refused("targets/sandbox", map[string]any{"description": "x"}, "client_auth")
+	w.write("targets/sandbox", map[string]any{"enabled": false})
+}

@@ -1,0 +1,315 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package target
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
+)
+
+// DriverOAuth is the driver that OAuth is for.
+const DriverOAuth = "oauth"
+
+// The values of OAuth.Grant: how a key, here an access token, is asked for.
+const (
+	grantTokenExchange     = "token_exchange"     // RFC 8693
+	grantClientCredentials = "client_credentials" // RFC 6749 section 4.4
+	grantJWTBearer         = "jwt_bearer"         // RFC 7523 section 2.1
+)
+
+// The values of RevocationURL and IntrospectionURL that are no address.
+const (
+	endpointDiscover = "discover" // as the issuer's document says; without it there, nothing is issued
+	endpointNone     = "none"     // there is none
+)
+
+// OAuth is what a Config has for the driver oauth. Where no default is named, "" is none. Without Config.Lifetime an answer
+// that does not say how long its token lives is refused.
+type OAuth struct {
+	TokenURL         string   // the token endpoint, with its query; "" = as the document of the issuer at Config.URL says
+	RevocationURL    string   // an address, "discover" or "none"; "" = "discover" where the token endpoint is discovered
+	IntrospectionURL string   // the same; "" = "none"
+	TokenHosts       []string // hosts beside Config.URL's that endpoints may be on
+
+	Grant            string // token_exchange, client_credentials or jwt_bearer; "" = the first
+	SubjectTokenType string // the last part of the type's URN, or all of it; "" = jwt
+	Chain            string // token exchanges before the grant, each on what the one before yields: JSON, a list of objects; see hop
+
+	ClientAuth             string // one of the authMethods; "" = none
+	ClientID, ClientSecret string
+	PrivateKey, KeyID      string // PEM, and what the server knows it by
+	AssertionAudience      string // aud of what the engine shows of itself; "" = the issuer, or the token endpoint if that is configured
+	SPIFFEID               string // the engine's, of those that its agent has; "" = the first
+
+	// OwnToken yields a token that says who the engine is: source is SourceFile or SourceSVID, spiffeID is for the latter. An
+	// error that wraps ErrBusy means that asking again later may help. nil = there are none.
+	OwnToken func(ctx context.Context, source, spiffeID, audience string) (string, error)
+}
+
+var grantTypes = map[string]string{
+	grantTokenExchange:     "urn:ietf:params:oauth:grant-type:token-exchange",
+	grantClientCredentials: "client_credentials",
+	grantJWTBearer:         "urn:ietf:params:oauth:grant-type:jwt-bearer",
+}
+
+const (
+	tokenTypes      = "urn:ietf:params:oauth:token-type:"
+	typeAccessToken = tokenTypes + "access_token"
+	lostLifetime    = 24 * time.Hour // what is said of a token whose answer was lost
+)
+
+var (
+	// token68 is the form of a bearer token (RFC 6750 section 2.1): nothing that begins a header of its own.
+	token68   = regexp.MustCompile(`\A[A-Za-z0-9._~+/-]+=*\z`)
+	tokenType = regexp.MustCompile(`\A([a-z0-9_]{1,40}|[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7E]{1,200})\z`)
+)
+
+// oauth speaks to an OAuth 2.0 authorization server. Keys are its tokens: they have no name and no id, so that one whose
+// answer was lost cannot be found, and ending one takes the token itself.
+type oauth struct {
+	client
+	origins
+	hops                 []hop // the last one is the grant that yields the key
+	subjectType          string
+	lifetime             time.Duration // of a token whose answer does not say; 0 = such an answer is refused
+	revokes, introspects bool
+	fixed                endpoints  // those that are configured
+	discovery            *discovery // of the others; nil = there are none
+	api                  *api
+}
+
+// endpoints are the addresses of an authorization server; nil is one that it does not have, or that nobody wants.
+type endpoints struct{ token, revocation, introspection *url.URL }
+
+// openOAuth checks the part of a Config that is the driver's own.
+func openOAuth(c Config) (facts, func(*Target) driver, error) {
+	a := &c.OAuth
+	var err error
+	if a.Grant, err = oneOf("grant", a.Grant, grantTokenExchange, grantClientCredentials, grantJWTBearer); err != nil {
+		return facts{}, nil, err
+	}
+	o := &oauth{lifetime: c.Lifetime}
+	issuer, err := o.setOrigins(c)
+	if err != nil {
+		return facts{}, nil, err
+	}
+	if err := o.setEndpoints(*a, issuer); err != nil {
+		return facts{}, nil, err
+	}
+	if o.client, err = newClient(c); err != nil {
+		return facts{}, nil, err
+	}
+	if err := o.setHops(*a, issuer.String()); err != nil {
+		return facts{}, nil, err
+	}
+	switch {
+	case c.Source == SourceClientCredentials:
+		return facts{}, nil, fieldErrorf("subject_token_source", "cannot be client_credentials with this driver: token_url and client_id are the driver's own here")
+	case a.Grant == grantClientCredentials && c.Source != "" && c.Source != SourceNone:
+		return facts{}, nil, fieldErrorf("subject_token_source", "want none: grant client_credentials sends no subject token")
+	}
+	return o.facts(a.Grant, issuer), o.connect, nil
+}
+
+// facts are what is known of the target without asking.
+func (o *oauth) facts(grant string, issuer *url.URL) facts {
+	k := facts{
+		name: DriverOAuth, url: issuer.String(), source: SourceRequest, audience: o.hops[0].assertionAudience,
+		params: oauthParams(grant), lifetime: lostLifetime, guessed: true, headerName: "Authorization",
+		wantsToken: true, subjectHosts: o.hosts,
+	}
+	if grant == grantClientCredentials {
+		k.source, k.wantsToken = SourceNone, false
+	}
+	if first := cmp.Or(o.hops[0].endpoint, o.fixed.token); first != nil {
+		k.subjectHosts = []string{first.Host}
+	}
+	return k
+}
+
+// connect makes the driver of an opened target.
+func (o *oauth) connect(t *Target) driver {
+	o.api = t.api
+	d := driver{exchange: o.exchange}
+	if o.revokes {
+		d.revoke = o.revoke
+	}
+	if o.introspects {
+		d.renew = o.renew
+	}
+	if o.discovery != nil {
+		o.discovery.api = t.api
+	}
+	if o.revokes || o.introspects || o.discovery != nil {
+		d.check = o.check
+	}
+	return d
+}
+
+// setOrigins settles on which hosts endpoints may be, and returns the issuer: where the token endpoint is, if there is no url.
+func (o *oauth) setOrigins(c Config) (*url.URL, error) {
+	var issuer *url.URL
+	var err error
+	switch {
+	case c.URL != "":
+		if issuer, err = c.Egress.ParseURL(c.URL); err != nil {
+			return nil, fieldErrorf("url", "%v", err)
+		}
+	case c.OAuth.TokenURL != "":
+		if issuer, err = c.Egress.ParseEndpoint(c.OAuth.TokenURL); err != nil {
+			return nil, fieldErrorf("token_url", "%v", err)
+		}
+		issuer = &url.URL{Scheme: issuer.Scheme, Host: issuer.Host}
+	default:
+		return nil, fieldErrorf("url", "is required without token_url")
+	}
+	for _, host := range c.OAuth.TokenHosts {
+		if u, err := c.Egress.ParseURL("https://" + host); err != nil || u.Host != host {
+			return nil, fieldErrorf("token_hosts", "want names in lower case that may be called, each with a port only if it is not 443")
+		}
+	}
+	o.origins = origins{c.Egress, append([]string{issuer.Host}, c.OAuth.TokenHosts...)}
+	return issuer, nil
+}
+
+// setEndpoints settles where endpoints are, or that the issuer's document says so.
+func (o *oauth) setEndpoints(a OAuth, issuer *url.URL) error {
+	d := &discovery{origins: o.origins, issuer: issuer, mtls: a.ClientAuth == authTLS, lock: make(chan struct{}, 1), token: a.TokenURL == ""}
+	if d.token && a.RevocationURL == "" {
+		a.RevocationURL = endpointDiscover
+	}
+	if !d.token {
+		var err error
+		if o.fixed.token, err = o.endpoint(a.TokenURL); err != nil {
+			return fieldErrorf("token_url", "%v", err)
+		}
+	}
+	for _, each := range []struct {
+		field, given     string
+		to               **url.URL
+		discovered, have *bool
+	}{
+		{"revocation_url", a.RevocationURL, &o.fixed.revocation, &d.revocation, &o.revokes},
+		{"introspection_url", a.IntrospectionURL, &o.fixed.introspection, &d.introspection, &o.introspects},
+	} {
+		*each.have = each.given != "" && each.given != endpointNone
+		*each.discovered = each.given == endpointDiscover
+		if !*each.have || *each.discovered {
+			continue
+		}
+		var err error
+		if *each.to, err = o.endpoint(each.given); err != nil {
+			return fieldErrorf(each.field, "%v; want %s, %s, or an address", err, endpointDiscover, endpointNone)
+		}
+	}
+	if d.token || d.revocation || d.introspection {
+		o.discovery = d
+	}
+	return nil
+}
+
+// locate returns all endpoints that the target is to have. An error means that nothing was sent, but perhaps the question
+// for the document.
+func (o *oauth) locate(ctx context.Context, op string, urgent bool) (endpoints, error) {
+	if o.discovery == nil {
+		return o.fixed, nil
+	}
+	found, problem := o.discovery.get(ctx, op, urgent)
+	if problem != nil {
+		return endpoints{}, problem
+	}
+	return endpoints{
+		token:         cmp.Or(o.fixed.token, found.token),
+		revocation:    cmp.Or(o.fixed.revocation, found.revocation),
+		introspection: cmp.Or(o.fixed.introspection, found.introspection),
+	}, nil
+}
+
+// origins are the hosts that endpoints may be on, whoever names them.
+type origins struct {
+	policy egress.Policy
+	hosts  []string
+}
+
+// endpoint checks the address of an endpoint. Its host comes first: the text of what follows may repeat that.
+func (o origins) endpoint(raw string) (*url.URL, error) {
+	if u, err := url.Parse(raw); err == nil && !slices.Contains(o.hosts, u.Host) {
+		return nil, errors.New("is not on url's host, nor on one of token_hosts")
+	}
+	return o.policy.ParseEndpoint(raw)
+}
+
+// oauthParams are what a role may ask for with a grant.
+func oauthParams(grant string) parameters {
+	text := func(pattern string) *regexp.Regexp { return regexp.MustCompile(`\A(?:` + pattern + `)\z`) }
+	all := parameters{
+		{name: "actor_token_source", kind: kindString, pattern: text(`none|file|svid`)},
+		{name: "audience", kind: kindString, pattern: text(`[\x20-\x7E]+`)},
+		{name: "requested_token_type", kind: kindString, pattern: tokenType},
+		{name: "resource", kind: kindList, pattern: resourceURI},
+		{name: "scopes", kind: kindList, pattern: scopeToken},
+	}
+	if grant == grantTokenExchange {
+		return all
+	}
+	return slices.DeleteFunc(all, func(p parameter) bool {
+		return p.name == "actor_token_source" || p.name == "requested_token_type"
+	})
+}
+
+// typeURN completes the name of a token type.
+func typeURN(name, otherwise string) string {
+	switch {
+	case name == "":
+		return otherwise
+	case strings.Contains(name, ":"):
+		return name
+	}
+	return tokenTypes + name
+}
+
+// oneOf is the value, or the default for none, if it is one of the values that a field has.
+func oneOf(field, value string, values ...string) (string, error) {
+	if value == "" {
+		value = values[0]
+	}
+	if !slices.Contains(values, value) {
+		return "", fieldErrorf(field, "want one of %s", strings.Join(values, ", "))
+	}
+	return value, nil
+}
+
+// errorHints are the errors that these endpoints may answer (RFC 6749 section 5.2, RFC 7009 section 2.2.1, RFC 8693 section
+// 2.2.2, RFC 6750 section 3.1), with what they ask to be mended. Only these are ever repeated: all else that a server says
+// may be what it was sent.
+var errorHints = map[string]string{
+	"invalid_request":        "a parameter is missing, or one that it does not take; in a token exchange also: it does not accept the subject or actor token",
+	"invalid_client":         "it does not accept the engine as its client; look at client_auth, client_id and the secret or key there",
+	"invalid_grant":          "it does not accept the subject token: of an issuer or for an audience that it does not trust, expired, or used before",
+	"unauthorized_client":    "this client may not use the grant, or not for this",
+	"unsupported_grant_type": "it does not have the grant",
+	"invalid_scope":          "a scope of the role is unknown there, or more than this client or subject may have",
+	"invalid_target":         "audience or resource of the role is unknown there, or not for this client or subject",
+	"unsupported_token_type": "it does not revoke tokens of this kind, which live until they expire",
+	"invalid_token":          "it does not accept the engine's token",
+	"insufficient_scope":     "the engine's client lacks a scope for this",
+	"access_denied":          "its own rules refuse this",
+}
+
+// errorHint tells what a refusal asks to be mended.
+func errorHint(a answer) string {
+	code, _ := objectOf(a.body)["error"].(string)
+	if hint, known := errorHints[code]; known {
+		return code + ": " + hint
+	}
+	return ""
+}

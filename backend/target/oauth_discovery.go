@@ -1,0 +1,167 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package target
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+)
+
+const (
+	discoveryTimeout = 10 * time.Second // of all addresses together
+	documentFloor    = 30 * time.Second // between two attempts
+	documentAge      = time.Hour        // then it is asked for again
+	documentStale    = 24 * time.Hour   // for so long it serves while asking again fails
+)
+
+// discovery finds endpoints by the issuer's metadata document (RFC 8414, OpenID Connect Discovery).
+type discovery struct {
+	origins
+	issuer                           *url.URL
+	grants                           []string // that are asked for at the token endpoint
+	mtls                             bool     // the endpoints for clients with a certificate, where those are others
+	token, revocation, introspection bool     // what the document is to have
+	api                              *api
+
+	lock    chan struct{} // holds one: who holds it may use what follows
+	found   endpoints
+	at      time.Time // when it was found; zero = never
+	tried   time.Time
+	problem *Error // of the last attempt; nil = it went well
+}
+
+// get returns the endpoints that were found lately, or asks. A problem means that nothing but that question was sent.
+func (d *discovery) get(ctx context.Context, op string, urgent bool) (endpoints, *Error) {
+	if !take(ctx, d.lock) {
+		return endpoints{}, tooLong(ctx, op)
+	}
+	defer release(d.lock)
+	now := d.api.now()
+	if !d.at.IsZero() && now.Sub(d.at) < documentAge {
+		return d.found, nil
+	}
+	if d.tried.IsZero() || now.Sub(d.tried) >= documentFloor {
+		found, problem := d.ask(ctx, op, urgent)
+		switch {
+		case problem == nil:
+			d.found, d.at, d.tried, d.problem = found, now, now, nil
+		case ctx.Err() == nil:
+			d.tried, d.problem = now, problem
+		default: // that one caller left says nothing of the server
+			return endpoints{}, problem
+		}
+	}
+	if !d.at.IsZero() && now.Sub(d.at) < documentStale {
+		return d.found, nil
+	}
+	problem := *d.problem
+	problem.Op = op
+	return endpoints{}, &problem
+}
+
+// ask looks for the document at its well-known addresses. A place without it, or with the document of another issuer, is not
+// the end: servers differ in where they put it when the issuer has a path.
+func (d *discovery) ask(ctx context.Context, op string, urgent bool) (endpoints, *Error) {
+	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
+	defer cancel()
+	var other error // what is wrong with a document that was there
+	for _, address := range d.addresses() {
+		answered, err := d.api.do(ctx, call{
+			op: op, url: address, method: http.MethodGet, header: http.Header{}, wantBody: true, urgent: urgent,
+			ok: []int{200}, busy: []int{429, 503},
+		})
+		if e := (*Error)(nil); errors.As(err, &e) {
+			if e.Status == 0 || e.outcome == ErrBusy { // the same awaits us at the other addresses
+				return endpoints{}, undiscovered(op, e)
+			}
+			continue
+		}
+		found, fault, own := d.read(answered.body)
+		if fault == nil {
+			return found, nil
+		}
+		if other = fault; own {
+			break
+		}
+	}
+	if other == nil {
+		other = errors.New("no document at the well-known addresses of url")
+	}
+	return endpoints{}, &Error{Op: op, Text: "discovery: " + other.Error(), outcome: ErrBusy}
+}
+
+// undiscovered is what the failure of a question means for a call that was not made because of it.
+func undiscovered(op string, e *Error) *Error {
+	out := &Error{Op: op, Text: "discovery: " + e.Text, Status: e.Status, RetryAfter: e.RetryAfter, outcome: ErrBusy, cause: e.cause}
+	if e.outcome == ErrEgress {
+		out.outcome = ErrEgress
+	}
+	return out
+}
+
+// addresses are where the document may be, each once.
+func (d *discovery) addresses() []*url.URL {
+	const oauth, openID = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
+	path := strings.TrimSuffix(d.issuer.EscapedPath(), "/")
+	var list []*url.URL
+	for _, escaped := range []string{oauth + path, path + oauth, path + openID, openID + path} {
+		u := *d.issuer
+		var err error
+		if u.Path, err = url.PathUnescape(escaped); err != nil {
+			continue // a path that was parsed before can be parsed again
+		}
+		u.RawPath = escaped
+		if !slices.ContainsFunc(list, func(other *url.URL) bool { return other.String() == u.String() }) {
+			list = append(list, &u)
+		}
+	}
+	return list
+}
+
+// read takes the endpoints out of a document. own says that the document is the issuer's.
+func (d *discovery) read(body []byte) (found endpoints, fault error, own bool) {
+	document := objectOf(body)
+	// RFC 8414 section 3.3: otherwise one issuer could answer for another.
+	if document["issuer"] != any(d.issuer.String()) {
+		return found, errors.New("no document there whose issuer is exactly the target's url"), false
+	}
+	supported, listed := document["grant_types_supported"].([]any)
+	for _, grant := range d.grants {
+		if listed && !slices.Contains(supported, any(grantTypes[grant])) {
+			return found, fmt.Errorf("the document's grant_types_supported does not have grant %s", grant), true
+		}
+	}
+	aliases, _ := document["mtls_endpoint_aliases"].(map[string]any)
+	for _, each := range []struct {
+		name   string
+		wanted bool
+		to     **url.URL
+		mend   string
+	}{
+		{"token_endpoint", d.token, &found.token, "set token_url"},
+		{"revocation_endpoint", d.revocation, &found.revocation, "set revocation_url to its address, or to none"},
+		{"introspection_endpoint", d.introspection, &found.introspection, "set introspection_url to its address, or to none"},
+	} {
+		if !each.wanted {
+			continue
+		}
+		raw, _ := document[each.name].(string)
+		if alias, isText := aliases[each.name].(string); isText && d.mtls { // RFC 8705 section 5
+			raw = alias
+		}
+		if raw == "" {
+			return found, fmt.Errorf("the document has no %s; %s", each.name, each.mend), true
+		}
+		if *each.to, fault = d.endpoint(raw); fault != nil {
+			return found, fmt.Errorf("%s: %v", each.name, fault), true
+		}
+	}
+	return found, nil, true
+}

@@ -1,0 +1,83 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package target
+
+import (
+	"context"
+	"net/url"
+	"time"
+)
+
+// revoke ends a token (RFC 7009). The server answers 200 for a token that it does not know, too; a status such as 404 says
+// nothing of the token, for the endpoint may have gone.
+func (o *oauth) revoke(ctx context.Context, h Handle) error {
+	const op = "revoke"
+	if h.Secret == "" {
+		return unbuildable(op, "the handle has no token")
+	}
+	to, err := o.locate(ctx, op, true)
+	if err != nil {
+		return err
+	}
+	_, err = o.tell(ctx, call{op: op, url: to.revocation, urgent: true}, h.Secret)
+	return err
+}
+
+// renew asks when a token ends (RFC 7662). No server moves the end of one: what a renewal can have is what is left of it, and
+// a token that is no longer active is no longer renewed.
+func (o *oauth) renew(ctx context.Context, h Handle, _ time.Time) (time.Time, error) {
+	const op = "renew"
+	if h.Secret == "" {
+		return time.Time{}, unbuildable(op, "the handle has no token")
+	}
+	to, err := o.locate(ctx, op, false)
+	if err != nil {
+		return time.Time{}, err
+	}
+	answered, err := o.tell(ctx, call{op: op, url: to.introspection, wantBody: true}, h.Secret)
+	if err != nil {
+		return time.Time{}, err
+	}
+	object := objectOf(answered.body)
+	active, isBool := object["active"].(bool)
+	if !isBool {
+		return time.Time{}, protocol(op, "the answer does not say whether the token is active")
+	}
+	if !active {
+		return time.Time{}, &Error{Op: op, Text: "the token is no longer active", outcome: ErrDenied}
+	}
+	seconds, ok := secondsOf(object["exp"])
+	if now := o.api.now(); !ok || seconds <= float64(now.Unix()) || seconds > float64(now.Add(maxLife).Unix()) {
+		return time.Time{}, protocol(op, "the answer does not say when the active token ends")
+	}
+	return time.Unix(int64(seconds), 0).UTC(), nil
+}
+
+// check shows the server a token that nobody issued: it answers whom it takes for a client, and changes nothing.
+func (o *oauth) check(ctx context.Context) error {
+	const op, nobodys = "check", "oidcexchange-check"
+	to, err := o.locate(ctx, op, false)
+	if err != nil {
+		return err
+	}
+	c := call{op: op, url: to.introspection}
+	if c.url == nil {
+		c.url = to.revocation
+	}
+	if c.url == nil {
+		return nil // the document alone was asked for
+	}
+	_, err = o.tell(ctx, c, nobodys)
+	return err
+}
+
+// tell shows a token to an endpoint about tokens.
+func (o *oauth) tell(ctx context.Context, c call, token string) (answer, error) {
+	c.ok, c.busy, c.denied, c.hint = []int{200}, []int{429, 503}, clientRefuses, errorHint
+	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}
+	if err := o.prepare(ctx, &c, o.hops[len(o.hops)-1], form); err != nil {
+		return answer{}, err
+	}
+	return o.api.do(ctx, c)
+}
