@@ -154,3 +154,31 @@ func TestExplainIssuers(t *testing.T) {
 		t.Errorf("what the token says (-want +got):\n%s now %v", diff, told["now"])
 	}
 }
+
+// Sample claims are judged as a token with these claims would be, also where the target wants to have the token.
+func TestExplainSampleForATargetThatWantsTheToken(t *testing.T) {
+	w := newWorld(t).withNuGet()
+	for name, c := range map[string]struct {
+		claims map[string]any
+		reason string
+	}{
+		"text":           {map[string]any{"aud": "https://www.nuget.org"}, ""},
+		"list":           {map[string]any{"aud": []any{"https://www.nuget.org"}}, ""},
+		"other audience": {map[string]any{"aud": audience}, reasonNotForwardable},
+		"two audiences":  {map[string]any{"aud": []any{"https://www.nuget.org", audience}, "azp": audience}, reasonNotForwardable},
+	} {
+		w.write("trust/nuget", map[string]any{"bound_audiences": "https://www.nuget.org," + audience, "allow_extra_audiences": true})
+		c.claims["sub"], c.claims["repository"] = "s", "acme/widget"
+		got := w.write("explain/publish", map[string]any{"issuer": "github", "claims": c.claims}).Data
+		if got["reason"] != c.reason {
+			t.Errorf("%s: %v %v; want %q", name, got["reason"], got["detail"], c.reason)
+		}
+		if reason, _ := reasonOf(w.exchange("publish", w.token(c.claims))); c.reason != "" && reason != c.reason {
+			t.Errorf("%s: a token with these claims: %q; want %q", name, reason, c.reason)
+		}
+	}
+	w.write("roles/publish", map[string]any{"trust": "nuget,alice"})
+	if got := w.write("explain/publish", nil).Data; got["reason"] != reasonNotForwardable {
+		t.Errorf("a login: %v", got["reason"])
+	}
+}
