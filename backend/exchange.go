@@ -18,6 +18,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
 const (
@@ -308,7 +309,7 @@ func (t *openTarget) forwardable(who *subject) error {
 	if t.Source() != target.SourceRequest {
 		return nil
 	}
-	if who.token == nil {
+	if who.Kind != trust.Token {
 		return refuse(reasonNotForwardable, "the target wants the caller's token, and there is none")
 	}
 	for _, host := range t.SubjectHosts() {
@@ -320,7 +321,7 @@ func (t *openTarget) forwardable(who *subject) error {
 	case t.record.ProxyURL != "" && !slices.Contains(who.issuer.ForwardTo, hostOf(t.record.ProxyURL)):
 		// A proxy with a CA of its own choosing reads what passes.
 		return refuse(reasonNotForwardable, "issuer %q does not list the target's proxy in forward_to", who.issuer.name)
-	case len(who.token.Audience) != 1 || who.token.Audience[0] != t.Audience():
+	case !trust.IsSole(who.Claims["aud"], t.Audience()):
 		return refuse(reasonNotForwardable, "the token's audience is not exactly the target's audience")
 	}
 	return nil

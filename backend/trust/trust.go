@@ -223,6 +223,11 @@ func (p *Policy) subject(id *Identity) Condition {
 	return c
 }
 
+// IsSole says whether want is the one value of an aud claim.
+func IsSole(aud any, want string) bool {
+	return slices.Equal(audiences(aud), []string{want})
+}
+
 // audiences returns the values of an aud claim (RFC 7519 section 4.1.3), or nil if it is not one.
 func audiences(aud any) []string {
 	switch aud := aud.(type) {
