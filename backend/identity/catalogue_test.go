@@ -393,3 +393,41 @@ func TestCatalogueOfKeySets(t *testing.T) {
 		})
 	}
 }
+
+// Subjects of a trust domain, and what an iss beside them does.
+func TestCatalogueOfWorkloads(t *testing.T) {
+	i := newIssuer(t, jwks(firstKey()))
+	cfg := i.config(newClock())
+	cfg.DiscoveryURL, cfg.JWKSURL, cfg.TrustDomain, cfg.Issuer = "", i.URL+"/keys", "example.org", "https://oidc.example.org"
+	v := newVerifier(t, cfg)
+	good := claims("https://oidc.example.org", start).with("sub", "spiffe://example.org/a")
+	for sub, want := range map[string]string{
+		"spiffe://example.org/a": "", "spiffe://example.org/a/b": "", "spiffe://example.org/A.b_c-d": "", "spiffe://example.org/...": "",
+		"spiffe://example.org": TokenMalformed, "spiffe://example.org/": TokenMalformed, "spiffe://example.org//a": TokenMalformed, "spiffe://example.org/a/": TokenMalformed,
+		"spiffe://example.org/a//b": TokenMalformed, "spiffe://example.org/.": TokenMalformed, "spiffe://example.org/../b": TokenMalformed, "spiffe://example.org/a/..": TokenMalformed,
+		"spiffe://example.org/%61": TokenMalformed, "spiffe://example.org/a?b": TokenMalformed, "spiffe://example.org/a#b": TokenMalformed, "spiffe://example.org/a:b": TokenMalformed, "spiffe://example.org/a b": TokenMalformed,
+		"spiffe://example.org/é": TokenMalformed, "spiffe://example.org/a\\b": TokenMalformed, "spiffe://example.org:443/a": TokenMalformed, "spiffe://u@example.org/a": TokenMalformed,
+		"SPIFFE://example.org/a": TokenMalformed, "spiffe:/example.org/a": TokenMalformed, "spiffe:///a": TokenMalformed, "//example.org/a": TokenMalformed, "example.org/a": TokenMalformed,
+		"spiffe://Example.org/a": TokenMalformed, "spiffe://example.org./a": UnknownIssuer, "spiffe://.example.org/a": UnknownIssuer, "spiffe://example.org.evil/a": UnknownIssuer, "spiffe://sub.example.org/a": UnknownIssuer,
+		"spiffe://example-org/a": UnknownIssuer, "spiffe://example_org/a": UnknownIssuer, "https://example.org/a": TokenMalformed, " spiffe://example.org/a": TokenMalformed,
+		"spiffe://example.org/" + strings.Repeat("a", 1003): "", "spiffe://example.org/" + strings.Repeat("a", 1004): TokenMalformed,
+	} {
+		wantReason(t, v, token(good.with("sub", sub)), want)
+		if t.Failed() {
+			t.Fatal(sub)
+		}
+	}
+	for name, c := range map[string]struct {
+		f    fields
+		want string
+	}{
+		"iss other": {good.with("iss", "https://x.example"), UnknownIssuer}, "no iss": {good.without("iss"), ""}, "empty": {good.with("iss", ""), TokenMalformed},
+		"null": {good.with("iss", nil), TokenMalformed}, "ISS": {good.without("iss").with("ISS", "x"), TokenMalformed}, "num": {good.with("iss", json.RawMessage("1")), TokenMalformed},
+		"no jti": {good.without("jti"), ""}, "no nbf": {good.without("nbf"), ""}, "no aud": {good.without("aud"), ""},
+	} {
+		wantReason(t, v, token(c.f), c.want)
+		if t.Failed() {
+			t.Fatal(name)
+		}
+	}
+}
