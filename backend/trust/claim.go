@@ -132,6 +132,9 @@ func compileGlob(pattern string) (*regexp.Regexp, error) {
 	if strings.Contains(pattern, "***") {
 		return nil, errors.New("want * (within a segment) or ** (across segments)")
 	}
+	if strings.Count(strings.ReplaceAll(pattern, "**", "*"), "*") > maxStars {
+		return nil, fmt.Errorf("want at most %d stars", maxStars)
+	}
 	var re strings.Builder
 	re.WriteString(`\A`)
 	for i, part := range strings.Split(pattern, "**") {

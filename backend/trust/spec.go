@@ -17,6 +17,7 @@ const (
 	maxClaims    = 32
 	maxValues    = 256  // of one claim
 	maxGlobs     = 256  // of one policy: each is matched against each value of its claim
+	maxStars     = 10   // of one glob, ** being one
 	maxPattern   = 256  // bytes of a claim's name and of one expected value
 	maxText      = 2048 // bytes of a subject and of an audience; a SPIFFE ID may be as long
 	maxDigits    = 64   // bytes of a number that is compared by value
