@@ -132,8 +132,8 @@ func effort(text, pattern ref.Val) int {
 
 const tooLarge = "a text is too large"
 
-// meter charges for what a call makes, compares or matches, in units of ten bytes: CEL's own tracker does not know the size of what
-// is typed only when it is evaluated, nor of what lies in a list.
+// meter charges for what a call makes, compares or matches, in units of ten bytes: CEL's own tracker does not know the
+// size of what is typed only when it is evaluated, nor of what lies in a list.
 type meter struct{}
 
 // CallCost implements interpreter.ActualCostEstimator.
