@@ -5,11 +5,14 @@ package backend
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
@@ -180,5 +183,65 @@ func TestExplainSampleForATargetThatWantsTheToken(t *testing.T) {
 	w.write("roles/publish", map[string]any{"trust": "nuget,alice"})
 	if got := w.write("explain/publish", nil).Data; got["reason"] != reasonNotForwardable {
 		t.Errorf("a login: %v", got["reason"])
+	}
+}
+
+// What explain looks at beyond what creds does costs the verdict nothing.
+func TestExplainHasBudgetEnough(t *testing.T) {
+	const ten = "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]"
+	w := newWorld(t)
+	var all []string
+	for i := range 20 {
+		name := fmt.Sprintf("costly-%d", i)
+		all = append(all, name)
+		w.write("trust/"+name, map[string]any{"issuer": "github", "bound_audiences": audience,
+			"condition": `claims.repository == "acme/widget" && ` + ten + ".all(a, " + ten + ".all(b, " + ten + ".all(c, [0, 1, 2, 3, 4, 5].all(d, a + b + c + d < 99))))"})
+	}
+	w.write("roles/deploy", map[string]any{"trust": all, "lease_path": "claims.repository"})
+	token := w.token(nil)
+	told := w.write("explain/deploy", map[string]any{"subject_token": token}).Data
+	if told["accepted"] != true || len(told["policies"].([]map[string]any)) != len(all) {
+		t.Errorf("explain says %v of %d policies", told["detail"], len(told["policies"].([]map[string]any)))
+	}
+	if reason, _ := reasonOf(w.exchange("deploy/acme/widget", token)); reason != "" {
+		t.Errorf("refused for %q", reason)
+	}
+}
+
+// Every policy is shown, those of logins too; the first that accepts decides.
+func TestExplainShowsAllLogins(t *testing.T) {
+	w := newWorld(t)
+	w.write("trust/bob", map[string]any{"issuer": "people", "bound_subject": "bob"})
+	w.write("trust/both", map[string]any{"issuer": "people", "condition": "vault.alias.name in ['alice', 'bob']"})
+	w.write("roles/deploy", map[string]any{"trust": "bob,alice,both"})
+	told := w.write("explain/deploy", nil).Data
+	verdicts := map[any]any{}
+	for _, p := range told["policies"].([]map[string]any) {
+		verdicts[p["trust"]] = p["accepted"]
+	}
+	if diff := cmp.Diff(map[any]any{"bob": false, "alice": true, "both": true}, verdicts); diff != "" || told["trust"] != "alice" || told["accepted"] != true {
+		t.Errorf("by %v, %v (-want +got):\n%s", told["trust"], told["reason"], diff)
+	}
+}
+
+// Sample claims are judged as a token with them would be, also for a target that wants that token.
+func TestExplainSampleForForwarding(t *testing.T) {
+	w := newWorld(t).withNuGet()
+	for aud, want := range map[any]string{"https://www.nuget.org": "", audience: reasonNotForwardable} {
+		w.write("trust/nuget", map[string]any{"bound_audiences": []any{aud}})
+		told := w.write("explain/publish", map[string]any{"issuer": "github", "claims": map[string]any{"sub": "s", "aud": aud, "repository": "acme/widget"}}).Data
+		reason, _ := reasonOf(w.exchange("publish", w.token(map[string]any{"aud": aud})))
+		if told["reason"] != want || reason != want {
+			t.Errorf("%v: explain says %q (%v), creds %q; want %q", aud, told["reason"], told["detail"], reason, want)
+		}
+	}
+}
+
+// Counts are kept where keys are issued: a standby would say busy for ever.
+func TestExplainIsForwarded(t *testing.T) {
+	w := newWorld(t)
+	w.system.ReplicationStateVal = consts.ReplicationPerformanceStandby
+	if resp, err := w.do(logical.UpdateOperation, "explain/deploy", nil); !errors.Is(err, logical.ErrReadOnly) {
+		t.Errorf("%v %v", resp, err)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"crypto/x509"
 	"encoding/pem"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -176,5 +177,34 @@ func TestRefreshOfWhatHasNoKeys(t *testing.T) {
 	req := &logical.Request{ID: "gone", Operation: logical.UpdateOperation, Path: "refresh/github", Storage: w.store}
 	if reason, _ := reasonOf(w.HandleRequest(ctx, req)); reason != identity.IssuerUnavailable {
 		t.Errorf("whoever has left waits for the issuer: %q", reason)
+	}
+}
+
+// What is deleted while status is being read is left out of it.
+func TestStatusBesideDelete(t *testing.T) {
+	for _, path := range []string{"targets/spare", "issuers/spare"} {
+		w := newWorld(t)
+		w.write("targets/spare", map[string]any{"driver": "http", "url": w.keysURL, "profile": acme, "ca_pem": w.ca, "credential": "token=" + adminToken})
+		w.write("issuers/spare", map[string]any{"issuer": "https://spare.example", "jwks_url": "https://spare.example/keys"})
+		once := sync.OnceFunc(func() {
+			if resp, err := w.do(logical.DeleteOperation, path, nil); err != nil || resp.IsError() {
+				t.Error(err, resp)
+			}
+		})
+		slow := &slowStorage{Storage: w.store, after: func(op, key string) {
+			if op == "get" && key == path {
+				once()
+			}
+		}}
+		resp, err := w.HandleRequest(t.Context(), &logical.Request{ID: "slow", Operation: logical.ReadOperation, Path: "status", Storage: slow})
+		if err != nil || resp.IsError() {
+			t.Errorf("%s: %v %v", path, resp, err)
+			continue
+		}
+		for _, kind := range []string{"targets", "issuers"} {
+			if known, found := resp.Data[kind].(map[string]any)["spare"]; found == (kind+"/spare" == path) {
+				t.Errorf("after deleting %s: %s has %v", path, kind, known)
+			}
+		}
 	}
 }
