@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"testing"
 	"time"
 
@@ -197,7 +198,7 @@ func TestExplainHasBudgetEnough(t *testing.T) {
 		w.write("trust/"+name, map[string]any{"issuer": "github", "bound_audiences": audience,
 			"condition": `claims.repository == "acme/widget" && ` + ten + ".all(a, " + ten + ".all(b, " + ten + ".all(c, [0, 1, 2, 3, 4, 5].all(d, a + b + c + d < 99))))"})
 	}
-	w.write("roles/deploy", map[string]any{"trust": all, "lease_path": "claims.repository"})
+	w.write("roles/deploy", map[string]any{"trust": strings.Join(all, ","), "lease_path": "claims.repository"})
 	token := w.token(nil)
 	told := w.write("explain/deploy", map[string]any{"subject_token": token}).Data
 	if told["accepted"] != true || len(told["policies"].([]map[string]any)) != len(all) {

@@ -155,6 +155,7 @@ func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, polici
 		caller trust.Caller
 		entity *logical.Entity
 	)
+	var accepted *subject
 	best := refuse(reasonTokenRequired, "the role has no trust policy of a login issuer")
 	for _, p := range policies {
 		vouches, err := b.issuer(ctx, req.Storage, p.Issuer)
@@ -177,13 +178,20 @@ func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, polici
 		if err == nil {
 			who, err = who.decide([]*policy{p}, trail, budget)
 		}
-		if err == nil {
+		switch {
+		case err == nil && trail == nil:
 			return who, nil
-		}
-		if asRefusal(err).reason == reasonInternal || asRefusal(err).reason == reasonStorage {
+		case err == nil && accepted == nil:
+			accepted, budget = who, expr.NewBudget() // what comes now is for explain alone
+		case err != nil && (asRefusal(err).reason == reasonInternal || asRefusal(err).reason == reasonStorage):
 			return nil, err
+		case err != nil:
+			best = further(best, err)
 		}
-		best = further(best, err)
+	}
+	if accepted != nil {
+		trail.judges(accepted)
+		return accepted, nil
 	}
 	return nil, best
 }
@@ -276,7 +284,11 @@ func (who *subject) decide(policies []*policy, trail *trail, budget *expr.Budget
 			trail.add(p, trust.Decision{Reason: reasonDisabled})
 			continue
 		}
-		d := p.compiled.Evaluate(who.Identity, budget)
+		spent := budget
+		if who.policy != nil {
+			spent = expr.NewBudget() // only explain asks after the first that accepts
+		}
+		d := p.compiled.Evaluate(who.Identity, spent)
 		trail.add(p, d)
 		if d.Allowed && who.policy == nil {
 			who.policy = p

@@ -125,7 +125,8 @@ func (b *engine) explainPath() *framework.Path {
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
 				Callback: b.handle(b.explain), Summary: "Judge a token, sample claims or your own login, without side effects.",
-				DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: "explain", OperationSuffix: "decision"},
+				ForwardPerformanceStandby: true, // keys are counted where they are issued
+				DisplayAttrs:              &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: "explain", OperationSuffix: "decision"},
 			},
 		},
 		HelpSynopsis: "Judge a token, sample claims or your own login, and say why.",
@@ -184,7 +185,7 @@ func (b *engine) explained(ctx context.Context, req *logical.Request, d *framewo
 	if err != nil {
 		return err
 	}
-	path, err := r.wantedPath(who, budget)
+	path, err := r.wantedPath(who, expr.NewBudget()) // order asks for it again, as creds does
 	if err != nil {
 		return err
 	}

@@ -69,7 +69,7 @@ func (i *issuer) health() map[string]any {
 func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	issuers, err := healthOf(ctx, req.Storage, b.issuerNoun.table, func(name string, _ *issuerRecord) (map[string]any, error) {
 		vouches, err := b.issuer(ctx, req.Storage, name)
-		if err != nil {
+		if err != nil || vouches == nil {
 			return nil, err
 		}
 		return vouches.health(), nil
@@ -80,7 +80,7 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 	keys := b.ledger.perTarget()
 	targets, err := healthOf(ctx, req.Storage, b.targetNoun.table, func(name string, record *targetRecord) (map[string]any, error) {
 		t, err := b.target(ctx, req.Storage, name)
-		if err != nil {
+		if err != nil || t == nil {
 			return nil, err
 		}
 		can := t.Caps()
@@ -115,7 +115,7 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 	}}, nil
 }
 
-// healthOf describes each record of a table. What keeps one from being used is its own health, not the answer's.
+// healthOf describes each record of a table; describe returns nil for what is no more. What keeps one from being used is its own health, not the answer's.
 func healthOf[T any](ctx context.Context, s logical.Storage, t table[T], describe func(string, *T) (map[string]any, error)) (map[string]any, error) {
 	names, err := t.list(ctx, s)
 	if err != nil {
@@ -123,18 +123,17 @@ func healthOf[T any](ctx context.Context, s logical.Storage, t table[T], describ
 	}
 	all := map[string]any{}
 	for _, name := range names {
-		record, err := t.get(ctx, s, name)
-		if err == nil && record == nil {
-			continue // deleted meanwhile
-		}
 		var known map[string]any
-		if err == nil {
+		record, err := t.get(ctx, s, name)
+		if err == nil && record != nil {
 			known, err = describe(name, record)
 		}
 		if err != nil {
 			known = map[string]any{"last_error": asRefusal(err).Error()}
 		}
-		all[name] = known
+		if known != nil { // else it was deleted meanwhile
+			all[name] = known
+		}
 	}
 	return all, nil
 }
