@@ -4,6 +4,7 @@
 package backend
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -127,6 +128,37 @@ func TestRenewKnowsWhatWasRecorded(t *testing.T) {
 				t.Errorf("renewing: %q, want %q", got, c.want)
 			}
 		})
+	}
+}
+
+// What the issuer's entry says to record and the token did not have is known too: a block for it refuses nobody else.
+func TestAbsentClaimsThatWereToBeRecorded(t *testing.T) {
+	w := newWorld(t) // environment is one of the claims that are recorded by default
+	without := w.issue("deploy")
+	with, err := w.exchange("deploy", w.token(map[string]any{"environment": "prod"}))
+	if err != nil || with.IsError() {
+		t.Fatal(err, with)
+	}
+	w.write("blocks/b", map[string]any{"claim": "environment=prod"})
+	if got, _ := reasonOf(w.lease(logical.RenewOperation, without)); got != "" {
+		t.Errorf("renewing the key of a token without it: %q", got)
+	}
+	if got, _ := reasonOf(w.lease(logical.RenewOperation, with)); got != reasonBlocked {
+		t.Errorf("renewing the key of a token with it: %q", got)
+	}
+	found, err := w.do(logical.ReadOperation, "keys", map[string]any{"claim": "environment=prod"})
+	if err != nil || found.Data["matched"] != 1 || found.Data["unrecorded"] != 0 {
+		t.Errorf("%v %v", err, found)
+	}
+
+	var many []string // and no token makes a record grow without bound
+	for i := range 1000 {
+		many = append(many, fmt.Sprintf("claim_%d", i))
+	}
+	w.write("issuers/github", map[string]any{"record_claims": strings.Join(many, ",")})
+	last := w.issue("deploy").Data["id"].(string)
+	if got := w.read("keys/" + last)["claims_absent"].([]string); len(strings.Join(got, "")) > maxRecorded {
+		t.Errorf("%d absent claims are recorded", len(got))
 	}
 }
 
