@@ -307,8 +307,8 @@ func (who *subject) decide(policies []*policy, trail *trail, budget *expr.Budget
 	return who, nil
 }
 
-// record keeps with a key what its subject's claims were: those that decisions read, so that they can be made again, and
-// those that the issuer's entry names, as long as they fit.
+// record keeps with a key what its subject's claims were, absent ones too: those that decisions read, so that they can be
+// made again, and those that the issuer's entry names, as long as they fit.
 func (who *subject) record(r *role, e *entry) {
 	if who.token == nil {
 		return
@@ -318,12 +318,15 @@ func (who *subject) record(r *role, e *entry) {
 		members, all := program.Members("claims")
 		wanted, whole = append(wanted, members...), whole || all
 	}
-	for _, name := range wanted {
-		if _, found := who.Claims[name]; !found && !slices.Contains(e.ClaimsAbsent, name) {
-			e.ClaimsAbsent = append(e.ClaimsAbsent, name)
-		}
-	}
 	wanted = append(wanted, who.issuer.RecordClaims...)
+	room := maxRecorded // an issuer's entry may name any number
+	for _, name := range wanted {
+		if _, found := who.Claims[name]; found || len(name) > room || slices.Contains(e.ClaimsAbsent, name) {
+			continue
+		}
+		room -= len(name)
+		e.ClaimsAbsent = append(e.ClaimsAbsent, name)
+	}
 	if whole {
 		for name := range who.Claims {
 			wanted = append(wanted, name)

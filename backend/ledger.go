@@ -58,7 +58,7 @@ type entry struct {
 	RemoteAddress string         `json:"remote_address"`
 	Claims        map[string]any `json:"claims"`         // of the subject token, as far as they were recorded; nil for a login
 	ClaimsWhole   bool           `json:"claims_whole"`   // it had no others
-	ClaimsAbsent  []string       `json:"claims_absent"`  // claims that decisions read and that it did not have
+	ClaimsAbsent  []string       `json:"claims_absent"`  // claims that were to be recorded and that it did not have
 	ClaimsPartial bool           `json:"claims_partial"` // one was left out for its size
 	JTI           string         `json:"jti"`
 	Accessor      string         `json:"accessor"`
