@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
 func TestFindKeys(t *testing.T) {
@@ -51,5 +53,24 @@ func TestFindKeys(t *testing.T) {
 	}
 	if resp, err := w.do(logical.ReadOperation, "keys", map[string]any{"subject": ""}); err != nil || !resp.IsError() {
 		t.Errorf("an empty condition: %v %v", resp, err)
+	}
+}
+
+// Of a key that the ledger has lost and its lease has brought back no claim is known: it is not taken for a login's.
+func TestFilterJudgesNoRestoredKey(t *testing.T) {
+	w := newWorld(t)
+	resp := w.issue("deploy")
+	for _, key := range w.ledgerEntries() {
+		if err := w.store.Storage.Delete(t.Context(), key); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 500})
+	if _, err := w.lease(logical.RevokeOperation, resp); err == nil {
+		t.Fatal("revoking works although the target is down")
+	}
+	found, err := w.do(logical.ReadOperation, "keys", map[string]any{"claim": "repository=acme/widget"})
+	if err != nil || found.Data["matched"] != 0 || found.Data["unrecorded"] != 1 {
+		t.Errorf("%v %v; want the key to be unrecorded", err, found)
 	}
 }

@@ -139,3 +139,22 @@ func TestTickDoesNotWaitForASweep(t *testing.T) {
 		t.Error("the tick waits")
 	}
 }
+
+// One record that cannot be read keeps the sweeper from nothing else.
+func TestSweepGoesOnAfterAnUnreadableRecord(t *testing.T) {
+	w := newWorld(t)
+	first := w.issue("deploy") // and both leases are lost
+	w.clock.advance(2 * time.Hour)
+	w.issue("deploy")
+	hour, _, _ := splitID(first.Data["id"].(string))
+	if err := w.store.Storage.Put(t.Context(), &logical.StorageEntry{Key: plainKeys + hour + "/0", Value: []byte("rubbish")}); err != nil {
+		t.Fatal(err)
+	}
+	w.clock.advance(10 * time.Hour)
+	for range 3 {
+		w.settleAll()
+	}
+	if left := w.ledgerEntries(); len(w.keys.Live()) != 0 || len(left) != 1 {
+		t.Errorf("%d keys live; the ledger has %v", len(w.keys.Live()), left)
+	}
+}
