@@ -372,5 +372,6 @@ func (l lease) entry(now time.Time) *entry {
 	return &entry{
 		ID: l.ID, Name: l.Handle.Name, State: stateIssued, Role: l.Role, Target: l.Target, Trust: l.Trust, Issuer: l.Issuer,
 		Accessor: l.Handle.Accessor, Revocable: l.Revocable, NotAfter: now, ExpiresAt: l.ExpiresAt, Handle: l.Handle,
+		Claims: map[string]any{}, // not nil, which is a login's: nothing is known of them
 	}
 }

@@ -257,19 +257,23 @@ func (w *sweeper) passedHours(ctx context.Context) error {
 			if !passed(hour, w.now()) {
 				continue
 			}
-			if err := w.passedHour(ctx, keyTable(hour, sealed)); err != nil {
-				return err
+			if err := w.passedHour(ctx, keyTable(hour, sealed)); ctx.Err() != nil {
+				return ctx.Err()
+			} else if err != nil { // of one hour; the others have keys that live
+				w.faults = append(w.faults, err)
 			}
 		}
 	}
 	return nil
 }
 
+// passedHour goes through one hour. A record that cannot be read is told, and keeps no other from being swept.
 func (w *sweeper) passedHour(ctx context.Context, keys table[entry]) error {
 	rands, err := keys.list(ctx, w.s)
 	if err != nil {
 		return err
 	}
+	var fault error
 	for _, rand := range rands {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -279,14 +283,15 @@ func (w *sweeper) passedHour(ctx context.Context, keys table[entry]) error {
 		}
 		e, err := keys.get(ctx, w.s, rand)
 		if err != nil {
-			return err
+			fault = err
+			continue
 		}
 		if e == nil || w.down[e.Target] {
 			continue
 		}
 		w.note(e, w.outlived(ctx, e))
 	}
-	return nil
+	return fault
 }
 
 func (w *sweeper) outlived(ctx context.Context, e *entry) error {
