@@ -7,18 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
-	"slices"
-	"strings"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
-	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
-	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
 const (
@@ -33,18 +27,6 @@ type ask struct {
 	token      string
 	ttl        time.Duration
 	parameters map[string]any
-}
-
-// order is what an exchange will ask for, after everything was decided.
-type order struct {
-	who      *subject
-	role     *role
-	target   *openTarget
-	params   map[string]any
-	self     *assertion // what this mount will say of the caller; nil if the target does not want that
-	path     string     // lease path
-	ttl, max time.Duration
-	warnings []string
 }
 
 // issue is the way of one key, in this order: nothing reaches a target before the ledger knows, and nothing is issued
@@ -204,142 +186,6 @@ func (b *engine) open(ctx context.Context, s logical.Storage, name string) (*rol
 		return nil, nil, refuse(reasonNotRevocable, "target %q cannot revoke", r.Target)
 	}
 	return r, t, nil
-}
-
-// order works out what to ask the target for. It writes nothing and calls nobody.
-func (b *engine) order(ctx context.Context, req *logical.Request, r *role, t *openTarget, who *subject, a ask, budget *expr.Budget) (*order, error) {
-	o := &order{who: who, role: r, target: t, path: a.path}
-	asking := &entry{
-		Role: r.name, Target: r.Target, Trust: who.policy.name, Revision: who.policy.Revision, Issuer: who.issuer.name,
-		Subject: who.Subject, Entity: req.EntityID, JTI: who.jti, Claims: who.Claims, ClaimsWhole: true, IssuedAt: b.now(),
-	}
-	if err := b.unblocked(ctx, req.Storage, asking); err != nil {
-		return nil, err
-	}
-	if err := checkLeasePath(r, who, a.path, budget); err != nil {
-		return nil, err
-	}
-	params, err := r.params(who, a.parameters, budget)
-	if err != nil {
-		return nil, err
-	}
-	if o.params, err = t.Params(params); err != nil {
-		return nil, &refusal{reason: reasonParameter, text: err.Error(), detail: err.Error()}
-	}
-	if err := t.forwardable(who); err != nil {
-		return nil, err
-	}
-	if o.self, err = b.assert(ctx, req, o); err != nil {
-		return nil, err
-	}
-	o.max = b.System().MaxLeaseTTL()
-	if most := r.MaxTTL.duration(); most > 0 {
-		o.max = min(o.max, most)
-	}
-	o.ttl, o.warnings, err = framework.CalculateTTL(b.System(), a.ttl, r.TTL.duration(), 0, r.MaxTTL.duration(), 0, time.Time{})
-	if err != nil {
-		return nil, badField("ttl", "%v", err)
-	}
-	if who.token != nil && b.now().After(who.token.Expiry.Add(who.issuer.ClockSkewLeeway.duration())) {
-		return nil, refuse(identity.Expired, "the token expired while the request was served")
-	}
-	return o, nil
-}
-
-// params joins what the role fixes, what it computes and what the request may set.
-func (r *role) params(who *subject, given map[string]any, budget *expr.Budget) (map[string]any, error) {
-	params := make(map[string]any, len(r.Parameters)+len(r.parametersFrom)+len(given))
-	for name, value := range r.Parameters {
-		params[name] = value
-	}
-	for name, program := range r.parametersFrom {
-		value, err := program.Eval(budget, who.Values())
-		if err != nil {
-			return nil, refuse(reasonParameter, "parameters_from.%s: %v", name, err)
-		}
-		params[name] = value
-	}
-	for name, value := range given {
-		if !slices.Contains(r.AllowedParameters, name) {
-			text := fmt.Sprintf("parameters.%s: the role does not allow a request to set it", name)
-			return nil, &refusal{reason: reasonParameter, text: text, detail: text}
-		}
-		params[name] = value
-	}
-	return params, nil
-}
-
-// leasePaths is the grammar of what follows creds/<role>: it becomes part of a lease id and of ACL paths.
-var leasePaths = regexp.MustCompile(`\A[A-Za-z0-9._@:~-]+(/[A-Za-z0-9._@:~-]+)*\z`)
-
-const maxLeasePath = 256
-
-// wantedPath is what a request of this subject must carry after creds/<role>; "" without a lease_path.
-func (r *role) wantedPath(who *subject, budget *expr.Budget) (string, error) {
-	if r.leasePath == nil {
-		return "", nil
-	}
-	value, err := r.leasePath.Eval(budget, who.Values())
-	if err != nil {
-		return "", refuse(reasonLeasePath, "lease_path: %v", err)
-	}
-	path := value.(string)
-	if !leasePaths.MatchString(path) || len(path) > maxLeasePath || slices.Contains(strings.Split(path, "/"), ".") || strings.Contains(path, "..") {
-		return "", refuse(reasonLeasePath, "lease_path yields what is no path of segments of letters, digits and ._@:~-")
-	}
-	return path, nil
-}
-
-func checkLeasePath(r *role, who *subject, got string, budget *expr.Budget) error {
-	want, err := r.wantedPath(who, budget)
-	if err != nil || got == want {
-		return err
-	}
-	path := "creds/" + r.name
-	if want != "" {
-		path += "/" + want
-	}
-	text := fmt.Sprintf("lease_path: request <mount>/%s", path)
-	return &refusal{reason: reasonLeasePath, text: text, detail: "the request carries another path than the role's lease_path yields"}
-}
-
-// forwardable refuses to send a caller's token to a host that its issuer's entry does not name, or that it was not made
-// for: whoever writes targets cannot collect tokens.
-func (t *openTarget) forwardable(who *subject) error {
-	if t.Source() != target.SourceRequest {
-		return nil
-	}
-	if who.Kind != trust.Token {
-		return refuse(reasonNotForwardable, "the target wants the caller's token, and there is none")
-	}
-	for _, host := range t.SubjectHosts() {
-		if !slices.Contains(who.issuer.ForwardTo, host) {
-			return refuse(reasonNotForwardable, "issuer %q does not list host %q in forward_to", who.issuer.name, host)
-		}
-	}
-	switch {
-	case t.record.ProxyURL != "" && !slices.Contains(who.issuer.ForwardTo, hostOf(t.record.ProxyURL)):
-		// A proxy with a CA of its own choosing reads what passes.
-		return refuse(reasonNotForwardable, "issuer %q does not list the target's proxy in forward_to", who.issuer.name)
-	case !trust.IsSole(who.Claims["aud"], t.Audience()):
-		return refuse(reasonNotForwardable, "the token's audience is not exactly the target's audience")
-	}
-	return nil
-}
-
-// present returns the token to present to the target. Nothing was sent there yet: an error means that no key was made.
-func (b *engine) present(ctx context.Context, o *order) (string, error) {
-	switch o.target.Source() {
-	case target.SourceNone:
-		return "", nil
-	case target.SourceRequest:
-		return o.who.raw, nil
-	case target.SourceSelf:
-		return o.self.sign(b.now())
-	case target.SourceFile, target.SourceClientCredentials, target.SourceSVID:
-		return o.target.ownToken(ctx)
-	}
-	return "", refuse(reasonInternal, "no such source of subject tokens")
 }
 
 // intent is the ledger's entry for the key that is about to be asked for.

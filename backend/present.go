@@ -7,10 +7,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/source"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
 // checkSourceFields refuses details of another source or driver than the target's: who wrote them believes that they hold.
@@ -58,6 +60,45 @@ func (b *engine) openSource(kind, audience string, r *targetRecord, policy egres
 		TokenScopes: r.TokenScopes, TokenParams: r.TokenParams, Egress: policy, HTTP: transport,
 		SVIDs: b.workload, SPIFFEID: r.SPIFFEID, Now: b.now,
 	})
+}
+
+// forwardable refuses to send a caller's token to a host that its issuer's entry does not name, or that it was not made
+// for: whoever writes targets cannot collect tokens.
+func (t *openTarget) forwardable(who *subject) error {
+	if t.Source() != target.SourceRequest {
+		return nil
+	}
+	if who.Kind != trust.Token {
+		return refuse(reasonNotForwardable, "the target wants the caller's token, and there is none")
+	}
+	for _, host := range t.SubjectHosts() {
+		if !slices.Contains(who.issuer.ForwardTo, host) {
+			return refuse(reasonNotForwardable, "issuer %q does not list host %q in forward_to", who.issuer.name, host)
+		}
+	}
+	switch {
+	case t.record.ProxyURL != "" && !slices.Contains(who.issuer.ForwardTo, hostOf(t.record.ProxyURL)):
+		// A proxy with a CA of its own choosing reads what passes.
+		return refuse(reasonNotForwardable, "issuer %q does not list the target's proxy in forward_to", who.issuer.name)
+	case !trust.IsSole(who.Claims["aud"], t.Audience()):
+		return refuse(reasonNotForwardable, "the token's audience is not exactly the target's audience")
+	}
+	return nil
+}
+
+// present returns the token to present to the target. Nothing was sent there yet: an error means that no key was made.
+func (b *engine) present(ctx context.Context, o *order) (string, error) {
+	switch o.target.Source() {
+	case target.SourceNone:
+		return "", nil
+	case target.SourceRequest:
+		return o.who.raw, nil
+	case target.SourceSelf:
+		return o.self.sign(b.now())
+	case target.SourceFile, target.SourceClientCredentials, target.SourceSVID:
+		return o.target.ownToken(ctx)
+	}
+	return "", refuse(reasonInternal, "no such source of subject tokens")
 }
 
 // ownToken returns a token that is the engine's own identity at the target. Who asked for a key has no part in it.

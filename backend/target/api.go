@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
@@ -67,6 +68,50 @@ type answer struct {
 	status int
 	header http.Header
 	body   []byte // nil unless the call wanted it
+}
+
+// newAPI checks what concerns transport and limits.
+func newAPI(c Config, base *url.URL) (*api, error) {
+	a := &api{base: base, userAgent: c.UserAgent, timeout: c.RequestTimeout, maxBytes: c.MaxResponseBytes, now: c.Now}
+	if a.userAgent == "" {
+		a.userAgent = "oidcexchange"
+	}
+	if a.timeout == 0 {
+		a.timeout = defaultRequestTimeout
+	}
+	if a.maxBytes == 0 {
+		a.maxBytes = defaultMaxResponseBytes
+	}
+	if a.now == nil {
+		a.now = time.Now
+	}
+	if c.Concurrency == 0 {
+		c.Concurrency = defaultConcurrency
+	}
+	switch {
+	case a.timeout < 0:
+		return nil, fieldErrorf("request_timeout", "is negative")
+	case a.maxBytes < 0:
+		return nil, fieldErrorf("max_response_bytes", "is negative")
+	case c.Rate < 0 || math.IsNaN(c.Rate) || c.Rate > math.MaxInt32:
+		return nil, fieldErrorf("rate", "want calls a second, 0 for no bound")
+	case c.Burst < 0:
+		return nil, fieldErrorf("burst", "is negative")
+	case c.Concurrency < 0 || c.Concurrency > maxConcurrency:
+		return nil, fieldErrorf("concurrency", "want 1 to %d", maxConcurrency)
+	}
+	a.limiter = newLimiter(c.Rate, c.Burst, c.Concurrency, a.now)
+	var err error
+	a.client, err = c.Egress.Client(egress.Options{
+		CAPEM: c.CAPEM, ClientCert: c.ClientCert, ClientKey: c.ClientKey, ProxyURL: c.ProxyURL,
+		Timeout: a.timeout, MaxConns: c.Concurrency,
+	})
+	if err != nil { // its text begins with the field, or with two
+		fields, text, _ := strings.Cut(err.Error(), ": ")
+		field, _, _ := strings.Cut(fields, ",")
+		return nil, fieldErrorf(field, "%s", text)
+	}
+	return a, nil
 }
 
 // do waits for the call's turn and makes it. It returns at once when ctx ends.
