@@ -159,7 +159,7 @@ func (c *Connect) verify(ctx context.Context, token string) (tokenClaims, *oauth
 	if !ok || !slices.Contains(c.o.Issuers, claims.text("iss")) {
 		return nil, &oauthError{"invalid_grant", "could not verify token issuer"}
 	}
-	if checkSignature(ctx, c.o.Client, claims.text("iss"), token, nugetAlgorithms) != nil {
+	if checkSignature(ctx, c.o.Client, claims.text("iss"), token, asymmetric) != nil {
 		return nil, &oauthError{"invalid_grant", "could not verify token signature"}
 	}
 	if end, has := claims.time("exp"); !has || !end.After(c.now()) {

@@ -11,16 +11,10 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/go-jose/go-jose/v4"
 )
 
 // nugetClockSkew is what the gallery's token library grants by default.
 const nugetClockSkew = 5 * time.Minute
-
-var nugetAlgorithms = []jose.SignatureAlgorithm{
-	jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512,
-}
 
 func (c tokenClaims) mismatch(name string) string {
 	return fmt.Sprintf("The JSON Web Token claim '%s' has value '%s' which does not match the policy.", name, c.text(name))
@@ -47,7 +41,7 @@ func (g *NuGet) verify(ctx context.Context, token string) (tokenClaims, *nugetEr
 		return nil, unauthorized("The JSON web token must have a jti claim.")
 	}
 	// As in the gallery this comes before the claims are weighed, so a forged token is told nothing about them.
-	switch err := checkSignature(ctx, g.o.Client, issuer, token, nugetAlgorithms); {
+	switch err := checkSignature(ctx, g.o.Client, issuer, token, asymmetric); {
 	case errors.Is(err, errSignature):
 		return nil, unauthorized("The JSON web token has an invalid signature.")
 	case err != nil:

@@ -98,7 +98,7 @@ func (a *OAuth) isClient(r *http.Request, c OAuthClient) bool {
 		return r.TLS.PeerCertificates[0].Subject.CommonName == c.ID
 	case "private_key_jwt":
 		claims, _ := parseClaims(assertion)
-		return signedBy(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: c.Key, KeyID: c.KeyID}}}, assertion, nugetAlgorithms) &&
+		return signedBy(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: c.Key, KeyID: c.KeyID}}}, assertion, asymmetric) &&
 			claims.text("iss") == c.ID && a.current(claims) && a.isForMe(claims) && claims.text("jti") != "" && a.first(c.ID+" "+claims.text("jti"))
 	}
 	claims, ok := a.svid(assertion)
@@ -115,7 +115,7 @@ func (a *OAuth) svid(token string) (tokenClaims, bool) {
 	if json.Unmarshal(a.o.Domain(domainOf(claims.text("sub"))).keySet(), &keys) != nil {
 		return nil, false
 	}
-	return claims, signedBy(keys, token, nugetAlgorithms) && a.current(claims) && a.isForMe(claims)
+	return claims, signedBy(keys, token, asymmetric) && a.current(claims) && a.isForMe(claims)
 }
 
 // current reports whether a token has begun, has not ended, and does not live for too long.

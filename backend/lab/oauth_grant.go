@@ -96,7 +96,7 @@ func (a *OAuth) subject(token, client string) (sub, refused string) {
 	keys, ok := a.keysOf(claims.text("iss"))
 	now := a.now()
 	exp, hasExp := claims.time("exp")
-	if !ok || !signedBy(keys, token, nugetAlgorithms) || !hasExp || !exp.After(now) {
+	if !ok || !signedBy(keys, token, asymmetric) || !hasExp || !exp.After(now) {
 		return "", bad
 	}
 	if aud := claims.audiences(); len(aud) != 1 || aud[0] != any(client) && !a.isForMe(claims) {

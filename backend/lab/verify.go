@@ -64,6 +64,11 @@ func parseClaims(token string) (tokenClaims, bool) {
 	return claims, true
 }
 
+// asymmetric are the algorithms that the stand-ins take.
+var asymmetric = []jose.SignatureAlgorithm{
+	jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512,
+}
+
 // errSignature means that no key of the issuer made the signature.
 var errSignature = errors.New("bad signature")
 
