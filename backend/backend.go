@@ -109,7 +109,7 @@ func newEngine(now func() time.Time) *engine {
 		[]*framework.Path{b.configPath()},
 		b.issuerNoun.paths(b), b.trustNoun.paths(b), b.targetNoun.paths(b), b.roleNoun.paths(b), b.blockNoun.paths(b),
 		b.selfPaths(), b.keysPaths(), b.credsPaths(), b.statusPaths(),
-		[]*framework.Path{b.explainPath(), b.sweepPath()},
+		[]*framework.Path{b.explainPath(), b.checkPath(), b.sweepPath()},
 	)
 	return b
 }

@@ -83,11 +83,9 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 		if err != nil || t == nil {
 			return nil, err
 		}
-		can := t.Caps()
-		return map[string]any{
-			"driver": record.Driver, "enabled": record.Enabled, "deleted": record.DeletedUntil != nil, "keys": keys[name],
-			"revoke": can.Revoke, "renew": can.Renew, "find": can.Find, "check": can.Check,
-		}, nil
+		known := abilities(t)
+		known["driver"], known["enabled"], known["deleted"], known["keys"] = record.Driver, record.Enabled, record.DeletedUntil != nil, keys[name]
+		return known, nil
 	})
 	if err != nil {
 		return nil, err

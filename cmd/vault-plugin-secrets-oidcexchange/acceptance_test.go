@@ -40,6 +40,7 @@ var acceptance = []struct {
 	{"Ledger", testLedger},
 	{"Refusals", testRefusals},
 	{"Explain", testExplain},
+	{"Check", testCheck},
 	{"NuGet", testNuGet},
 	{"Examples", testExamples},
 	{"Connect", testConnect},
