@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -243,7 +244,6 @@ func Cause(err error) string {
 		unknown x509.UnknownAuthorityError
 		name    x509.HostnameError
 		invalid x509.CertificateInvalidError
-		alert   tls.AlertError
 		timeout interface{ Timeout() bool }
 	)
 	switch {
@@ -261,14 +261,37 @@ func Cause(err error) string {
 		return "the server's certificate is for another host"
 	case errors.As(err, &invalid):
 		return "the server's certificate is not valid"
-	case errors.As(err, &alert):
-		return "the server ended the TLS handshake"
+	case CertificateRefused(err):
+		return "the server does not take the client certificate, or wants one"
+	case alert(err) != "":
+		return "the server ended the TLS connection"
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return "no answer in time"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "connection refused"
 	}
 	return "the connection failed"
+}
+
+// certificateAlerts are the alerts by which a server says that it does not take a client's certificate (RFC 8446 section
+// 6.2).
+var certificateAlerts = []tls.AlertError{42, 43, 44, 45, 46, 48, 49, 116}
+
+// CertificateRefused reports whether the server did not take the client's certificate, or missed one. With TLS 1.3 the client
+// learns that only when it reads the answer to its first request, which the server never looks at.
+func CertificateRefused(err error) bool {
+	text := alert(err)
+	return slices.ContainsFunc(certificateAlerts, func(a tls.AlertError) bool { return a.Error() == text })
+}
+
+// alert is the text of the TLS alert by which the server ended a connection, "" if it sent none. The type that crypto/tls has
+// for it is not exported, but has the texts of tls.AlertError.
+func alert(err error) string {
+	var op *net.OpError
+	if !errors.As(err, &op) || op.Op != "remote error" || op.Err == nil {
+		return ""
+	}
+	return op.Err.Error()
 }
 
 // refusal is the text of the policy's own error inside err: what wraps it (*url.Error, *net.OpError) repeats the URL.

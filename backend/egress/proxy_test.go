@@ -190,16 +190,17 @@ func (errReader) Read([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
 func TestCause(t *testing.T) {
 	for want, err := range map[string]error{
-		"the answer is too large":                                ErrTooLarge,
-		"the call was given up":                                  context.Canceled,
-		"the host's name was not found":                          &net.DNSError{Err: "CANARY", Name: "CANARY"},
-		"the server's certificate is not signed by a trusted CA": x509.UnknownAuthorityError{},
-		"the server's certificate is for another host":           x509.HostnameError{Certificate: &x509.Certificate{}, Host: "CANARY"},
-		"the server's certificate is not valid":                  x509.CertificateInvalidError{Reason: x509.Expired, Detail: "CANARY"},
-		"the server ended the TLS handshake":                     tls.AlertError(40),
-		"no answer in time":                                      os.ErrDeadlineExceeded,
-		"connection refused":                                     syscall.ECONNREFUSED,
-		"the connection failed":                                  errors.New("CANARY"),
+		"the answer is too large":                                       ErrTooLarge,
+		"the call was given up":                                         context.Canceled,
+		"the host's name was not found":                                 &net.DNSError{Err: "CANARY", Name: "CANARY"},
+		"the server's certificate is not signed by a trusted CA":        x509.UnknownAuthorityError{},
+		"the server's certificate is for another host":                  x509.HostnameError{Certificate: &x509.Certificate{}, Host: "CANARY"},
+		"the server's certificate is not valid":                         x509.CertificateInvalidError{Reason: x509.Expired, Detail: "CANARY"},
+		"the server ended the TLS connection":                           &net.OpError{Op: "remote error", Err: tls.AlertError(40)},
+		"the server does not take the client certificate, or wants one": &net.OpError{Op: "remote error", Err: tls.AlertError(116)},
+		"no answer in time":                                             os.ErrDeadlineExceeded,
+		"connection refused":                                            syscall.ECONNREFUSED,
+		"the connection failed":                                         errors.New("CANARY"),
 		"refused by the egress rules: 10.0.0.1 is a private address; list its range in config's allow_private": Policy{}.judge(netip.MustParseAddr("10.0.0.1")),
 	} {
 		if got := Cause(&url.Error{Op: "Get", URL: "https://CANARY", Err: err}); got != want {

@@ -133,20 +133,31 @@ func (a *api) send(c call, req *http.Request) (answer, error) {
 	ctx, cancel := context.WithTimeout(req.Context(), a.timeout)
 	defer cancel()
 
-	var connected atomic.Bool // from then on the target may have seen the request
+	var over atomic.Pointer[httptrace.GotConnInfo]
 	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn: func(httptrace.GotConnInfo) { connected.Store(true) },
+		GotConn: func(conn httptrace.GotConnInfo) { over.Store(&conn) },
 	}))
-	// A body that cannot be read twice: net/http sends a request again by itself when a connection breaks, unless it has no
-	// way to.
-	req.GetBody = nil
+	sendOnce(req)
 	req.Header.Set("User-Agent", a.userAgent)
 	resp, err := a.client.Do(req)
 	if err != nil {
-		return answer{}, lost(ctx, c.op, connected.Load(), err)
+		return answer{}, lost(ctx, c.op, reachOf(over.Load()), err)
 	}
 	defer resp.Body.Close()
 	return a.read(ctx, c, resp)
+}
+
+// sendOnce keeps net/http from sending a request again by itself when a connection breaks. It does so where it can have the
+// body once more, and, of requests without one, with those that have an idempotency key, for which it looks by these names
+// exactly; on the wire, their case means nothing. A GET may still be sent twice: it changes nothing.
+func sendOnce(req *http.Request) {
+	req.GetBody = nil
+	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
+		if values, has := req.Header[name]; has {
+			delete(req.Header, name)
+			req.Header[strings.ToLower(name)] = values
+		}
+	}
 }
 
 // request makes the HTTP request.
@@ -198,7 +209,7 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 		case errors.Is(err, egress.ErrTooLarge):
 			return answer{}, protocol(c.op, "the answer has more than %d bytes", a.maxBytes)
 		case err != nil:
-			return answer{}, lost(ctx, c.op, true, err)
+			return answer{}, lost(ctx, c.op, reachedServer, err)
 		}
 		return answer{status: resp.StatusCode, header: resp.Header, body: body}, nil
 	}
@@ -231,16 +242,37 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 	return answer{}, e
 }
 
+// reach is how far a call came that has no answer.
+type reach int
+
+const (
+	reachedNobody    reach = iota // there was no connection, so nothing was sent
+	reachedHandshake              // the connection is new: the server may still be looking at who we are
+	reachedServer                 // the server may have seen the request
+)
+
+func reachOf(conn *httptrace.GotConnInfo) reach {
+	switch {
+	case conn == nil:
+		return reachedNobody
+	case conn.Reused:
+		return reachedServer
+	}
+	return reachedHandshake
+}
+
 // lost is the error of a call without an answer. What net/http says is not repeated: its errors hold URLs.
-func lost(ctx context.Context, op string, connected bool, err error) *Error {
+func lost(ctx context.Context, op string, reached reach, err error) *Error {
 	e := &Error{Op: op, Text: egress.Cause(err), cause: ctx.Err()}
 	switch {
 	case errors.Is(err, egress.ErrRefused):
 		e.outcome = ErrEgress
-	case connected:
-		e.outcome = ErrUnknown
-	default:
+	case egress.CertificateRefused(err) && reached != reachedServer:
+		e.outcome = ErrDenied
+	case reached == reachedNobody:
 		e.outcome = ErrBusy
+	default:
+		e.outcome = ErrUnknown
 	}
 	return e
 }
