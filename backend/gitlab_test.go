@@ -4,6 +4,7 @@
 package backend
 
 import (
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -116,5 +117,63 @@ func TestGitLabDebtOfAMovedProject(t *testing.T) {
 	w.write("sweep", nil)
 	if len(g.Live()) != 0 || len(w.ledgerEntries()) != 0 {
 		t.Errorf("after its end: live %v, ledger %q", g.Live(), w.ledgerEntries())
+	}
+}
+
+// Before GitLab 17.11 an owner of a group makes tokens of its service accounts and cannot end them: each ends itself. The
+// key is then held where secrets are, and is ended even when the credential is dead.
+func TestGitLabKeyThatEndsItself(t *testing.T) {
+	w := newWorld(t)
+	g := lab.NewGitLab(lab.GitLabOptions{Now: w.clock.now, Before1711: true})
+	credential, url := g.AddToken(g.AddUser(lab.GitLabUser{Name: "engine"}), 90, "api"), w.serve(g)
+	g.AddGroup("acme", map[string]int{"engine": 50})
+	g.AddUser(lab.GitLabUser{Name: "deployer", Group: "acme"})
+	w.write("targets/gitlab", map[string]any{"driver": "gitlab", "url": url, "ca_pem": w.ca, "credential": "token=" + credential, "allowed_roles": "deploy"})
+	parameters := map[string]any{"kind": "service_account", "id": "1", "user": "2", "scopes": "api", "revoke_by": "self"}
+	w.write("roles/deploy", map[string]any{"trust": "main", "target": "gitlab", "ttl": "15m", "max_ttl": "2h", "parameters": parameters})
+
+	kept, lost := w.issue("deploy"), w.issue("deploy")
+	key := kept.Data["api_key"].(string)
+	var holding []string
+	for _, path := range w.stored("") {
+		entry, err := w.store.Storage.Get(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(entry.Value), key) {
+			holding = append(holding, path)
+		}
+	}
+	if len(holding) != 1 || !strings.HasPrefix(holding[0], sealedKeys) {
+		t.Errorf("the key is held by %q; want one sealed entry", holding)
+	}
+	if record := w.read("keys/" + kept.Data["id"].(string)); strings.Contains(fmt.Sprint(record), key) || strings.Contains(w.logs.String(), key) {
+		t.Error("the ledger's record or the log shows the key")
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, url+"/api/v4/personal_access_tokens/self", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("PRIVATE-TOKEN", credential)
+	resp, err := w.client().Do(req)
+	if err != nil || resp.StatusCode != http.StatusNoContent {
+		t.Fatalf("ending the credential: %v %v", resp, err)
+	}
+	_ = resp.Body.Close()
+	w.revoke(kept)
+	w.revoke(kept)
+	if g.Valid(key) || len(g.Live()) != 1 {
+		t.Errorf("after revoke: live %v", g.Live())
+	}
+	g.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 403, Count: 1})
+	if got, err := w.lease(logical.RevokeOperation, lost); err == nil && !got.IsError() || !strings.Contains(w.logs.String(), "the key cannot end itself") {
+		t.Errorf("a refusal of the key's: %v, %v", got, err)
+	}
+	w.settleAll()
+	if len(g.Live()) != 0 || len(w.ledgerEntries()) != 0 {
+		t.Errorf("after the sweep: live %v, ledger %q", g.Live(), w.ledgerEntries())
+	}
+	if strings.Contains(w.logs.String(), lost.Data["api_key"].(string)) {
+		t.Error("the log shows a key")
 	}
 }

@@ -20,6 +20,7 @@ type GitLabOptions struct {
 	AdminToken  string           // of the administrator root, the first user, with scope api and without end; "" = no such user
 	MaxLifetime int              // days; 0 = 365
 	Free        bool             // no project and group access tokens, as on gitlab.com without a subscription
+	Before1711  bool             // tokens of service accounts can be made, and neither listed nor ended by id
 	Now         func() time.Time // nil = time.Now
 }
 
@@ -54,8 +55,9 @@ type GitLabToken struct {
 //	GET    /lab/keys                                            200 {"keys":[...]}, the inventory, open to all
 //	POST   /lab/faults, DELETE /lab/faults                      see Control
 //
-// It refuses as GitLab does: what a caller may not see is 404, what it may not list 401, what it may not make or end 400. A
-// token ends at 00:00 UTC of its expires_at. Rotation ends the old token; to rotate a token with itself after it was ended
+// It refuses as GitLab does: what a caller may not see is 404, what it may not list 401, what it may not make or end 400 (422
+// for a service account's). Any token but an impersonation's may end itself, whatever its scopes. A token ends at 00:00 UTC
+// of its expires_at. Rotation ends the old token; to rotate a token with itself after it was ended
 // ends all that descends from it. The bot of a project or group token goes with its token, so that ending it again is 404
 // (as in older versions), while another token may be ended again and again.
 //
@@ -120,14 +122,21 @@ func NewGitLab(o GitLabOptions) *GitLab {
 		{"/groups/{id}/service_accounts/{user}/personal_access_tokens", g.ofServiceAccount},
 	} {
 		g.route("POST", each.path, OpCreate, each.find(g.create))
-		g.route("GET", each.path, OpFind, each.find(g.list))
-		g.route("DELETE", each.path+"/{token}", OpRevoke, each.find(g.revoke))
+		if !o.Before1711 || !strings.Contains(each.path, "service_accounts") {
+			g.route("GET", each.path, OpFind, each.find(g.list))
+			g.route("DELETE", each.path+"/{token}", OpRevoke, each.find(g.revoke))
+		}
 		if !strings.Contains(each.path, "impersonation") {
 			g.route("POST", each.path+"/{token}/rotate", OpRotate, each.find(g.rotate))
 		}
 	}
 	g.route("GET", "/users", OpUsers, g.findUsers)
 	g.route("GET", "/user", OpUse, g.use)
+	if o.Before1711 { // a path that has other methods
+		g.mux.HandleFunc("GET /api/v4/groups/{id}/service_accounts/{user}/personal_access_tokens", func(w http.ResponseWriter, _ *http.Request) {
+			writeError(w, http.StatusMethodNotAllowed, "405 Not Allowed")
+		})
+	}
 	g.mux.HandleFunc("/api/v4/", func(w http.ResponseWriter, _ *http.Request) { writeError(w, http.StatusNotFound, "404 Not Found") })
 	g.mux.HandleFunc("GET /lab/keys", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]any{"keys": g.Live()})
@@ -302,6 +311,7 @@ func (g *GitLab) throttled(c *gitlabCall) bool {
 		g.callsLeft--
 		return false
 	}
+	h.Set("RateLimit-ResetTime", g.resetAt.UTC().Format(http.TimeFormat))
 	h.Set("Retry-After", strconv.FormatInt(int64(g.resetAt.Sub(g.now())/time.Second), 10))
 	h.Set("Content-Type", "text/plain")
 	c.w.WriteHeader(http.StatusTooManyRequests)

@@ -178,7 +178,7 @@ func TestGitLabRefusals(t *testing.T) {
 		"another's list":          {g.ana, "GET", "/personal_access_tokens?user_id=3", "", 401, message("401 Unauthorized")},
 		"another's token":         {g.ana, "DELETE", fmt.Sprintf("/personal_access_tokens/%d", personal), "", 400, message("400 Bad request")},
 		"an impersonation of me":  {g.bob, "DELETE", fmt.Sprintf("/personal_access_tokens/%d", impersonation), "", 400, message("400 Bad request")},
-		"unknown token to admins": {g.root, "DELETE", "/personal_access_tokens/999", "", 404, message("404 Not Found")},
+		"unknown token to admins": {g.root, "DELETE", "/personal_access_tokens/999", "", 404, message("404 Not found")},
 		"unknown token to others": {g.ana, "GET", "/personal_access_tokens/999", "", 401, message("401 Unauthorized")},
 		"account, not owner":      {g.bob, "POST", "/groups/2/service_accounts/5/personal_access_tokens", good, 403, message("403 Forbidden")},
 		"account, a person":       {g.ana, "POST", "/groups/2/service_accounts/3/personal_access_tokens", good, 400, message("400 Bad request - User is not of type Service Account")},
@@ -215,8 +215,38 @@ func TestGitLabSelf(t *testing.T) {
 	if r := g.do(t, weak, "DELETE", "/personal_access_tokens/self", ""); r.status != 204 || g.Valid(weak) {
 		t.Errorf("ending itself: %d", r.status)
 	}
-	if r := g.do(t, weak, "DELETE", "/personal_access_tokens/self", ""); r.status != 401 {
-		t.Errorf("again: %d", r.status)
+	if r := g.do(t, weak, "DELETE", "/personal_access_tokens/self", ""); r.status != 401 || r.object(t)["error"] != "invalid_token" {
+		t.Errorf("again: %d %s", r.status, r.body)
+	}
+	for kind, want := range map[string]int{"personal": 204, "impersonation": 400, "project": 204, "group": 204, "service_account": 204} {
+		_, secret := g.make(t, g.paths()[kind][0], g.paths()[kind][1], "n")
+		if r := g.do(t, secret, "DELETE", "/personal_access_tokens/self", ""); r.status != want || g.Valid(secret) != (want == 400) {
+			t.Errorf("%s ends itself: %d, lives %v; want %d", kind, r.status, g.Valid(secret), want)
+		}
+	}
+}
+
+// Before 17.11 tokens of service accounts can be made by the group's owners, and ended by themselves alone.
+func TestGitLabBefore1711(t *testing.T) {
+	t.Parallel()
+	g := newGitLab(t, GitLabOptions{Before1711: true, MaxLifetime: 30})
+	who, path := g.paths()["service_account"][0], g.paths()["service_account"][1]
+	id, secret := g.make(t, who, path, "n1")
+	if r := g.do(t, who, "GET", path, ""); r.status != 405 || r.object(t)["error"] != "405 Not Allowed" {
+		t.Errorf("list: %d %s", r.status, r.body)
+	}
+	if r := g.do(t, who, "DELETE", fmt.Sprintf("%s/%d", path, id), ""); r.status != 404 || r.object(t)["error"] != "404 Not Found" || !g.Valid(secret) {
+		t.Errorf("end by id: %d %s", r.status, r.body)
+	}
+	if r := g.do(t, secret, "DELETE", "/personal_access_tokens/self", ""); r.status != 204 || g.Valid(secret) {
+		t.Errorf("end by itself: %d", r.status)
+	}
+	if r := g.do(t, who, "POST", path, `{"name":"n","scopes":["api"],"expires_at":"2027-03-07"}`); r.status != 422 || r.object(t)["message"] != "Expiration date must be before 2026-04-04" {
+		t.Errorf("past the longest: %d %s", r.status, r.body)
+	}
+	p, _ := g.make(t, g.ana, "/projects/1/access_tokens", "n")
+	if r := g.do(t, g.ana, "DELETE", fmt.Sprintf("/projects/1/access_tokens/%d", p), ""); r.status != 204 {
+		t.Errorf("other kinds: %d", r.status)
 	}
 }
 
@@ -283,7 +313,7 @@ func TestGitLabThrottle(t *testing.T) {
 		t.Errorf("the last call: %d %v", r.status, r.header)
 	}
 	r := g.do(t, g.ana, "GET", "/user", "")
-	if r.status != 429 || r.body != "Retry later\n" || r.header.Get("Retry-After") != "60" || r.header.Get("RateLimit-Reset") != fmt.Sprint(start.Add(time.Minute).Unix()) {
+	if r.status != 429 || r.body != "Retry later\n" || r.header.Get("Retry-After") != "60" || r.header.Get("RateLimit-Reset") != fmt.Sprint(start.Add(time.Minute).Unix()) || r.header.Get("RateLimit-ResetTime") == "" {
 		t.Errorf("one too many: %d %s %v", r.status, r.body, r.header)
 	}
 	g.clock.Advance(time.Minute)

@@ -129,7 +129,11 @@ func (g *GitLab) create(c *gitlabCall) {
 	if latest := g.day(g.o.MaxLifetime); in.ExpiresAt == "" {
 		t.ExpiresAt = latest
 	} else if in.ExpiresAt > latest {
-		c.badRequest("Expiration date must be before " + latest)
+		if text := "Expiration date must be before " + latest; c.kind == "service_account" {
+			c.message(http.StatusUnprocessableEntity, text)
+		} else {
+			c.badRequest(text)
+		}
 		return
 	}
 	g.present(c, http.StatusCreated, g.add(t), true)
@@ -334,8 +338,8 @@ func (g *GitLab) revokePersonal(c *gitlabCall) {
 	t := g.token(c)
 	switch {
 	case t == nil:
-		c.notFound("")
-	case !c.mayManage(t):
+		c.message(http.StatusNotFound, "404 Not found")
+	case !c.mayManage(t) || t.Kind == "impersonation" && !c.user.Admin:
 		c.badRequest("")
 	default:
 		t.revoked = true

@@ -28,6 +28,7 @@ var gitlabParams = parameters{
 	{name: "access_level", kind: kindString, pattern: regexp.MustCompile(`\A(guest|planner|reporter|developer|maintainer|owner)\z`)},
 	{name: "id", kind: kindString, required: true, pattern: regexp.MustCompile(`\A[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\z`)},
 	{name: "kind", kind: kindString, required: true, pattern: regexp.MustCompile(`\A(personal|impersonation|project|group|service_account)\z`)},
+	{name: "revoke_by", kind: kindString, pattern: regexp.MustCompile(`\A(id|self)\z`)},
 	{name: "scopes", kind: kindList, required: true, pattern: regexp.MustCompile(`\A[a-z][a-z0-9_]*\z`)},
 	{name: "user", kind: kindString, pattern: regexp.MustCompile(`\A[A-Za-z0-9_][A-Za-z0-9_.-]*\z`)},
 }
@@ -52,6 +53,8 @@ func gitlabTogether(params map[string]any) *FieldError {
 		return fieldErrorf("parameters.user", "is the service account, required for kind service_account and for no other")
 	case (kind == "personal" || kind == "impersonation") && strings.Contains(id, "/"):
 		return fieldErrorf("parameters.id", "want the number or name of a user for kind %s", kind)
+	case kind == "impersonation" && params["revoke_by"] == "self":
+		return fieldErrorf("parameters.revoke_by", "is not self for kind impersonation: GitLab lets no such token end itself")
 	}
 	return nil
 }
@@ -109,9 +112,10 @@ type gitlabOrder struct {
 	until  gitlab.ISOTime
 }
 
-// gitlabCall is a call as this API answers all: what is in none of the lists may have happened.
-func gitlabCall(op string, ok int) call {
-	return call{op: op, ok: []int{ok}, busy: []int{429, 503}, denied: []int{400, 401, 403, 404, 405, 422}, wantBody: true, hint: gitlabHint}
+// gitlabCall is a call as this API answers all: what is in none of the lists may have happened. needs is what the credential
+// must be for it.
+func gitlabCall(op string, ok int, needs string) call {
+	return call{op: op, ok: []int{ok}, busy: []int{429, 503}, denied: []int{400, 401, 403, 404, 405, 422}, wantBody: true, hint: gitlabHint(needs)}
 }
 
 // midnight is the first midnight (UTC) that is not before t. GitLab ends a token when the day of its expires_at begins.
@@ -130,7 +134,7 @@ func (g *gitlabDriver) exchange(ctx context.Context, r Request) (Key, error) {
 	}
 	kind, at, err := g.place(ctx, op, r.Params)
 	if err != nil {
-		return Key{}, nothingYet(err)
+		return Key{}, beforehand(err)
 	}
 	o := gitlabOrder{name: r.Name, until: gitlab.ISOTime(midnight(r.NotAfter))}
 	for _, scope := range r.Params["scopes"].([]any) {
@@ -139,22 +143,13 @@ func (g *gitlabDriver) exchange(ctx context.Context, r Request) (Key, error) {
 	if level, ok := r.Params["access_level"].(string); ok {
 		o.level = gitlabLevels[level]
 	}
-	made, err := g.one(ctx, gitlabCall(op, http.StatusCreated), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
+	made, err := g.one(ctx, gitlabCall(op, http.StatusCreated, kind.needs), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
 		return kind.create(g.client, at, o, with)
 	})
 	if err != nil {
 		return Key{}, err
 	}
 	return g.key(op, made, Handle{Name: r.Name, Params: at.within(r.Params)})
-}
-
-// nothingYet is the error of a call that comes before the exchange: whatever became of it, no key was asked for.
-func nothingYet(err error) error {
-	var e *Error
-	if errors.As(err, &e) && MayLive(e) {
-		e.outcome = ErrBusy
-	}
-	return err
 }
 
 // key makes a key of a new token. One without an end would outlive all that knows of it.
@@ -170,13 +165,20 @@ func (g *gitlabDriver) key(op string, made *gitlab.PersonalAccessToken, h Handle
 		return Key{}, protocol(op, "%s", fault)
 	}
 	h.Accessor = k.Accessor
+	if h.Params["revoke_by"] == "self" {
+		h.Secret = k.Secret
+	}
 	k.Handle = h
 	return k, nil
 }
 
-// revoke ends a token by its id, which needs no secret of its own.
+// revoke ends a token: by its id and the credential, or by the token itself where the handle holds it. One that find found
+// is not held by anybody, so it is ended by its id in any case.
 func (g *gitlabDriver) revoke(ctx context.Context, h Handle) error {
 	const op = "revoke"
+	if h.Secret != "" {
+		return g.revokeSelf(ctx, op, h.Secret)
+	}
 	id, err := tokenID(op, h)
 	if err != nil {
 		return err
@@ -185,11 +187,23 @@ func (g *gitlabDriver) revoke(ctx context.Context, h Handle) error {
 	if err != nil {
 		return err
 	}
-	c := gitlabCall(op, http.StatusNoContent)
+	c := gitlabCall(op, http.StatusNoContent, kind.needs)
 	c.urgent, c.wantBody, c.absent = true, false, func(a answer) bool {
 		return a.status == http.StatusNotFound && kind.gone.MatchString(gitlabMessage(a.body))
 	}
 	return g.api.lend(ctx, c, func(ctx context.Context) error { return kind.revoke(g.client, at, id, gitlab.WithContext(ctx)) })
+}
+
+// revokeSelf has a key end itself. The credential takes no part in it, so a refusal is of the key: one that GitLab does not
+// know, or calls expired or revoked, is gone.
+func (g *gitlabDriver) revokeSelf(ctx context.Context, op, key string) error {
+	c := gitlabCall(op, http.StatusNoContent, "")
+	c.urgent, c.wantBody, c.hint = true, false, gitlabSelfHint
+	c.absent = func(a answer) bool { return a.status == http.StatusUnauthorized && gitlabDead(a.body) }
+	return g.api.lend(ctx, c, func(ctx context.Context) error {
+		_, err := g.client.PersonalAccessTokens.RevokePersonalAccessTokenSelf(gitlab.WithToken(gitlab.PrivateToken, key), gitlab.WithContext(ctx))
+		return err
+	})
 }
 
 func tokenID(op string, h Handle) (int64, error) {
@@ -200,84 +214,6 @@ func tokenID(op string, h Handle) (int64, error) {
 	return id, nil
 }
 
-// find looks at the names of all tokens that live in the key's place: whether GitLab filters by name depends on kind and
-// version. Pages shift while tokens are made and ended, so that one may slip from a page to come to one that was read;
-// several pages without it are therefore read twice.
-func (g *gitlabDriver) find(ctx context.Context, h Handle) ([]Handle, error) {
-	const op = "find"
-	kind, at, err := g.place(ctx, op, h.Params)
-	if err != nil {
-		return nil, err
-	}
-	ids, pages, err := g.named(ctx, kind, at, h.Name)
-	if err == nil && len(ids) == 0 && pages > 1 {
-		ids, _, err = g.named(ctx, kind, at, h.Name)
-	}
-	if err != nil {
-		return nil, err
-	}
-	handles := make([]Handle, len(ids))
-	for i, id := range ids {
-		handles[i] = Handle{Name: h.Name, Accessor: strconv.FormatInt(id, 10), Params: at.within(h.Params)}
-	}
-	return handles, nil
-}
-
-const (
-	gitlabPage     = 100 // tokens, the most that GitLab gives at a time
-	gitlabMaxPages = 100
-)
-
-// named lists the ids of the living tokens of one name, sorted.
-func (g *gitlabDriver) named(ctx context.Context, kind gitlabKind, at gitlabPlace, name string) (ids []int64, pages int, err error) {
-	const op = "find"
-	for page := int64(1); ; {
-		found, next, err := g.page(ctx, kind, at, name, page)
-		if err != nil {
-			return nil, 0, err
-		}
-		for _, t := range found {
-			switch {
-			case t == nil || t.Name != name || t.Revoked:
-			case t.ID <= 0:
-				return nil, 0, protocol(op, "a token has no id")
-			default:
-				ids = append(ids, t.ID)
-			}
-		}
-		pages++
-		if next == 0 {
-			slices.Sort(ids)
-			return slices.Compact(ids), pages, nil
-		}
-		if next <= page || pages == gitlabMaxPages {
-			return nil, 0, protocol(op, "the list of tokens does not end within %d pages", gitlabMaxPages)
-		}
-		page = next
-	}
-}
-
-// page reads one page of the living tokens; next is 0 after the last. A full page may have one after it although its header
-// does not say so: not every proxy lets that through.
-func (g *gitlabDriver) page(ctx context.Context, kind gitlabKind, at gitlabPlace, name string, page int64) (found []*gitlab.PersonalAccessToken, next int64, err error) {
-	c := gitlabCall("find", http.StatusOK)
-	c.urgent = true
-	err = g.api.lend(ctx, c, func(ctx context.Context) error {
-		list, resp, err := kind.list(g.client, at, name, gitlab.ListOptions{Page: page, PerPage: gitlabPage}, gitlab.WithContext(ctx))
-		if err == nil && list == nil {
-			err = errors.New("null")
-		}
-		if err == nil {
-			found, next = list, resp.NextPage
-		}
-		return err
-	})
-	if next == 0 && len(found) >= gitlabPage {
-		next = page + 1
-	}
-	return found, next, err
-}
-
 // check asks GitLab about the credential itself, which it tells to every token.
 func (g *gitlabDriver) check(ctx context.Context) error {
 	const op = "check"
@@ -285,7 +221,7 @@ func (g *gitlabDriver) check(ctx context.Context) error {
 	switch {
 	case err != nil:
 		return err
-	case self.Revoked || !self.Active:
+	case self.Revoked || !self.Active || self.ExpiresAt != nil && !time.Time(*self.ExpiresAt).After(g.api.now()):
 		return &Error{Op: op, Text: "the credential is revoked or has expired; write a new one", outcome: ErrDenied}
 	case !slices.Contains(self.Scopes, "api"):
 		return &Error{Op: op, Text: "the credential lacks the scope api", outcome: ErrDenied}
@@ -295,7 +231,7 @@ func (g *gitlabDriver) check(ctx context.Context) error {
 
 // self returns what GitLab says of the credential: scopes, expiry, state.
 func (g *gitlabDriver) self(ctx context.Context, op string) (*gitlab.PersonalAccessToken, error) {
-	return g.one(ctx, gitlabCall(op, http.StatusOK), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
+	return g.one(ctx, gitlabCall(op, http.StatusOK, ""), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
 		self, _, err := g.client.PersonalAccessTokens.GetSinglePersonalAccessToken(with)
 		return self, err
 	})
@@ -334,7 +270,7 @@ func (g *gitlabDriver) userNumber(ctx context.Context, op, user string) (int64, 
 	if number, err := strconv.ParseInt(user, 10, 64); err == nil && number > 0 {
 		return number, nil
 	}
-	c := gitlabCall(op, http.StatusOK)
+	c := gitlabCall(op, http.StatusOK, "")
 	c.urgent = op != "exchange"
 	var users []*gitlab.User
 	err := g.api.lend(ctx, c, func(ctx context.Context) (err error) {

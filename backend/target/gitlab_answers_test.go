@@ -59,16 +59,58 @@ func TestGitLabListsThatMakeNoSense(t *testing.T) {
 	}
 }
 
+// The page to come is named by GitLab's own header, or by a link alone where a proxy lets no more through. Of a link the
+// number is taken, and never the address; one that names no number hides pages, which would leave keys alive.
+func TestGitLabPagesByLink(t *testing.T) {
+	const path = "/api/v4/projects/1/access_tokens"
+	for name, c := range map[string]struct {
+		link, next string
+		want       string
+		pages      int
+	}{
+		"link":             {`<http://elsewhere.example/x?id=1&page=2&per_page=100>; rel="next", <http://elsewhere.example/x?page=1>; rel="first"`, "", "", 2},
+		"header and link":  {`<http://elsewhere.example/x?page=9>; rel="next"`, "2", "", 2},
+		"last page":        {`<http://elsewhere.example/x?page=1>; rel="first", <http://elsewhere.example/x?page=1>; rel="last"`, "", "", 1},
+		"keyset":           {`<http://elsewhere.example/x?cursor=eyJpZCI6IjQyIn0&per_page=100>; rel="next"`, "", "find: target's answer makes no sense: the answer is not what this call's should be", 1},
+		"no address":       {`<:>; rel="next"`, "", "find: target's answer makes no sense: the answer is not what this call's should be", 1},
+		"no page at all":   {`<http://elsewhere.example/x?page=0>; rel="next"`, "", "find: target's answer makes no sense: the answer is not what this call's should be", 1},
+		"its own page":     {`<http://elsewhere.example/x?page=1>; rel="next"`, "", "find: target's answer makes no sense: the list of tokens does not end within 100 pages", 1},
+		"neither, a short": {"", "", "", 1},
+	} {
+		var asked []string
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			asked = append(asked, r.URL.Path+" page "+r.URL.Query().Get("page"))
+			if r.URL.Query().Get("page") == "1" {
+				w.Header().Set("Link", c.link)
+				w.Header().Set("X-Next-Page", c.next)
+				_, _ = w.Write([]byte(`[{"name":"other","id":1}]`))
+				return
+			}
+			_, _ = w.Write([]byte(`[{"name":"n","id":7}]`))
+		}))
+		g := &gitLab{T: t, url: server.URL}
+		found, err := g.open("t0p").Find(t.Context(), Handle{Name: "n", Params: ofProject1})
+		if text(err) != c.want || err == nil && len(found) != c.pages-1 {
+			t.Errorf("%s: %v, %q; want %q", name, found, text(err), c.want)
+		}
+		if want := []string{path + " page 1", path + " page 2"}[:c.pages]; cmp.Diff(want, asked) != "" {
+			t.Errorf("%s: asked %q; want %q", name, asked, want)
+		}
+		server.Close()
+	}
+}
+
 // Whatever becomes of looking for a user, no key was asked for: the exchange did not happen.
 func TestGitLabLookupThatFails(t *testing.T) {
-	const path, busy = "GET /api/v4/users", "exchange: target is busy: "
+	const path, busy, denied = "GET /api/v4/users", "exchange: target is busy: ", "exchange: denied by the target: "
 	params := map[string]any{"kind": "personal", "id": "bob", "scopes": []any{"api"}}
 	for answer, want := range map[string]string{
 		"500 {}":    busy + "it answered otherwise than expected (status 500)",
-		"200 <html": busy + "the answer is not JSON",
-		"200 {}":    busy + "the answer is not what this call's should be",
-		"200 null":  "exchange: denied by the target: there is no user of that name, or the credential may not see it",
-		"200 [null,{},{\"id\":7,\"username\":\"bobby\"},{\"id\":-1,\"username\":\"bob\"}]": "exchange: denied by the target: there is no user of that name, or the credential may not see it",
+		"200 <html": denied + "the answer is not JSON",
+		"200 {}":    denied + "the answer is not what this call's should be",
+		"302 {}":    denied + "it redirects, and redirects are not followed; correct the target's url (status 302)",
+		"200 null":  denied + "there is no user of that name, or the credential may not see it",
+		"200 [null,{},{\"id\":7,\"username\":\"bobby\"},{\"id\":-1,\"username\":\"bob\"}]": denied + "there is no user of that name, or the credential may not see it",
 		"429 Retry later": busy + "try again later (status 429)",
 	} {
 		opened, saw := gitlabAnswers(t, map[string]string{path: answer})
@@ -130,10 +172,12 @@ func TestMidnight(t *testing.T) {
 func TestGitLabCheck(t *testing.T) {
 	const path, denied = "GET /api/v4/personal_access_tokens/self", "check: denied by the target: "
 	for answer, want := range map[string]string{
-		`200 {"id":1,"active":true,"scopes":["read_user","api"]}`:    "",
-		`200 {"id":1,"active":true,"scopes":["read_api"]}`:           denied + "the credential lacks the scope api",
-		`200 {"id":1,"active":false,"scopes":["api"]}`:               denied + "the credential is revoked or has expired; write a new one",
-		`200 {"id":1,"active":true,"revoked":true,"scopes":["api"]}`: denied + "the credential is revoked or has expired; write a new one",
+		`200 {"id":1,"active":true,"scopes":["read_user","api"]}`:                                                                "",
+		`200 {"id":1,"active":true,"scopes":["read_api"]}`:                                                                       denied + "the credential lacks the scope api",
+		`200 {"id":1,"active":true,"scopes":["api"],"expires_at":"2031-05-07","description":null,"last_used_ips":["192.0.2.7"]}`: "",
+		`200 {"id":1,"active":true,"scopes":["api"],"expires_at":"2031-05-06"}`:                                                  denied + "the credential is revoked or has expired; write a new one",
+		`200 {"id":1,"active":false,"scopes":["api"]}`:                                                                           denied + "the credential is revoked or has expired; write a new one",
+		`200 {"id":1,"active":true,"revoked":true,"scopes":["api"]}`:                                                             denied + "the credential is revoked or has expired; write a new one",
 		`200 null`: "check: target's answer makes no sense: the answer is not what this call's should be",
 		`401 {"error":"invalid_token","error_description":"Token was revoked. You have to re-authorize from the user."}`: denied + "it refused: the credential was revoked; write a new one (status 401)",
 	} {

@@ -14,6 +14,7 @@ import (
 type gitlabKind struct {
 	userIn string         // the parameter that names a user; "" = none does
 	gone   *regexp.Regexp // the message of a 404 that means the token, and not what it belongs to
+	needs  string         // what the credential must be
 
 	create func(*gitlab.Client, gitlabPlace, gitlabOrder, gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error)
 	list   func(*gitlab.Client, gitlabPlace, string, gitlab.ListOptions, gitlab.RequestOptionFunc) ([]*gitlab.PersonalAccessToken, *gitlab.Response, error)
@@ -23,10 +24,13 @@ type gitlabKind struct {
 
 var gitlabActive = "active"
 
+const gitlabNeedsAdmin = "tokens of users need an administrator's credential (with the scope admin_mode too, where Admin Mode is on), which gitlab.com gives nobody"
+
 var gitlabKinds = map[string]gitlabKind{
 	"personal": {
 		userIn: "id",
 		gone:   regexp.MustCompile(`(?i)\A404 (personal access token )?not found\z`),
+		needs:  gitlabNeedsAdmin,
 		create: func(c *gitlab.Client, at gitlabPlace, o gitlabOrder, with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
 			made, _, err := c.Users.CreatePersonalAccessToken(at.user, &gitlab.CreatePersonalAccessTokenOptions{
 				Name: &o.name, Scopes: &o.scopes, ExpiresAt: &o.until,
@@ -47,6 +51,7 @@ var gitlabKinds = map[string]gitlabKind{
 	"impersonation": {
 		userIn: "id",
 		gone:   regexp.MustCompile(`(?i)\A404 impersonation token not found\z`),
+		needs:  gitlabNeedsAdmin,
 		create: func(c *gitlab.Client, at gitlabPlace, o gitlabOrder, with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
 			until := time.Time(o.until) // this endpoint's option is an instant; GitLab takes its date
 			made, _, err := c.Users.CreateImpersonationToken(at.user, &gitlab.CreateImpersonationTokenOptions{
@@ -65,7 +70,8 @@ var gitlabKinds = map[string]gitlabKind{
 		rotate: rotateByID, // the new one is an impersonation token too
 	},
 	"project": {
-		gone: regexp.MustCompile(`(?i)\A404 (could not find )?project access token (with token_id: \d+ )?not found\z`),
+		gone:  regexp.MustCompile(`(?i)\A404 (could not find )?project access token (with token_id: \d+ )?not found\z`),
+		needs: "tokens of a project need a Maintainer of it (an Owner, for access_level owner), and Premium on gitlab.com",
 		create: func(c *gitlab.Client, at gitlabPlace, o gitlabOrder, with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
 			made, _, err := c.ProjectAccessTokens.CreateProjectAccessToken(at.id, &gitlab.CreateProjectAccessTokenOptions{
 				Name: &o.name, Scopes: &o.scopes, AccessLevel: &o.level, ExpiresAt: &o.until,
@@ -86,7 +92,8 @@ var gitlabKinds = map[string]gitlabKind{
 		},
 	},
 	"group": {
-		gone: regexp.MustCompile(`(?i)\A404 (could not find )?group access token (with token_id: \d+ )?not found\z`),
+		gone:  regexp.MustCompile(`(?i)\A404 (could not find )?group access token (with token_id: \d+ )?not found\z`),
+		needs: "tokens of a group need an Owner of it, and Premium on gitlab.com",
 		create: func(c *gitlab.Client, at gitlabPlace, o gitlabOrder, with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
 			made, _, err := c.GroupAccessTokens.CreateGroupAccessToken(at.id, &gitlab.CreateGroupAccessTokenOptions{
 				Name: &o.name, Scopes: &o.scopes, AccessLevel: &o.level, ExpiresAt: &o.until,
@@ -110,6 +117,7 @@ var gitlabKinds = map[string]gitlabKind{
 	"service_account": {
 		userIn: "user",
 		gone:   regexp.MustCompile(`(?i)\A404 personal access token not found\z`),
+		needs:  "tokens of a service account need an Owner of its group; before GitLab 17.11 nobody can list them or end them by id: set revoke_by to self",
 		create: func(c *gitlab.Client, at gitlabPlace, o gitlabOrder, with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
 			made, _, err := c.Groups.CreateServiceAccountPersonalAccessToken(at.id, at.user, &gitlab.CreateServiceAccountPersonalAccessTokenOptions{
 				Name: &o.name, Scopes: &o.scopes, ExpiresAt: &o.until,

@@ -41,7 +41,7 @@ func newGitLab(t *testing.T, o lab.GitLabOptions) *gitLab {
 	g.ana, g.bob = g.AddUser(lab.GitLabUser{Name: "ana"}), g.AddUser(lab.GitLabUser{Name: "bob"})
 	g.bot = g.AddUser(lab.GitLabUser{Name: "deployer", Group: "acme/sub"})
 	g.AddProject("acme/widget", map[string]int{"ana": 40, "bob": 30})
-	g.AddGroup("acme/sub", map[string]int{"ana": 50})
+	g.AddGroup("acme/sub", map[string]int{"ana": 50, "bob": 40})
 	return g
 }
 
@@ -100,8 +100,12 @@ func TestGitLabParameters(t *testing.T) {
 		"dot segments":          {"kind=project id=acme/../widget scopes=api access_level=guest", "parameters.id: does not match the target's pattern for it"},
 		"escaped":               {"kind=project id=acme%2Fwidget scopes=api access_level=guest", "parameters.id: does not match the target's pattern for it"},
 		"empty segment":         {"kind=project id=acme//widget scopes=api access_level=guest", "parameters.id: does not match the target's pattern for it"},
+		"ended by itself":       {"kind=service_account id=acme user=deployer scopes=api revoke_by=self", ""},
+		"ended by what":         {"kind=project id=1 scopes=api access_level=guest revoke_by=me", "parameters.revoke_by: does not match the target's pattern for it"},
+		"impersonation by self": {"kind=impersonation id=ana scopes=api revoke_by=self", "parameters.revoke_by: is not self for kind impersonation: GitLab lets no such token end itself"},
+		"impersonation by id":   {"kind=impersonation id=ana scopes=api revoke_by=id", ""},
 		"scope with a bracket":  {"kind=project id=1 scopes=api[] access_level=guest", "parameters.scopes: does not match the target's pattern for it"},
-		"unknown":               {"kind=project id=1 scopes=api access_level=guest ttl=1", "parameters.ttl: not a parameter of this target; it has access_level, id, kind, scopes, user"},
+		"unknown":               {"kind=project id=1 scopes=api access_level=guest ttl=1", "parameters.ttl: not a parameter of this target; it has access_level, id, kind, revoke_by, scopes, user"},
 	} {
 		given := map[string]any{}
 		for word := range strings.FieldsSeq(c.params) {
@@ -193,18 +197,20 @@ func TestGitLabRefusals(t *testing.T) {
 		days   int // from now to the latest end
 		want   string
 	}{
-		"unknown credential":      {func(*gitLab) string { return "glpat-x" }, ofProject1, 1, "it refused: the credential is not known there, or its user may not manage these tokens (status 401)"},
-		"expired credential":      {func(g *gitLab) string { return g.AddToken(g.ana, 0, "api") }, ofProject1, 1, "it refused: the credential has expired; write a new one (status 401)"},
-		"credential without api":  {func(g *gitLab) string { return g.AddToken(g.ana, 9, "read_api") }, ofProject1, 1, "it refused: the credential lacks the scope api (status 403)"},
-		"not an administrator":    {func(g *gitLab) string { return g.AddToken(g.ana, 9, "api") }, user, 1, "it refused: the credential's user may not do this: tokens of users need an administrator, those of a service account an owner of its group (status 403)"},
-		"only a developer":        {func(g *gitLab) string { return g.AddToken(g.bob, 9, "api") }, ofProject1, 1, "it refused: the credential's user may not create such tokens there, or they are not offered: on gitlab.com project and group tokens need Premium (status 400)"},
-		"level above own":         {func(g *gitLab) string { return g.AddToken(g.ana, 9, "api") }, with("access_level", "owner"), 1, "it refused: access_level is above that of the credential's user (status 400)"},
-		"scope not for this kind": {func(g *gitLab) string { return g.root }, with("scopes", "sudo"), 1, "it refused: the instance does not offer one of the scopes for this kind of token (status 400)"},
-		"unknown project":         {func(g *gitLab) string { return g.root }, with("id", "acme/nobody"), 1, "it refused: there is no such project, group, user or token, or it is hidden from the credential; a path changes when it is moved or renamed, a number does not (status 404)"},
-		"hidden project":          {func(g *gitLab) string { return g.AddToken(g.bot, 9, "api") }, ofProject1, 1, "it refused: there is no such project, group, user or token, or it is hidden from the credential; a path changes when it is moved or renamed, a number does not (status 404)"},
-		"past the maximum":        {func(g *gitLab) string { return g.root }, ofProject1, 30, "it refused: the expiry is past the instance's maximum lifetime; lower the role's max_ttl (status 400)"},
-		"not of the group":        {func(g *gitLab) string { return g.root }, map[string]any{"kind": "service_account", "id": "2", "user": "3", "scopes": "api"}, 1, "it refused: the user is no service account (status 400)"},
-		"unknown user":            {func(g *gitLab) string { return g.root }, map[string]any{"kind": "personal", "id": "nobody", "scopes": "api"}, 1, "there is no user of that name, or the credential may not see it"},
+		"unknown credential":              {func(*gitLab) string { return "glpat-x" }, ofProject1, 1, "it refused: the credential is not known there, or its user may not manage these tokens: tokens of a project need a Maintainer of it (an Owner, for access_level owner), and Premium on gitlab.com (status 401)"},
+		"expired credential":              {func(g *gitLab) string { return g.AddToken(g.ana, 0, "api") }, ofProject1, 1, "it refused: the credential has expired; write a new one (status 401)"},
+		"credential without api":          {func(g *gitLab) string { return g.AddToken(g.ana, 9, "read_api") }, ofProject1, 1, "it refused: the credential lacks the scope api (status 403)"},
+		"not an administrator":            {func(g *gitLab) string { return g.AddToken(g.ana, 9, "api") }, user, 1, "it refused: the credential's user may not do this: tokens of users need an administrator's credential (with the scope admin_mode too, where Admin Mode is on), which gitlab.com gives nobody (status 403)"},
+		"only a developer":                {func(g *gitLab) string { return g.AddToken(g.bob, 9, "api") }, ofProject1, 1, "it refused: the credential's user may not create such tokens there, or they are not offered: tokens of a project need a Maintainer of it (an Owner, for access_level owner), and Premium on gitlab.com (status 400)"},
+		"level above own":                 {func(g *gitLab) string { return g.AddToken(g.ana, 9, "api") }, with("access_level", "owner"), 1, "it refused: access_level is above that of the credential's user (status 400)"},
+		"scope not for this kind":         {func(g *gitLab) string { return g.root }, with("scopes", "sudo"), 1, "it refused: the instance does not offer one of the scopes for this kind of token (status 400)"},
+		"unknown project":                 {func(g *gitLab) string { return g.root }, with("id", "acme/nobody"), 1, "it refused: there is no such project, group, user or token, or it is hidden from the credential; a path changes when it is moved or renamed, a number does not (status 404)"},
+		"hidden project":                  {func(g *gitLab) string { return g.AddToken(g.bot, 9, "api") }, ofProject1, 1, "it refused: there is no such project, group, user or token, or it is hidden from the credential; a path changes when it is moved or renamed, a number does not (status 404)"},
+		"past the maximum":                {func(g *gitLab) string { return g.root }, ofProject1, 30, "it refused: the expiry is past the instance's maximum lifetime; lower the role's max_ttl (status 400)"},
+		"not of the group":                {func(g *gitLab) string { return g.root }, map[string]any{"kind": "service_account", "id": "2", "user": "3", "scopes": "api"}, 1, "it refused: the user is no service account (status 400)"},
+		"account past the maximum":        {func(g *gitLab) string { return g.root }, map[string]any{"kind": "service_account", "id": "2", "user": "4", "scopes": "api"}, 30, "it refused: the expiry is past the instance's maximum lifetime; lower the role's max_ttl (status 422)"},
+		"no owner of the account's group": {func(g *gitLab) string { return g.AddToken(g.bob, 9, "api") }, map[string]any{"kind": "service_account", "id": "2", "user": "4", "scopes": "api"}, 1, "it refused: the credential's user may not do this: tokens of a service account need an Owner of its group; before GitLab 17.11 nobody can list them or end them by id: set revoke_by to self (status 403)"},
+		"unknown user":                    {func(g *gitLab) string { return g.root }, map[string]any{"kind": "personal", "id": "nobody", "scopes": "api"}, 1, "there is no user of that name, or the credential may not see it"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g := newGitLab(t, lab.GitLabOptions{MaxLifetime: 14})
@@ -223,7 +229,7 @@ func TestGitLabRefusals(t *testing.T) {
 	g := newGitLab(t, lab.GitLabOptions{Free: true})
 	opened := g.open(g.root)
 	_, err := opened.Exchange(t.Context(), g.request(opened, "oidcx-1", ofProject1))
-	if want := denied + "it refused: the credential's user may not create such tokens there, or they are not offered: on gitlab.com project and group tokens need Premium (status 400)"; text(err) != want {
+	if want := denied + "it refused: the credential's user may not create such tokens there, or they are not offered: tokens of a project need a Maintainer of it (an Owner, for access_level owner), and Premium on gitlab.com (status 400)"; text(err) != want {
 		t.Errorf("got  %v\nwant %s", err, want)
 	}
 }

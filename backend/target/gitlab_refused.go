@@ -5,6 +5,7 @@ package target
 
 import (
 	"encoding/json"
+	"net/http"
 	"strings"
 )
 
@@ -13,32 +14,54 @@ var gitlabRefusals = []struct {
 	status int
 	has    string // in the body, in lower case; "" = whatever it says
 	text   string
+	right  bool // it may be that the credential lacks a right: say which one the kind of token needs
 }{
-	{400, "does not have permission to create", "the credential's user may not create such tokens there, or they are not offered: on gitlab.com project and group tokens need Premium"},
-	{400, "contains permissions not held", "access_level is above that of the credential's user"},
-	{400, "limit reached", "no more tokens may be made there"},
-	{400, "must be before", "the expiry is past the instance's maximum lifetime; lower the role's max_ttl"},
-	{400, "scopes", "the instance does not offer one of the scopes for this kind of token"},
-	{400, "access_level", "the instance does not offer this access_level"},
-	{400, "not of type service account", "the user is no service account"},
-	{400, "already revoked", "the token is revoked already"},
-	{400, "", "the credential's user may not do this, or the instance does not offer it"},
-	{401, "token is expired", "the credential has expired; write a new one"},
-	{401, "token was revoked", "the credential was revoked; write a new one"},
-	{401, "", "the credential is not known there, or its user may not manage these tokens"},
-	{403, "insufficient_scope", "the credential lacks the scope api"},
-	{403, "", "the credential's user may not do this: tokens of users need an administrator, those of a service account an owner of its group"},
-	{404, "", "there is no such project, group, user or token, or it is hidden from the credential; a path changes when it is moved or renamed, a number does not"},
+	{400, "does not have permission to create", "the credential's user may not create such tokens there, or they are not offered", true},
+	{400, "not permitted to create", "the credential's user may not create such tokens there", true},
+	{400, "contains permissions not held", "access_level is above that of the credential's user", false},
+	{400, "limit reached", "no more tokens may be made there", false},
+	{400, "must be before", "the expiry is past the instance's maximum lifetime; lower the role's max_ttl", false},
+	{400, "scopes", "the instance does not offer one of the scopes for this kind of token", false},
+	{400, "access_level", "the instance does not offer this access_level", false},
+	{400, "not of type service account", "the user is no service account", false},
+	{400, "already revoked", "the token is revoked already", false},
+	{400, "find bot user", "the token's bot user is being deleted, and the token with it", false},
+	{400, "", "the credential's user may not do this, or the instance does not offer it", true},
+	{401, "token is expired", "the credential has expired; write a new one", false},
+	{401, "token was revoked", "the credential was revoked; write a new one", false},
+	{401, "dpop", "GitLab wants a proof of possession (DPoP) with the tokens of the credential's user, which this engine does not give", false},
+	{401, "", "the credential is not known there, or its user may not manage these tokens", true},
+	{403, "insufficient_scope", "the credential lacks the scope api", false},
+	{403, "your account", "the credential's user is blocked, or has something to do at GitLab first, such as accepting its terms", false},
+	{403, "", "the credential's user may not do this", true},
+	{404, `{"error":"404`, "this version of GitLab has no such call, or a proxy before it decodes paths (then give a number instead of a path)", true},
+	{404, "", "there is no such project, group, user or token, or it is hidden from the credential; a path changes when it is moved or renamed, a number does not", false},
+	{405, "", "this version of GitLab has no such call", true},
 }
 
-func gitlabHint(a answer) string {
-	said := strings.ToLower(string(a.body))
-	for _, r := range gitlabRefusals {
-		if r.status == a.status && strings.Contains(said, r.has) {
-			return r.text
+// gitlabHint says what a refusal asks to be mended; needs is what the credential must be.
+func gitlabHint(needs string) func(answer) string {
+	return func(a answer) string {
+		said, status := strings.ToLower(string(a.body)), a.status
+		if status == http.StatusUnprocessableEntity { // of service accounts, what is a 400 elsewhere
+			status = http.StatusBadRequest
 		}
+		for _, r := range gitlabRefusals {
+			switch {
+			case r.status != status || !strings.Contains(said, r.has):
+			case r.right && needs != "":
+				return r.text + ": " + needs
+			default:
+				return r.text
+			}
+		}
+		return ""
 	}
-	return ""
+}
+
+// gitlabSelfHint is the hint of a key that could not end itself.
+func gitlabSelfHint(answer) string {
+	return "the key cannot end itself (its user may be blocked, or GitLab may want more of it than the key); it ends on its day"
 }
 
 // gitlabMessage is the message of a refusal that comes from an endpoint: a path that is none has an error instead.
@@ -48,4 +71,21 @@ func gitlabMessage(body []byte) string {
 		return ""
 	}
 	return said.Message
+}
+
+// gitlabDead reports whether a 401 says that the token which was presented is no more. There are others, such as of a
+// proxy that wants a login of its own, or of a token that lives and lacks a proof.
+func gitlabDead(body []byte) bool {
+	var said struct {
+		Error       string
+		Description string `json:"error_description"`
+	}
+	if json.Unmarshal(body, &said) != nil {
+		return false
+	}
+	if said.Error == "" {
+		return gitlabMessage(body) == "401 Unauthorized"
+	}
+	ended := strings.HasPrefix(said.Description, "Token was revoked") || strings.HasPrefix(said.Description, "Token is expired") || strings.HasPrefix(said.Description, "Bad Access Token")
+	return said.Error == "invalid_token" && ended
 }

@@ -26,10 +26,10 @@ func (g *gitlabDriver) rotateKey(ctx context.Context, h Handle, notAfter time.Ti
 	}
 	kind, at, err := g.place(ctx, op, h.Params)
 	if err != nil {
-		return Key{}, nothingYet(err)
+		return Key{}, beforehand(err)
 	}
 	until := gitlab.ISOTime(midnight(notAfter)) // without one GitLab takes a week, or no end at all
-	made, err := g.one(ctx, gitlabCall(op, http.StatusOK), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
+	made, err := g.one(ctx, gitlabCall(op, http.StatusOK, kind.needs), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
 		return kind.rotate(g.client, at, id, &until, with)
 	})
 	if err != nil {
@@ -46,7 +46,7 @@ func (g *gitlabDriver) rotateCredential(ctx context.Context, notAfter time.Time)
 		return Key{}, unbuildable(op, "the credential was rotated before, or may have been: rotating it again could end its successor; write a new one")
 	}
 	until := gitlab.ISOTime(midnight(notAfter))
-	made, err := g.one(ctx, gitlabCall(op, http.StatusOK), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
+	made, err := g.one(ctx, gitlabCall(op, http.StatusOK, ""), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
 		made, _, err := g.client.PersonalAccessTokens.RotatePersonalAccessTokenSelf(&gitlab.RotatePersonalAccessTokenOptions{ExpiresAt: &until}, with)
 		return made, err
 	})

@@ -11,6 +11,7 @@
 #   TOKEN_FILE=gitlab.token            the engine's token at GitLab, see below
 #   PROJECT=7                          number of the project; a path works too, but changes when the project is moved
 #   GROUP=2 ACCOUNT=42                 numbers of the group and of its service account; ACCOUNT empty = no gitlab-deploy
+#   REVOKE_BY=self                     with ACCOUNT, before GitLab 17.11: the key ends itself, for nothing else can end it
 #   GITLAB=https://gitlab.example.com  default https://gitlab.com
 #   MOUNT, CA_FILE                     default oidcexchange, and the system's authorities
 #
@@ -35,5 +36,5 @@ vault write "$mount/roles/gitlab-read" trust="$TRUST" target=gitlab ttl=15m max_
 
 if [[ -n ${ACCOUNT:-} ]]; then
 	vault write "$mount/roles/gitlab-deploy" trust="$TRUST" target=gitlab ttl=15m max_ttl=1h \
-		parameters="{\"kind\": \"service_account\", \"id\": \"$GROUP\", \"user\": \"$ACCOUNT\", \"scopes\": [\"api\"]}"
+		parameters="{\"kind\": \"service_account\", \"id\": \"$GROUP\", \"user\": \"$ACCOUNT\", \"scopes\": [\"api\"], \"revoke_by\": \"${REVOKE_BY:-id}\"}"
 fi
