@@ -82,6 +82,7 @@ find:
   query: {name: name}
   ok: [200]
   found: 'response.json.filter(k, k.name == name).map(k, string(k.id))'
+  next: '"x-next" in response.headers ? {"page": page + 1} : {}'
 check: {method: GET, path: '["v1", "whoami"]', headers: {Authorization: '"Bearer " + credential.token'}, ok: [200]}
 `
 

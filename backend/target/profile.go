@@ -10,7 +10,7 @@ import (
 	"errors"
 	"io"
 	"maps"
-	"slices"
+	"net/http"
 	"strings"
 	"time"
 
@@ -28,7 +28,8 @@ type profile struct {
 	secret, accessor, expires *expr.Program // of exchange; all but secret may be nil
 	renewed                   *expr.Program // of renew: the new expiry
 	fields                    []entry       // of exchange: further public facts
-	found                     *expr.Program // of find: the accessors
+	found                     *expr.Program // of find: the accessors on a page
+	next                      *expr.Program // of find: the query of the next page, {} after the last
 
 	endsByAccessor, endsByKey bool // what renew and revoke need of a key
 	endsByName                bool // revoke needs its name alone, and there is no find
@@ -208,37 +209,6 @@ func (p *profileDriver) doRevoke(ctx context.Context, h Handle) error {
 	return err
 }
 
-func (p *profileDriver) doFind(ctx context.Context, h Handle) ([]Handle, error) {
-	const op = "find"
-	b := expr.NewBudget()
-	vars := map[string]any{"params": numbers(h.Params), "name": h.Name, "credential": p.credential}
-	c, err := p.find.call(op, b, vars)
-	if err != nil {
-		return nil, err
-	}
-	c.urgent, c.wantBody = true, true
-	answered, err := p.api.do(ctx, c)
-	if err != nil {
-		return nil, err
-	}
-	delete(vars, "credential")
-	a := answerOf(op, b, answered, vars)
-	accessors := a.accessors("found", p.found)
-	if a.err != nil {
-		return nil, a.err
-	}
-	handles := make([]Handle, len(accessors))
-	for i, accessor := range accessors {
-		handles[i] = Handle{Name: h.Name, Accessor: accessor, Params: h.Params}
-	}
-	return handles, nil
-}
-
-// findByName asks nobody: of a key that was never made, revoke by name says that it is gone.
-func findByName(_ context.Context, h Handle) ([]Handle, error) {
-	return []Handle{{Name: h.Name, Params: h.Params}}, nil
-}
-
 func (p *profileDriver) doCheck(ctx context.Context) error {
 	c, err := p.check.call("check", expr.NewBudget(), map[string]any{"credential": p.credential})
 	if err != nil {
@@ -284,6 +254,7 @@ type reading struct {
 	op     string
 	budget *expr.Budget
 	vars   map[string]any
+	header http.Header
 	isJSON bool
 	err    error
 }
@@ -300,7 +271,7 @@ func answerOf(op string, b *expr.Budget, a answer, vars map[string]any) *reading
 		response["json"] = expr.Value(body)
 	}
 	vars["response"] = response
-	return &reading{op: op, budget: b, vars: vars, isJSON: isJSON}
+	return &reading{op: op, budget: b, vars: vars, header: a.header, isJSON: isJSON}
 }
 
 // decodeJSON decodes exactly one JSON value.
@@ -360,20 +331,4 @@ func (a *reading) expiry(member string, p *expr.Program, sent time.Time) time.Ti
 		a.failf("%s: yields neither a timestamp nor a duration", member)
 	}
 	return time.Time{}
-}
-
-func (a *reading) accessors(member string, p *expr.Program) []string {
-	value, ok := a.eval(member, p)
-	list, isList := value.([]any)
-	if ok && !isList {
-		a.failf("%s: yields no list", member)
-	}
-	out := make([]string, len(list))
-	for i, element := range list {
-		if out[i], ok = element.(string); !ok || !validAccessor(out[i]) {
-			a.failf("%s: %s", member, accessorRule)
-		}
-	}
-	slices.Sort(out)
-	return slices.Compact(out)
 }

@@ -16,7 +16,7 @@ import (
 
 // allVariables are the names that some expression of a profile may use.
 var allVariables = []string{
-	"params", "subject", "name", "not_after", "ttl", "now", "credential", "subject_token", "accessor", "key", "response", "hostname",
+	"params", "subject", "name", "not_after", "ttl", "now", "credential", "subject_token", "accessor", "key", "response", "page", "hostname",
 }
 
 // scope is what the expressions of one operation may use: in the URL, and beyond it in headers and body. Secrets are in
@@ -36,6 +36,7 @@ var (
 	keyVariables    = []string{"response", "params", "subject", "name", "not_after", "ttl"}
 	renewVariables  = []string{"response", "params", "name", "not_after"}
 	foundVariables  = []string{"response", "params", "name"}
+	nextVariables   = []string{"response", "params", "name", "page"}
 	hintVariables   = []string{"response"}
 	headerVariables = []string{"key"}
 )
@@ -146,8 +147,13 @@ func (p *profile) parseOperations(s section) {
 		p.renewed = s.section("renew").required("expires", expr.Any, renewVariables...)
 	}
 	p.revoke = parseOperation(s, "revoke", revokeScope, "gone")
-	if p.find = parseOperation(s, "find", findScope, "found"); p.find != nil {
-		p.found = s.section("find").required("found", expr.Any, foundVariables...)
+	if p.find = parseOperation(s, "find", findScope, "found", "next"); p.find != nil {
+		find := s.section("find")
+		p.found = find.required("found", expr.Any, foundVariables...)
+		if !find.has("next") { // a list that may go on does not say that a key is not there
+			find.fault("next", "is missing: the query of the next page, or {} after the last; without it, leave find out")
+		}
+		p.next = find.cel("next", expr.Any, nextVariables...)
 	}
 	p.check = parseOperation(s, "check", checkScope)
 }

@@ -42,6 +42,7 @@ find:
   method: GET
   path: '["keys"]'
   found: response.json.map(k, k.id)
+  next: '{}'
 `
 
 func TestBaseProfileIsValid(t *testing.T) {
@@ -80,8 +81,8 @@ func TestProfileFaults(t *testing.T) {
 		"not YAML":        {"url: https", "url: [", "line 1: profile: is not YAML: did not find expected node content"},
 		"tab":             {"  path: '[\"keys\"]'\n  headers", "\tpath: x\n  headers", "line 10: profile: is not YAML: found a tab character that violates indentation"},
 		"not UTF-8":       {"acme\n", "acm\xe9\n", "line 1: profile: is not UTF-8"},
-		"too long":        {base, base + "#" + strings.Repeat("x", 64<<10), "line 1: profile: has 66082 bytes; at most 65536 are allowed"},
-		"two documents":   {base, base + "---\nname: x\n", "line 24: profile: goes on after its end; want one document"},
+		"too long":        {base, base + "#" + strings.Repeat("x", 64<<10), "line 1: profile: has 66095 bytes; at most 65536 are allowed"},
+		"two documents":   {base, base + "---\nname: x\n", "line 25: profile: goes on after its end; want one document"},
 		"anchor":          {"name: acme", "name: &a acme", "line 1: profile: has an anchor or an alias; write the value out"},
 		"alias":           {"name: acme", "name: &a acme\naudience: *a", "line 1: profile: has an anchor or an alias; write the value out"},
 		"merge":           {"gone: [404]", "<<: {gone: [404]}", "line 19: revoke.<<: is not known here; known are method, path, query, headers, json, form, ok, busy, hints, gone"},
@@ -135,6 +136,7 @@ func TestProfileFaults(t *testing.T) {
 		"path undeclared":  {`["keys", accessor]`, `["keys", accesor]`, "line 18: revoke.path: line 1, column 10: undeclared reference to 'accesor' (did you mean 'accessor'?)"},
 		"no secret":        {"secret: response.json.secret, ", "", "line 15: exchange.key.secret: is missing"},
 		"secret undefined": {"secret: response.json.secret", "secret: body.secret", "line 15: exchange.key.secret: line 1, column 1: undeclared reference to 'body'"},
+		"no next":          {"  next: '{}'\n", "", "line 20: find.next: is missing: the query of the next page, or {} after the last; without it, leave find out"},
 		"no found":         {"  found: response.json.map(k, k.id)\n", "", "line 20: find.found: is missing"},
 		"renew, no expiry": {"find:", "renew: {method: PUT, path: '[accessor]'}\nfind:", "line 20: renew.expires: is missing"},
 
@@ -184,9 +186,9 @@ func TestProfileFaults(t *testing.T) {
 		"credential in field":    {"accessor: response.json.id", "accessor: response.json.id, fields: {user: credential.token}", `line 15: exchange.key.fields.user: "credential" cannot be used here; what can is response, params, subject, name, not_after, ttl`},
 		"two audiences":          {"url: ", "audience: a\naudience_from: hostname\nurl: ", "line 3: audience_from: stands beside audience; want one of them"},
 		"audience of params":     {"url: ", "audience_from: params.project\nurl: ", `line 2: audience_from: "params" cannot be used here; what can is hostname`},
-		"no find, by name":       {`"keys", accessor]'` + "\n  gone: [404]\nfind:\n  method: GET\n  path: '[\"keys\"]'\n  found: response.json.map(k, k.id)\n", `"keys", name]'` + "\n", ""},
-		"no find, by nothing":    {`"keys", accessor]'` + "\n  gone: [404]\nfind:\n  method: GET\n  path: '[\"keys\"]'\n  found: response.json.map(k, k.id)\n", `"keys"]'` + "\n", "line 1: lifetime: is missing: without find and revoke, a key that was lost lives that long"},
-		"no lifetime, no find":   {"find:\n  method: GET\n  path: '[\"keys\"]'\n  found: response.json.map(k, k.id)\n", "", "line 1: lifetime: is missing: without find and revoke, a key that was lost lives that long"},
+		"no find, by name":       {`"keys", accessor]'` + "\n  gone: [404]\nfind:\n  method: GET\n  path: '[\"keys\"]'\n  found: response.json.map(k, k.id)\n  next: '{}'\n", `"keys", name]'` + "\n", ""},
+		"no find, by nothing":    {`"keys", accessor]'` + "\n  gone: [404]\nfind:\n  method: GET\n  path: '[\"keys\"]'\n  found: response.json.map(k, k.id)\n  next: '{}'\n", `"keys"]'` + "\n", "line 1: lifetime: is missing: without find and revoke, a key that was lost lives that long"},
+		"no lifetime, no find":   {"find:\n  method: GET\n  path: '[\"keys\"]'\n  found: response.json.map(k, k.id)\n  next: '{}'\n", "", "line 1: lifetime: is missing: without find and revoke, a key that was lost lives that long"},
 		"no accessor":            {", accessor: response.json.id", "", "line 9: exchange: key.accessor is missing: renew or revoke uses it"},
 		"no accessor, by key":    {`"keys", accessor]'` + "\n  gone: [404]", `"keys", key.accessor]'` + "\n  gone: [404]", ""},
 		"find without use":       {`"keys", accessor]`, `"keys", key.secret]`, "line 20: find: is of no use: what it finds are accessors, but renew or revoke needs the key itself"},
