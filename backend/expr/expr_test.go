@@ -50,6 +50,9 @@ func TestEval(t *testing.T) {
 		`claims.pi > 3`:                                  true,
 		`claims.none == null`:                            true,
 		`claims.list.exists(x, x == "b")`:                true,
+		`claims.exists(x, x == "pi")`:                    true, // of names
+		`claims.list.filter(x, x > "a").map(x, x + x)`:   []any{"bb"},
+		`[].map(x, x)`:                                   []any{},
 		`now + duration("1h")`:                           at.Add(time.Hour),
 		`{"name": claims.list, "n": 1}`:                  map[string]any{"name": []any{"a", "b"}, "n": int64(1)},
 		`base64.encode(b"a:b")`:                          "YTpi",
@@ -99,6 +102,11 @@ func TestEvalErrorsHoldNoValues(t *testing.T) {
 		`timestamp(claims.secret) == timestamp(0)`: "a value is missing or of another type than the expression needs",
 		`claims.secret`:                            "yielded string; want bool",
 		`claims.list`:                              "yielded list; want bool",
+		`claims.filter(c, true) == []`:             "a value is missing or of another type than the expression needs",
+		`claims.map(c, c) == []`:                   "a value is missing or of another type than the expression needs",
+		`claims.map(c, true, c) == []`:             "a value is missing or of another type than the expression needs",
+		`{}.filter(c, true) == []`:                 "a value is missing or of another type than the expression needs",
+		`claims.secret.filter(c, true) == []`:      "a value is missing or of another type than the expression needs",
 	} {
 		_, err := eval(t, src, Bool, vars)
 		if err == nil || err.Error() != want {

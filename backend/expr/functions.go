@@ -24,6 +24,7 @@ func functions() []cel.EnvOption {
 		cel.Function("lower",
 			cel.Overload("lower_string", []*cel.Type{str}, str, cel.UnaryBinding(lower)),
 			cel.MemberOverload("string_lower", []*cel.Type{str}, str, cel.UnaryBinding(lower))),
+		cel.Function(elements, cel.Overload("elements_any", []*cel.Type{cel.DynType}, cel.DynType, cel.UnaryBinding(listOnly))),
 		cel.Function("trim", cel.MemberOverload("string_trim", []*cel.Type{str}, str, cel.UnaryBinding(trim))),
 		cel.Function("split", cel.MemberOverload("string_split", []*cel.Type{str, str}, list, cel.BinaryBinding(split))),
 		cel.Function("join", cel.MemberOverload("list_join", []*cel.Type{list, str}, str, cel.BinaryBinding(join))),
@@ -38,19 +39,35 @@ func functions() []cel.EnvOption {
 }
 
 // macros are CEL's own, except that what they iterate over is dyn. The checker would work out the type of every element, and
-// a chain of them can double it at each step until no memory holds it.
+// a chain of them can double it at each step until no memory holds it. And what filter and map make a list of must be one:
+// they would take the names of an object's members for its elements, and no object that was expected to be a list is an empty
+// one.
 func macros() []cel.Macro {
 	all := slices.Clone(cel.StandardMacros)
 	for i, standard := range all {
 		if !standard.IsReceiverStyle() {
 			continue
 		}
+		convert := overloads.TypeConvertDyn
+		if name := standard.Function(); name == operators.Filter || name == operators.Map {
+			convert = elements
+		}
 		all[i] = cel.ReceiverMacro(standard.Function(), standard.ArgCount(),
 			func(factory cel.MacroExprFactory, target ast.Expr, args []ast.Expr) (ast.Expr, *cel.Error) {
-				return standard.Expander()(factory, factory.NewCall(overloads.TypeConvertDyn, target), args)
+				return standard.Expander()(factory, factory.NewCall(convert, target), args)
 			})
 	}
 	return all
+}
+
+// elements is the name of a function that no source can call.
+const elements = "@elements"
+
+func listOnly(v ref.Val) ref.Val {
+	if _, isList := v.(traits.Lister); !isList {
+		return types.MaybeNoSuchOverloadErr(v)
+	}
+	return v
 }
 
 // lower leaves all but ASCII as it is: a few other letters would become ASCII ones, and one name another.
