@@ -69,7 +69,7 @@ func TestCratesIO(t *testing.T) {
 		return map[string]any{"token": k.Secret}
 	}}
 	s := registry("crates-io", w)
-	s.Expiry, s.NeedsKey, s.Gone, s.Caps = false, true, 204, target.Caps{Revoke: true}
+	s.Expiry, s.NeedsKey, s.Gone, s.Caps = false, true, targettest.Answer{Status: 204}, target.Caps{Revoke: true}
 	s.Wire.Read = func(r *http.Request, body []byte) targettest.Call {
 		if r.Method == http.MethodDelete && r.URL.RequestURI() == "/api/v1/trusted_publishing/tokens" && len(body) == 0 {
 			return targettest.Call{Op: targettest.Revoke, Key: bearer(r)}

@@ -6,6 +6,7 @@ package target_test
 import (
 	"encoding/json"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -117,10 +118,22 @@ func TestProfileOfOnesOwn(t *testing.T) {
 					c.Op, c.Key = targettest.Revoke, id
 				case r.Method == http.MethodGet && r.URL.Path == keys:
 					c.Op = targettest.Find
+					c.Page, _ = strconv.Atoi(r.URL.Query().Get("page"))
 				case r.Method == http.MethodGet && r.URL.Path == "/v1/whoami":
 					c.Op = targettest.Check
 				}
 				return c
+			},
+			Page: func(keys []targettest.Key, next int) targettest.Answer {
+				list := []map[string]any{}
+				for _, k := range keys {
+					list = append(list, map[string]any{"id": k.Accessor, "name": k.Name})
+				}
+				a := targettest.Answer{Status: 200, Header: http.Header{}, Body: list}
+				if next > 0 {
+					a.Header.Set("X-Next", "yes")
+				}
+				return a
 			},
 			Write: func(op targettest.Op, keys []targettest.Key) (int, any) {
 				list := []map[string]any{}
@@ -133,8 +146,6 @@ func TestProfileOfOnesOwn(t *testing.T) {
 					return 201, list[0]
 				case targettest.Renew:
 					return 200, list[0]
-				case targettest.Find:
-					return 200, list
 				case targettest.Revoke:
 					return 204, nil
 				}

@@ -83,7 +83,7 @@ func TestConnectOAuth(t *testing.T) {
 				return targettest.Call{Op: targettest.Exchange, Token: token}
 			},
 			Write: traded,
-			Aux: func(r *http.Request, _ []byte, living []targettest.Key) *targettest.Answer {
+			Aside: func(r *http.Request, _ []byte, living []targettest.Key) *targettest.Answer {
 				switch {
 				case is(r, "GET", "/.well-known/oauth-authorization-server"):
 					return &targettest.Answer{Status: 200, Body: map[string]any{"token_endpoint": "http://" + r.Host + uri}}
@@ -121,7 +121,7 @@ func TestConnectFederation(t *testing.T) {
 				return targettest.Call{Op: targettest.Exchange, Token: token}
 			},
 			Write: traded,
-			Aux: func(r *http.Request, _ []byte, living []targettest.Key) *targettest.Answer {
+			Aside: func(r *http.Request, _ []byte, living []targettest.Key) *targettest.Answer {
 				if is(r, "GET", "/__api__/v1/user") {
 					return connectUser(r, living, false)
 				}

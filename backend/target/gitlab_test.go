@@ -72,7 +72,8 @@ func TestGitLab(t *testing.T) {
 				End: func(asked time.Time) time.Time {
 					return time.Date(asked.Year(), asked.Month(), asked.Day()+1, 0, 0, 0, 0, time.UTC)
 				},
-				Wire: targettest.Wire{Read: k.read, Write: k.write, Gone: func() (int, any) { return 404, map[string]any{"message": k.gone} }},
+				Gone: targettest.Answer{Status: 404, Body: map[string]any{"message": k.gone}},
+				Wire: targettest.Wire{Read: k.read, Write: k.write, Page: k.page},
 			})
 		})
 	}
@@ -110,6 +111,7 @@ func (k gitlabKind) read(r *http.Request, body []byte) targettest.Call {
 		c.Op, c.Name = targettest.Exchange, in.Name
 	case r.Method == http.MethodGet && path == listed && r.URL.Query().Get("state") == "active" && r.URL.Query().Get("per_page") == "100":
 		c.Op = targettest.Find
+		c.Page, _ = strconv.Atoi(r.URL.Query().Get("page"))
 	case r.Method == http.MethodGet && path == "/api/v4/personal_access_tokens/self":
 		c.Op = targettest.Check
 	case r.Method == http.MethodDelete && isToken:
@@ -137,4 +139,13 @@ func (k gitlabKind) write(op targettest.Op, keys []targettest.Key) (int, any) {
 		return 204, nil
 	}
 	return 200, map[string]any{"id": 1, "name": "engine", "active": true, "revoked": false, "scopes": []string{"api"}, "expires_at": "2031-08-15"}
+}
+
+func (k gitlabKind) page(keys []targettest.Key, next int) targettest.Answer {
+	status, body := k.write(targettest.Find, keys)
+	h := http.Header{"X-Next-Page": {""}}
+	if next > 0 {
+		h.Set("X-Next-Page", strconv.Itoa(next))
+	}
+	return targettest.Answer{Status: status, Header: h, Body: body}
 }

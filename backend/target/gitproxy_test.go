@@ -65,7 +65,7 @@ func (g *gitProxyWire) write(op targettest.Op, keys []targettest.Key) (int, any)
 	return 200, map[string]any{"username": "operator-api-key", "authorities": []string{"ROLE_USER", "ROLE_ADMIN"}}
 }
 
-func (g *gitProxyWire) aux(r *http.Request, body []byte, living []targettest.Key) *targettest.Answer {
+func (g *gitProxyWire) aside(r *http.Request, body []byte, living []targettest.Key) *targettest.Answer {
 	switch {
 	case is(r, "POST", "/login"):
 		form, err := url.ParseQuery(string(body))
@@ -102,6 +102,6 @@ func TestGitProxy(t *testing.T) {
 		Accessor:   true, Named: true,
 		Denied: []int{400, 401, 403, 404, 415, 422, 501},
 		Header: "X-Api-Key",
-		Wire:   targettest.Wire{Read: wire.read, Write: wire.write, Aux: wire.aux},
+		Wire:   targettest.Wire{Read: wire.read, Write: wire.write, Aside: wire.aside},
 	})
 }

@@ -95,18 +95,19 @@ func TestOAuthDiscovered(t *testing.T) {
 		Config: target.Config{Driver: "oauth", OAuth: target.OAuth{ClientAuth: "client_secret_post", ClientID: "engine", ClientSecret: oauthSecret,
 			IntrospectionURL: "discover"}},
 		Complete: func(c *target.Config) { c.URL += prefix },
-		Token:    true, Expiry: true, NeedsKey: true, Gone: 200, Fixed: true,
+		Token:    true, Expiry: true, NeedsKey: true, Gone: targettest.Answer{Status: 200}, Fixed: true,
 		Caps:   target.Caps{Revoke: true, Renew: true, Check: true},
 		Denied: oauthDenied, Header: "Authorization", HeaderValue: func(key string) string { return "Bearer " + key },
 		Wire: targettest.Wire{
-			Aside: func(base string, r *http.Request) any {
-				if r.URL.Path != prefix+"/.well-known/openid-configuration" {
-					if strings.Contains(r.URL.Path, "/.well-known/") {
-						return map[string]any{"issuer": base}
-					}
-					return nil
+			Aside: func(r *http.Request, _ []byte, _ []targettest.Key) *targettest.Answer {
+				base := "http://" + r.Host
+				switch {
+				case r.URL.Path == prefix+"/.well-known/openid-configuration":
+					return &targettest.Answer{Status: 200, Body: map[string]any{"issuer": base + prefix, "token_endpoint": base + "/t?x", "revocation_endpoint": base + "/r", "introspection_endpoint": base + "/i"}}
+				case strings.Contains(r.URL.Path, "/.well-known/"):
+					return &targettest.Answer{Status: 200, Body: map[string]any{"issuer": base}}
 				}
-				return map[string]any{"issuer": base + prefix, "token_endpoint": base + "/t?x", "revocation_endpoint": base + "/r", "introspection_endpoint": base + "/i"}
+				return nil
 			},
 			Read: func(r *http.Request, body []byte) targettest.Call {
 				if form, ok := formOf(r, body, "/t?x"); ok && wantForm(form, with(map[string]string{"grant_type": exchangeGrant,
@@ -153,7 +154,7 @@ func TestOAuthClientCredentials(t *testing.T) {
 			}}},
 		Complete: func(c *target.Config) { c.OAuth.TokenURL, c.OAuth.RevocationURL = c.URL+"/token", c.URL+"/revoke" },
 		Params:   map[string]any{"audience": "https://api.example"},
-		Caps:     target.Caps{Revoke: true, Check: true}, NeedsKey: true, Gone: 200,
+		Caps:     target.Caps{Revoke: true, Check: true}, NeedsKey: true, Gone: targettest.Answer{Status: 200},
 		Denied: oauthDenied, Header: "Authorization", HeaderValue: func(key string) string { return "Bearer " + key },
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {

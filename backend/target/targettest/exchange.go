@@ -91,6 +91,10 @@ func (s Suite) testExchange(t *testing.T) {
 	if agent := b.fake.lastAgent(); agent != userAgent {
 		t.Errorf("User-Agent is %q; want %q", agent, userAgent)
 	}
+	if len(s.Credential) > 0 {
+		_, err = b.stranger().Exchange(t.Context(), r)
+		b.expect(err, target.ErrDenied)
+	}
 	if s.Token {
 		r.SubjectToken = ""
 		_, err = b.target.Exchange(t.Context(), r)
@@ -98,6 +102,9 @@ func (s Suite) testExchange(t *testing.T) {
 		r.SubjectToken = tokenCanary + "x"
 		_, err = b.target.Exchange(t.Context(), r)
 		b.expect(err, target.ErrDenied)
+	}
+	if living := b.fake.living(); len(living) != 1 {
+		t.Errorf("%d keys live after refusals; want the first one alone", len(living))
 	}
 }
 

@@ -20,14 +20,8 @@ import (
 // wireCanary is in everything that the server writes beside answers: it must not come back in an error.
 const wireCanary = "wire-canary"
 
-// answer is what the server would say to a call.
-type answer struct {
-	status int
-	body   any // nil = none
-}
-
 // fault stands between a request and its answer. It may let the call happen (act), and says what goes out over the wire.
-type fault func(w http.ResponseWriter, act func() answer)
+type fault func(w http.ResponseWriter, act func() Answer)
 
 // fake is the server: it judges tokens and credentials as the wire format found them, and keeps the ledger.
 type fake struct {
@@ -38,14 +32,15 @@ type fake struct {
 	released   chan struct{}
 	release    func() // lets blocked answers go; may be called more than once
 
-	mu     sync.Mutex
-	live   map[string]Key // by accessor
-	minted []Key          // all that were ever made
-	calls  []Call
-	agents []string
-	fault  fault
-	expiry time.Duration                // instead of what the call asks for, if not 0
-	spoil  func(made Key, body any) any // what becomes of answers to exchange and of what goes with it; nil = nothing
+	mu      sync.Mutex
+	live    map[string]Key // by accessor
+	minted  []Key          // all that were ever made
+	calls   []Call
+	agents  []string
+	fault   fault
+	endless bool                         // lists never end
+	expiry  time.Duration                // instead of what the call asks for, if not 0
+	spoil   func(made Key, body any) any // what becomes of answers to exchange and of what goes with it; nil = nothing
 }
 
 func newFake(t *testing.T, s Suite, now func() time.Time) *fake {
@@ -69,20 +64,13 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		return
 	}
-	if f.suite.Wire.Aside != nil {
-		if body := f.suite.Wire.Aside(f.server.URL, r); body != nil {
-			write(w, answer{http.StatusOK, body})
-			return
-		}
-	}
 	call := f.suite.Wire.Read(r, body)
-	if call.Op == "" && f.suite.Wire.Aux != nil {
-		if a := f.suite.Wire.Aux(r, body, f.living()); a != nil {
-			maps.Copy(w.Header(), a.Header)
+	if call.Op == "" && f.suite.Wire.Aside != nil {
+		if a := f.suite.Wire.Aside(r, body, f.living()); a != nil {
 			if f.carriesKey(a.Body) {
 				a.Body = f.spoiled(a.Body)
 			}
-			write(w, answer{a.Status, a.Body})
+			write(w, *a)
 			return
 		}
 	}
@@ -92,12 +80,12 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	hurt := f.fault
 	f.mu.Unlock()
 	if hurt != nil {
-		hurt(w, func() answer { return f.act(call) })
+		hurt(w, func() Answer { return f.act(call) })
 		return
 	}
 	a := f.act(call)
 	if call.Op == Exchange {
-		a.body = f.spoiled(a.body)
+		a.Body = f.spoiled(a.Body)
 	}
 	write(w, a)
 }
@@ -117,14 +105,15 @@ func (f *fake) spoiled(body any) any {
 	return f.spoil(f.minted[len(f.minted)-1], body)
 }
 
-func write(w http.ResponseWriter, a answer) {
-	if a.body == nil {
-		w.WriteHeader(a.status)
+func write(w http.ResponseWriter, a Answer) {
+	maps.Copy(w.Header(), a.Header)
+	if a.Body == nil {
+		w.WriteHeader(a.Status)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(a.status)
-	_, _ = w.Write(encode(a.body))
+	w.WriteHeader(a.Status)
+	_, _ = w.Write(encode(a.Body))
 }
 
 func encode(body any) []byte {
@@ -136,14 +125,19 @@ func encode(body any) []byte {
 }
 
 // refusal is an answer that repeats what a client must keep to itself.
-func (f *fake) refusal(status int) answer {
-	return answer{status, map[string]any{
+func (f *fake) refusal(status int) Answer {
+	return Answer{Status: status, Body: map[string]any{
 		"error": wireCanary, "token": tokenCanary, "credential": credentialCanary, "keys": f.keyCanaries(),
 	}}
 }
 
+var (
+	badRequest = Answer{Status: http.StatusBadRequest, Body: map[string]any{"error": wireCanary}}
+	notFound   = Answer{Status: http.StatusNotFound, Body: map[string]any{"error": wireCanary}}
+)
+
 // act does what the call asks.
-func (f *fake) act(c Call) answer {
+func (f *fake) act(c Call) Answer {
 	if c.Op == Exchange && f.suite.Token && c.Token != tokenCanary || !maps.Equal(c.Credential, f.credential) {
 		return f.refusal(http.StatusUnauthorized)
 	}
@@ -155,20 +149,17 @@ func (f *fake) act(c Call) answer {
 	case Renew, Revoke:
 		key, found := f.lookup(c.Key)
 		switch {
-		case !found && f.suite.Wire.Gone != nil:
-			status, body := f.suite.Wire.Gone()
-			return answer{status, body}
 		case !found && c.Op == Revoke:
-			return answer{f.suite.gone(), map[string]any{"error": wireCanary}}
+			return f.suite.gone()
 		case !found:
-			return answer{http.StatusNotFound, map[string]any{"error": wireCanary}}
+			return notFound
 		case c.Op == Revoke:
 			delete(f.live, key.Accessor)
 		case f.suite.Fixed && f.expiry != 0: // it ends otherwise than it was told to
 			key.Expiry = f.end(c)
 		case f.suite.Fixed:
 		case c.NotAfter.IsZero():
-			return answer{http.StatusBadRequest, map[string]any{"error": wireCanary}}
+			return badRequest
 		default:
 			key.Expiry = f.end(c)
 			f.live[key.Accessor] = key
@@ -184,19 +175,22 @@ func (f *fake) act(c Call) answer {
 			}
 		}
 		if c.Key != "" && len(keys) == 0 {
-			return answer{http.StatusNotFound, map[string]any{"error": wireCanary}}
+			return notFound
+		}
+		if f.suite.Wire.Page != nil {
+			return f.page(keys, max(c.Page, 1))
 		}
 		return f.answer(c.Op, keys...)
 	case Check:
 		return f.answer(c.Op)
 	}
-	return answer{http.StatusNotImplemented, map[string]any{"error": wireCanary}}
+	return Answer{Status: http.StatusNotImplemented, Body: map[string]any{"error": wireCanary}}
 }
 
 // mint makes a key. Where keys can be found they must have a name, and where they can be extended an end.
-func (f *fake) mint(c Call) answer {
+func (f *fake) mint(c Call) Answer {
 	if (f.suite.Caps.Find || f.suite.ByName) && c.Name == "" || f.suite.Caps.Renew && !f.suite.Fixed && c.NotAfter.IsZero() {
-		return answer{http.StatusBadRequest, map[string]any{"error": wireCanary}}
+		return badRequest
 	}
 	n := len(f.minted) + 1
 	key := Key{
@@ -237,9 +231,35 @@ func (f *fake) lookup(key string) (Key, bool) {
 	return Key{}, false
 }
 
-func (f *fake) answer(op Op, keys ...Key) answer {
+func (f *fake) answer(op Op, keys ...Key) Answer {
 	status, body := f.suite.Wire.Write(op, keys)
-	return answer{status, body}
+	return Answer{Status: status, Body: body}
+}
+
+const pageSize = 2 // keys
+
+// page is the answer with the nth page of a list.
+func (f *fake) page(keys []Key, n int) Answer {
+	keys = keys[min((n-1)*pageSize, len(keys)):]
+	next := 0
+	if len(keys) > pageSize || f.endless {
+		keys, next = keys[:min(pageSize, len(keys))], n+1
+	}
+	return f.suite.Wire.Page(keys, next)
+}
+
+// kill ends a key behind the target's back.
+func (f *fake) kill(accessor string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	delete(f.live, accessor)
+}
+
+// goesOn makes lists without an end.
+func (f *fake) goesOn() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.endless = true
 }
 
 // suffer sets the fault of all calls to come; nil is none.

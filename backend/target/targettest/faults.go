@@ -23,7 +23,7 @@ import (
 
 // status refuses the call with a status; everything else of the answer is a trap.
 func (f *fake) status(code int, header ...string) fault {
-	return func(w http.ResponseWriter, _ func() answer) {
+	return func(w http.ResponseWriter, _ func() Answer) {
 		for i := 0; i+1 < len(header); i += 2 {
 			w.Header().Set(header[i], header[i+1])
 		}
@@ -32,24 +32,24 @@ func (f *fake) status(code int, header ...string) fault {
 }
 
 // cutBefore breaks the connection before the call happens, cutAfter once it has.
-func cutBefore(http.ResponseWriter, func() answer) { panic(http.ErrAbortHandler) }
+func cutBefore(http.ResponseWriter, func() Answer) { panic(http.ErrAbortHandler) }
 
-func cutAfter(_ http.ResponseWriter, act func() answer) {
+func cutAfter(_ http.ResponseWriter, act func() Answer) {
 	act()
 	panic(http.ErrAbortHandler)
 }
 
 // half writes the status and half of the body; the rest is announced and does not come.
-func half(w http.ResponseWriter, act func() answer) {
+func half(w http.ResponseWriter, act func() Answer) {
 	a := act()
-	text := encode(a.body)
+	text := encode(a.Body)
 	w.Header().Set("Content-Length", fmt.Sprint(len(text)))
-	w.WriteHeader(a.status)
+	w.WriteHeader(a.Status)
 	_, _ = w.Write(text[:len(text)/2])
 	_ = http.NewResponseController(w).Flush()
 }
 
-func truncated(w http.ResponseWriter, act func() answer) {
+func truncated(w http.ResponseWriter, act func() Answer) {
 	half(w, act)
 	panic(http.ErrAbortHandler)
 }
@@ -57,7 +57,7 @@ func truncated(w http.ResponseWriter, act func() answer) {
 // blocked never answers; stuck stops in the middle of the answer. Both wait until the test lets them go, not until the
 // client leaves: the call must return while they stand.
 func (f *fake) blocked(arrived func()) fault {
-	return func(http.ResponseWriter, func() answer) {
+	return func(http.ResponseWriter, func() Answer) {
 		arrived()
 		<-f.released
 		panic(http.ErrAbortHandler)
@@ -65,7 +65,7 @@ func (f *fake) blocked(arrived func()) fault {
 }
 
 func (f *fake) stuck(arrived func()) fault {
-	return func(w http.ResponseWriter, act func() answer) {
+	return func(w http.ResponseWriter, act func() Answer) {
 		half(w, act)
 		arrived()
 		<-f.released
@@ -73,13 +73,25 @@ func (f *fake) stuck(arrived func()) fault {
 	}
 }
 
+// after lets n calls through before hurt meets one.
+func after(n int64, hurt fault) fault {
+	var seen atomic.Int64
+	return func(w http.ResponseWriter, act func() Answer) {
+		if seen.Add(1) <= n {
+			write(w, act())
+			return
+		}
+		hurt(w, act)
+	}
+}
+
 // raw answers a call that happened with its status and a text of the test's own.
 func raw(text func(good []byte) string) fault {
-	return func(w http.ResponseWriter, act func() answer) {
+	return func(w http.ResponseWriter, act func() Answer) {
 		a := act()
 		w.Header().Set("Content-Type", "application/json")
-		w.WriteHeader(a.status)
-		_, _ = w.Write([]byte(text(encode(a.body))))
+		w.WriteHeader(a.Status)
+		_, _ = w.Write([]byte(text(encode(a.Body))))
 	}
 }
 
@@ -91,6 +103,7 @@ func (s Suite) testFaults(t *testing.T, op Op) {
 	t.Run("statuses", func(t *testing.T) { s.testStatuses(t, op) })
 	t.Run("refusals", func(t *testing.T) { s.testRefusals(t, op) })
 	t.Run("retry-after", func(t *testing.T) { s.testRetryAfter(t, op) })
+	t.Run("urgent", func(t *testing.T) { s.testUrgent(t, op) })
 	t.Run("connections", func(t *testing.T) { s.testConnections(t, op) })
 	t.Run("redirects", func(t *testing.T) { s.testRedirects(t, op) })
 	t.Run("deadline and cancel", func(t *testing.T) { s.testEnds(t, op) })
@@ -107,46 +120,55 @@ func (s Suite) ready(t *testing.T, change ...func(*target.Config)) (*bench, targ
 	return b, b.issue()
 }
 
+// testStatuses tries every status of a refusal or a failure that has a name, and two that have none.
 func (s Suite) testStatuses(t *testing.T, op Op) {
-	want := map[int]error{
-		401: target.ErrDenied, 403: target.ErrDenied, 429: target.ErrBusy, 503: target.ErrBusy,
-		409: target.ErrUnknown, 418: target.ErrUnknown, 500: target.ErrUnknown, 502: target.ErrUnknown, 504: target.ErrUnknown,
-	}
-	if op == Exchange {
-		for _, status := range s.Denied {
-			want[status] = target.ErrDenied
+	b, key := s.ready(t)
+	for status := 400; status < 600; status++ {
+		want := s.outcomes(op, status)
+		if http.StatusText(status) == "" && status%100 != 99 || len(want) == 0 {
+			continue
+		}
+		before := b.fake.requests()
+		b.fake.suffer(b.fake.status(status))
+		err := b.call(t.Context(), op, key)
+		var e *target.Error
+		if !errors.As(err, &e) || e.Status != status || e.Op != string(op) {
+			t.Fatalf("%d: got %v; want an error of this operation and status", status, err)
+		}
+		if !slices.ContainsFunc(want, func(outcome error) bool { return errors.Is(err, outcome) }) {
+			t.Errorf("%d: got %v; want one that is %v", status, err, want)
+		}
+		b.clean(err)
+		b.once(before)
+		if op == Exchange && target.MayLive(err) != errors.Is(err, target.ErrUnknown) {
+			t.Errorf("MayLive(%v) is %v", err, target.MayLive(err))
+		}
+		b.fake.suffer(nil)
+		if err := b.call(t.Context(), op, key); err != nil {
+			t.Fatalf("after %d: %v", status, err)
 		}
 	}
-	if op == Revoke && s.gone() != http.StatusNotFound { // then that says nothing of the key
-		want[http.StatusNotFound] = target.ErrUnknown
+}
+
+// outcomes are those that a status may have; none if it is success.
+func (s Suite) outcomes(op Op, status int) []error {
+	switch {
+	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
+		return []error{target.ErrBusy}
+	case op == Exchange && slices.Contains(s.Denied, status), status == http.StatusUnauthorized, status == http.StatusForbidden:
+		return []error{target.ErrDenied}
+	case op == Revoke && status == s.gone().Status && s.Gone.Body == nil, op == Find && s.Named && status == http.StatusNotFound:
+		return nil
+	case op == Exchange, status >= 500 && status != http.StatusNotImplemented:
+		return []error{target.ErrUnknown}
 	}
-	for status, outcome := range want {
-		t.Run(fmt.Sprint(status), func(t *testing.T) {
-			b, key := s.ready(t)
-			before := b.fake.requests()
-			b.fake.suffer(b.fake.status(status))
-			err := b.call(t.Context(), op, key)
-			b.expect(err, outcome)
-			b.once(before)
-			var e *target.Error
-			if errors.As(err, &e) && (e.Status != status || e.Op != string(op)) {
-				t.Errorf("the error says %s, status %d", e.Op, e.Status)
-			}
-			if op == Exchange && target.MayLive(err) != (outcome == target.ErrUnknown) {
-				t.Errorf("MayLive(%v) is %v", err, target.MayLive(err))
-			}
-			b.fake.suffer(nil)
-			if err := b.call(t.Context(), op, key); err != nil {
-				t.Errorf("afterwards: %v", err)
-			}
-		})
-	}
+	return []error{target.ErrUnknown, target.ErrDenied} // nobody acts on the difference
 }
 
 // testRefusals checks that a refusal is one by its status: whatever its body is, that changes nothing and is not repeated.
 func (s Suite) testRefusals(t *testing.T, op Op) {
 	text := func(text string) fault {
-		return func(w http.ResponseWriter, _ func() answer) {
+		return func(w http.ResponseWriter, _ func() Answer) {
 			w.WriteHeader(http.StatusForbidden)
 			_, _ = io.WriteString(w, text)
 		}
@@ -154,8 +176,8 @@ func (s Suite) testRefusals(t *testing.T, op Op) {
 	for name, hurt := range map[string]fault{
 		"no body": text(""), "html": text("<html>" + wireCanary), "list": text(`["` + wireCanary + `"]`), "null": text("null"),
 		"deep": text(strings.Repeat(`{"error":`, 1<<12)), "huge": text(`"` + strings.Repeat(wireCanary, 1<<16) + `"`),
-		"truncated": func(w http.ResponseWriter, _ func() answer) {
-			truncated(w, func() answer { return answer{http.StatusForbidden, wireCanary} })
+		"truncated": func(w http.ResponseWriter, _ func() Answer) {
+			truncated(w, func() Answer { return Answer{Status: http.StatusForbidden, Body: wireCanary} })
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -169,8 +191,8 @@ func (s Suite) testRefusals(t *testing.T, op Op) {
 	t.Run("endless", func(t *testing.T) {
 		b, key := s.ready(t)
 		b.target = s.hasty(b)
-		b.fake.suffer(func(w http.ResponseWriter, _ func() answer) {
-			half(w, func() answer { return answer{http.StatusForbidden, wireCanary} })
+		b.fake.suffer(func(w http.ResponseWriter, _ func() Answer) {
+			half(w, func() Answer { return Answer{Status: http.StatusForbidden, Body: wireCanary} })
 			<-b.fake.released
 		})
 		err := b.promptly(func() error { return b.call(t.Context(), op, key) })
@@ -193,12 +215,14 @@ func (s Suite) hasty(b *bench) *target.Target {
 	return opened
 }
 
-// A target that asks to be left alone is: calls that issue or prolong keys are refused at once until the time is over;
-// calls that end keys wait for it, as long as their context lasts.
+// A target that asks to be left alone is, however it says for how long.
 func (s Suite) testRetryAfter(t *testing.T, op Op) {
-	for _, header := range []string{"7", s.start(t).clock.now().Add(7 * time.Second).Format(http.TimeFormat)} {
+	end := Start.Add(7 * time.Second)
+	for _, header := range [][]string{
+		{"Retry-After", "7"}, {"Retry-After", end.Format(http.TimeFormat)}, {"RateLimit-Reset", fmt.Sprint(end.Unix())},
+	} {
 		b, key := s.ready(t)
-		b.fake.suffer(b.fake.status(429, "Retry-After", header))
+		b.fake.suffer(b.fake.status(429, header...))
 		err := b.call(t.Context(), op, key)
 		b.expect(err, target.ErrBusy)
 		var e *target.Error
@@ -215,12 +239,30 @@ func (s Suite) testRetryAfter(t *testing.T, op Op) {
 		if errors.As(err, &e) && (e.RetryAfter != 6*time.Second || ctx.Err() != nil) {
 			t.Errorf("during the pause: RetryAfter %v, context %v; want 6s at once", e.RetryAfter, ctx.Err())
 		}
-		if got := b.fake.requests() - before; got != 0 {
-			t.Errorf("%d requests during the pause", got)
-		}
+		b.times(0, before)
 		b.clock.advance(6 * time.Second)
 		b.expect(b.call(t.Context(), op, key), nil)
 	}
+}
+
+// testUrgent checks that calls that end keys, and those that look for keys to end, go before all others: while the target
+// wants to be left alone they wait for the end of that, and are made; others are refused at once.
+func (s Suite) testUrgent(t *testing.T, op Op) {
+	b, key := s.ready(t)
+	b.fake.suffer(b.fake.status(429, "Retry-After", "1"))
+	b.expect(b.call(t.Context(), op, key), target.ErrBusy)
+	b.fake.suffer(nil)
+	b.clock.advance(time.Second - time.Millisecond)
+	b.clock.leapAfter(20, time.Millisecond)
+	before := b.fake.requests()
+	err := b.promptly(func() error { return b.call(t.Context(), op, key) })
+	if op == Revoke || op == Find {
+		b.expect(err, nil)
+		b.once(before)
+		return
+	}
+	b.expect(err, target.ErrBusy)
+	b.times(0, before)
 }
 
 func (s Suite) testConnections(t *testing.T, op Op) {
@@ -314,9 +356,7 @@ func (s Suite) testEnds(t *testing.T, op Op) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
 		b.expect(b.call(ctx, op, key), target.ErrBusy)
-		if got := b.fake.requests() - before; got != 0 {
-			t.Errorf("%d requests were sent", got)
-		}
+		b.times(0, before)
 	})
 }
 
@@ -335,13 +375,14 @@ func (s Suite) testBodies(t *testing.T, op Op) {
 		"not an object":     {text(`"` + wireCanary + `"`), target.ErrProtocol},
 		"a list":            {text(`["` + wireCanary + `"]`), target.ErrProtocol},
 		"null":              {text("null"), target.ErrProtocol},
+		"deep":              {text(strings.Repeat("[", 1<<14) + strings.Repeat("]", 1<<14)), target.ErrProtocol},
 		"goes on":           {raw(func(good []byte) string { return string(good) + "{}" }), target.ErrProtocol},
 		"ends early":        {raw(func(good []byte) string { return string(good[:len(good)-1]) }), target.ErrProtocol},
 		"as large as may":   {raw(pad(maxBytes)), nil},
 		"larger than may":   {raw(pad(maxBytes + 1)), target.ErrProtocol},
 		"huge but valid":    {raw(pad(64 * maxBytes)), target.ErrProtocol},
 		"truncated":         {truncated, target.ErrUnknown},
-		"another ok status": {func(w http.ResponseWriter, act func() answer) { write(w, answer{206, act().body}) }, target.ErrUnknown},
+		"another ok status": {func(w http.ResponseWriter, act func() Answer) { write(w, Answer{Status: 206, Body: act().Body}) }, target.ErrUnknown},
 	}
 	for name, c := range cases {
 		t.Run(name, func(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 	"maps"
 	"net/http"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -42,7 +43,7 @@ type Suite struct {
 	ByName     bool     // revoke takes the key's name alone, so that Find need not ask
 	Named      bool     // a key's accessor is its name
 	Doubts     int      // requests beyond the first that revoke makes before it believes that a key is gone
-	Gone       int      // status by which revoke says that there is no such key; 0 = 404
+	Gone       Answer   // to revoke of a key that is not there; zero = 404, whatever the body
 	Fixed      bool     // renew asks when the key ends, and does not move that
 	Denied     []int    // statuses by which an exchange is denied
 
@@ -68,15 +69,13 @@ type Wire struct {
 	// live, with their names, for the target must not rely on the server to sort out others' keys. body is encoded as JSON;
 	// nil is no body.
 	Write func(op Op, keys []Key) (status int, body any)
-	// Aux answers a request that is none of the calls but goes with one (discovery, a login); nil is none. It is told the
+	// Page is Write for Find, where the API answers with a page at a time: next is the number of the page after this one, 0 if
+	// this is the last. nil = it answers with all of them.
+	Page func(keys []Key, next int) Answer
+	// Aside answers a request that is none of the calls but goes with one (discovery, a login); nil is none. It is told the
 	// keys that live. Such requests are not counted, and no fault meets them but that the answers that carry a key are wrong:
 	// what else may go wrong with them is for a driver's own tests.
-	Aux func(r *http.Request, body []byte, living []Key) *Answer
-	// Aside answers what is asked beside the calls, of the server at url; faults and counts do not touch it. nil = not one of
-	// these, or there are none.
-	Aside func(url string, r *http.Request) (body any)
-	// Gone is the answer to Renew and Revoke of a key that is not there. nil = 404, whatever the body.
-	Gone func() (status int, body any)
+	Aside func(r *http.Request, body []byte, living []Key) *Answer
 }
 
 // Answer is what a server says.
@@ -105,6 +104,7 @@ type Call struct {
 	Credential map[string]string // by field; nil = none
 	Name       string            // Exchange: the key's name
 	Key        string            // Renew, Revoke: the key's accessor, or the key itself, or with ByName its name; Find: the accessor, if one key is asked for
+	Page       int               // Find: the number of the page, from 1; 0 = the first one
 	NotAfter   time.Time         // Exchange, Renew: the end asked for
 }
 
@@ -136,6 +136,7 @@ func Run(t *testing.T, s Suite) {
 	t.Run("revoke", s.testRevoke)
 	t.Run("renew", s.testRenew)
 	t.Run("find", s.testFind)
+	t.Run("pages", s.testPages)
 	t.Run("check", s.testCheck)
 	t.Run("secrets", s.testSecrets)
 	t.Run("concurrency", s.testConcurrency)
@@ -154,9 +155,9 @@ func (s Suite) supports(op Op) bool {
 func (s Suite) asks(op Op) bool { return op != Find || !s.ByName }
 
 // gone is what revoke is answered for a key that does not live.
-func (s Suite) gone() int {
-	if s.Gone == 0 {
-		return http.StatusNotFound
+func (s Suite) gone() Answer {
+	if s.Gone.Status == 0 {
+		return Answer{Status: http.StatusNotFound, Body: map[string]any{"error": wireCanary}}
 	}
 	return s.Gone
 }
@@ -176,15 +177,35 @@ type bench struct {
 var Start = time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)
 
 // clock stands still until it is moved.
-type clock struct{ offset atomic.Int64 }
+type clock struct {
+	mu   sync.Mutex
+	at   time.Time
+	idle int           // how often it is read until it leaps
+	leap time.Duration // 0 = it does not
+}
 
-func (c *clock) now() time.Time          { return Start.Add(time.Duration(c.offset.Load())) }
-func (c *clock) advance(d time.Duration) { c.offset.Add(int64(d)) }
+func (c *clock) now() time.Time {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.idle--; c.idle <= 0 {
+		c.at, c.leap = c.at.Add(c.leap), 0
+	}
+	return c.at
+}
+
+func (c *clock) advance(d time.Duration) { c.leapAfter(0, d); c.now() }
+
+// leapAfter moves the clock once it was read so many times. So it moves for whoever waits for it, and for nobody else.
+func (c *clock) leapAfter(reads int, d time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.idle, c.leap = reads, d
+}
 
 // start makes a server and opens the target there; change may alter the configuration first.
 func (s Suite) start(t *testing.T, change ...func(*target.Config)) *bench {
 	t.Helper()
-	b := &bench{T: t, suite: s, clock: &clock{}}
+	b := &bench{T: t, suite: s, clock: &clock{at: Start}}
 	b.fake = newFake(t, s, b.clock.now)
 	c := s.Config
 	c.Name, c.URL = "conformance", b.fake.server.URL
