@@ -6,6 +6,8 @@ package main
 
 import (
 	"fmt"
+	"io"
+	"log"
 	"os"
 	"slices"
 
@@ -28,6 +30,7 @@ func main() {
 }
 
 func serve(args []string) error {
+	silence()
 	meta := &api.PluginAPIClientMeta{}
 	if err := meta.FlagSet().Parse(args); err != nil {
 		return fmt.Errorf("parsing flags: %w", err)
@@ -38,3 +41,7 @@ func serve(args []string) error {
 		TLSProviderFunc: api.VaultPluginTLSProvider(meta.GetTLSConfig()),
 	})
 }
+
+// silence switches package log off. Only net/http writes there, and what it writes may be a target's: bytes that come after an
+// answer's end, such as the rest of a key.
+func silence() { log.SetOutput(io.Discard) }

@@ -4,6 +4,8 @@
 package main
 
 import (
+	"io"
+	"log"
 	"os/exec"
 	"strings"
 	"testing"
@@ -32,5 +34,18 @@ func TestByHand(t *testing.T) {
 		if text := string(out); !strings.Contains(text, want) || strings.Contains(text, "panic") || strings.Contains(text, "goroutine") {
 			t.Errorf("%q: %s", args, text)
 		}
+	}
+}
+
+// What a server sends beyond its answer is logged by net/http, through package log, which a plugin's Vault reads.
+func TestSilence(t *testing.T) {
+	was := log.Writer()
+	defer log.SetOutput(was)
+	var seen strings.Builder
+	log.SetOutput(&seen)
+	silence()
+	log.Print("Unsolicited response")
+	if seen.Len() > 0 || log.Writer() != io.Discard {
+		t.Errorf("package log writes %q", &seen)
 	}
 }

@@ -6,6 +6,7 @@ package targettest
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"reflect"
 	"slices"
 	"strings"
@@ -122,10 +123,13 @@ func (s Suite) judgeHandle(t *testing.T, key target.Key) {
 	}
 }
 
-// testAnswers checks answers to exchange that are JSON, and wrong. A key was made each time.
+// spoilers are ways to make an answer wrong that stays JSON, by name.
+type spoilers map[string]func(latest Key, body any) any
+
+// testAnswers checks answers that are JSON, and wrong. After an exchange, a key was made each time.
 func (s Suite) testAnswers(t *testing.T) {
 	long := keyCanary + strings.Repeat("x", 8<<10)
-	wrong := map[string]func(k Key, body any) any{
+	wrong := spoilers{
 		"secret missing":     func(k Key, body any) any { return replace(body, k.Secret, nil) },
 		"secret null":        func(k Key, body any) any { return replace(body, k.Secret, json.RawMessage("null")) },
 		"secret empty":       func(k Key, body any) any { return replace(body, k.Secret, "") },
@@ -138,34 +142,18 @@ func (s Suite) testAnswers(t *testing.T) {
 		"everything missing": func(Key, any) any { return map[string]any{} },
 	}
 	if s.Accessor {
-		for name, with := range map[string]func(Key) any{
-			"missing": func(Key) any { return nil }, "empty": func(Key) any { return "" }, "is the key": func(k Key) any { return k.Secret },
-			"line break": func(k Key) any { return k.Accessor + "\n" }, "overlong": func(Key) any { return strings.Repeat("x", 513) },
-			"object": func(k Key) any { return map[string]any{"id": k.Accessor} },
-		} {
-			wrong["accessor "+name] = func(k Key, body any) any { return replace(body, k.Accessor, with(k)) }
-		}
+		maps.Copy(wrong, wrongAccessors())
+		wrong["accessor is the key"] = func(k Key, body any) any { return replace(body, k.Accessor, k.Secret) }
 	}
 	if s.Expiry {
-		ends := map[string]any{"missing": nil, "garbage": wireCanary, "empty": "", "bool": true, "object": map[string]any{}}
-		if s.MayLack {
-			delete(ends, "missing")
-		}
-		for name, with := range ends {
-			wrong["expiry "+name] = func(k Key, body any) any { return s.replaceExpiry(k, with) }
-		}
+		maps.Copy(wrong, s.wrongExpiries(Exchange))
 	}
-	for name, change := range wrong {
-		t.Run(name, func(t *testing.T) {
-			b := s.start(t)
-			b.fake.spoils(change)
-			err := b.call(t.Context(), Exchange, target.Key{})
-			b.expect(err, target.ErrProtocol)
-			if !target.MayLive(err) {
-				t.Error("MayLive says that no key can exist")
-			}
-			b.once(0)
-		})
+	s.testSpoilt(t, Exchange, wrong)
+	if s.Caps.Renew {
+		s.testSpoilt(t, Renew, s.wrongExpiries(Renew))
+	}
+	if s.Caps.Find && s.asks(Find) {
+		s.testSpoilt(t, Find, wrongAccessors())
 	}
 	if s.Expiry {
 		for name, d := range map[string]time.Duration{"expired": -time.Second, "expires now": -1} {
@@ -176,6 +164,43 @@ func (s Suite) testAnswers(t *testing.T) {
 			})
 		}
 	}
+}
+
+func (s Suite) testSpoilt(t *testing.T, op Op, wrong spoilers) {
+	for name, change := range wrong {
+		t.Run(string(op)+" "+name, func(t *testing.T) {
+			b, key := s.ready(t)
+			before := b.fake.requests()
+			b.fake.spoils(op, change)
+			err := b.call(t.Context(), op, key)
+			b.expect(err, target.ErrProtocol)
+			if !target.MayLive(err) {
+				t.Error("MayLive says that no key can exist")
+			}
+			b.once(before)
+		})
+	}
+}
+
+func wrongAccessors() spoilers {
+	out := spoilers{}
+	for name, with := range map[string]func(Key) any{
+		"missing": func(Key) any { return nil }, "empty": func(Key) any { return "" }, "line break": func(k Key) any { return k.Accessor + "\n" },
+		"overlong": func(Key) any { return strings.Repeat("x", 513) }, "object": func(k Key) any { return map[string]any{"id": k.Accessor} },
+	} {
+		out["accessor "+name] = func(k Key, body any) any { return replace(body, k.Accessor, with(k)) }
+	}
+	return out
+}
+
+func (s Suite) wrongExpiries(op Op) spoilers {
+	out := spoilers{}
+	for name, with := range map[string]any{"missing": nil, "garbage": wireCanary, "empty": "", "bool": true, "object": map[string]any{}} {
+		if name != "missing" || !s.MayLack {
+			out["expiry "+name] = func(k Key, _ any) any { return s.replaceExpiry(op, k, with) }
+		}
+	}
+	return out
 }
 
 // replace returns a JSON value in which every text from is with; nil removes the member or element.
@@ -218,10 +243,10 @@ func plain(v any) any {
 }
 
 // replaceExpiry writes with where the wire format has a key's end, which it finds by comparing two answers.
-func (s Suite) replaceExpiry(k Key, with any) any {
-	_, body := s.Wire.Write(Exchange, []Key{k})
+func (s Suite) replaceExpiry(op Op, k Key, with any) any {
+	_, body := s.Wire.Write(op, []Key{k})
 	k.Expiry = k.Expiry.Add(24 * time.Hour) // ends may be days
-	_, later := s.Wire.Write(Exchange, []Key{k})
+	_, later := s.Wire.Write(op, []Key{k})
 	return replaceDifference(plain(body), plain(later), with)
 }
 

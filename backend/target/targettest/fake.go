@@ -20,9 +20,6 @@ import (
 // wireCanary is in everything that the server writes beside answers: it must not come back in an error.
 const wireCanary = "wire-canary"
 
-// fault stands between a request and its answer. It may let the call happen (act), and says what goes out over the wire.
-type fault func(w http.ResponseWriter, act func() Answer)
-
 // fake is the server: it judges tokens and credentials as the wire format found them, and keeps the ledger.
 type fake struct {
 	suite      Suite
@@ -38,9 +35,10 @@ type fake struct {
 	calls   []Call
 	agents  []string
 	fault   fault
-	endless bool                         // lists never end
-	expiry  time.Duration                // instead of what the call asks for, if not 0
-	spoil   func(made Key, body any) any // what becomes of answers to exchange and of what goes with it; nil = nothing
+	endless bool                           // lists never end
+	expiry  time.Duration                  // instead of what the call asks for, if not 0
+	spoilt  Op                             // the call whose answers are spoilt
+	spoil   func(latest Key, body any) any // what becomes of them, and with an exchange of what else carries the key; nil = nothing
 }
 
 func newFake(t *testing.T, s Suite, now func() time.Time) *fake {
@@ -68,7 +66,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if call.Op == "" && f.suite.Wire.Aside != nil {
 		if a := f.suite.Wire.Aside(r, body, f.living()); a != nil {
 			if f.carriesKey(a.Body) {
-				a.Body = f.spoiled(a.Body)
+				a.Body = f.spoiled(Exchange, a.Body)
 			}
 			write(w, *a)
 			return
@@ -84,9 +82,7 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	a := f.act(call)
-	if call.Op == Exchange {
-		a.Body = f.spoiled(a.Body)
-	}
+	a.Body = f.spoiled(call.Op, a.Body)
 	write(w, a)
 }
 
@@ -95,11 +91,11 @@ func (f *fake) carriesKey(body any) bool {
 	return slices.ContainsFunc(f.keyCanaries(), func(key string) bool { return strings.Contains(text, key) })
 }
 
-// spoiled is an answer of an exchange as spoil makes it.
-func (f *fake) spoiled(body any) any {
+// spoiled is the body of an answer as spoil makes it.
+func (f *fake) spoiled(op Op, body any) any {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.spoil == nil || body == nil || len(f.minted) == 0 {
+	if f.spoil == nil || op != f.spoilt || body == nil || len(f.minted) == 0 {
 		return body
 	}
 	return f.spoil(f.minted[len(f.minted)-1], body)
@@ -269,11 +265,11 @@ func (f *fake) suffer(hurt fault) {
 	f.fault = hurt
 }
 
-// spoils sets what becomes of answers to exchanges to come.
-func (f *fake) spoils(spoil func(made Key, body any) any) {
+// spoils sets what becomes of answers to come to one call.
+func (f *fake) spoils(op Op, spoil func(latest Key, body any) any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.spoil = spoil
+	f.spoilt, f.spoil = op, spoil
 }
 
 // ends makes every key end that long from now, whatever was asked for; 0 is as asked.

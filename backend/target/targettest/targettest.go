@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log"
 	"maps"
 	"net/http"
 	"strings"
@@ -130,6 +131,9 @@ const (
 
 // Run checks that the target that s describes keeps every promise of package target.
 func Run(t *testing.T, s Suite) {
+	var logged strings.Builder // package log writes one line at a time
+	was := log.Writer()
+	log.SetOutput(&logged)
 	t.Run("caps", s.testCaps)
 	t.Run("exchange", s.testExchange)
 	t.Run("answers", s.testAnswers)
@@ -143,6 +147,12 @@ func Run(t *testing.T, s Suite) {
 	for _, op := range []Op{Exchange, Renew, Revoke, Find, Check} {
 		if s.supports(op) && s.asks(op) {
 			t.Run(string(op)+" under faults", func(t *testing.T) { s.testFaults(t, op) })
+		}
+	}
+	log.SetOutput(was)
+	for _, canary := range []string{tokenCanary, credentialCanary, keyCanary, wireCanary} {
+		if strings.Contains(logged.String(), canary) {
+			t.Errorf("%q is logged:\n%s", canary, &logged)
 		}
 	}
 }
