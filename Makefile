@@ -26,6 +26,7 @@ demo: dev
 
 # All tests: unit, conformance, our verifier against those of others, and acceptance against a real Vault.
 test: need-cc
+	@command -v promtool >/dev/null || echo "NOT RUN: promtool is missing, so nothing looks at the alert rules and the metrics; install Prometheus (Debian: apt-get install prometheus)" >&2
 	@for tool in node npm; do command -v $$tool >/dev/null || echo "NOT RUN: $$tool is missing, so no JavaScript verifier looks at the tokens of self; install Node.js 20 or newer" >&2; done
 	cd scripts/differential && go test -count=1 ./...
 	vault=$$(./scripts/vault.sh) && VAULT_BIN="$$vault" CGO_ENABLED=1 go test -race -shuffle=on -count=1 $(TESTARGS) ./...

@@ -11,6 +11,9 @@ require (
 	github.com/hashicorp/go-secure-stdlib/parseutil v0.2.0 // durations as the sdk reads them
 	github.com/hashicorp/vault/api v1.23.0 // TLS between Vault and plugin, and the acceptance tests
 	github.com/hashicorp/vault/sdk v0.25.1 // the engine framework
+	github.com/prometheus/client_golang v1.23.2 // metrics
+	github.com/prometheus/client_model v0.6.2 // tests only
+	github.com/prometheus/common v0.66.1 // the text format of metrics
 	github.com/spiffe/go-spiffe/v2 v2.9.0 // SPIFFE IDs, and the protocol of the Workload API
 	gitlab.com/gitlab-org/api/client-go/v2 v2.64.0 // GitLab's own client: paths, options and types; of its tree only go-querystring is new to the plugin
 	go.yaml.in/yaml/v3 v3.0.6 // profiles, with line numbers
@@ -29,6 +32,7 @@ require (
 	github.com/antlr4-go/antlr/v4 v4.13.1 // indirect
 	github.com/armon/go-metrics v0.4.1 // indirect
 	github.com/armon/go-radix v1.0.0 // indirect
+	github.com/beorn7/perks v1.0.1 // indirect
 	github.com/cenkalti/backoff/v4 v4.3.0 // indirect
 	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/containerd/errdefs v1.0.0 // indirect
@@ -87,12 +91,14 @@ require (
 	github.com/moby/docker-image-spec v1.3.1 // indirect
 	github.com/moby/moby/api v1.54.0 // indirect
 	github.com/moby/moby/client v0.3.0 // indirect
+	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
 	github.com/oklog/run v1.2.0 // indirect
 	github.com/opencontainers/go-digest v1.0.0 // indirect
 	github.com/opencontainers/image-spec v1.1.1 // indirect
 	github.com/petermattis/goid v0.0.0-20250721140440-ea1c0173183e // indirect
 	github.com/pierrec/lz4 v2.6.1+incompatible // indirect
 	github.com/pkg/errors v0.9.1 // indirect
+	github.com/prometheus/procfs v0.16.1 // indirect
 	github.com/robfig/cron/v3 v3.0.1 // indirect
 	github.com/ryanuber/go-glob v1.0.0 // indirect
 	github.com/sasha-s/go-deadlock v0.3.5 // indirect
@@ -104,6 +110,7 @@ require (
 	go.opentelemetry.io/otel/metric v1.42.0 // indirect
 	go.opentelemetry.io/otel/trace v1.42.0 // indirect
 	go.uber.org/atomic v1.11.0 // indirect
+	go.yaml.in/yaml/v2 v2.4.2 // indirect
 	golang.org/x/crypto v0.49.0 // indirect
 	golang.org/x/exp v0.0.0-20250813145105-42675adae3e6 // indirect
 	golang.org/x/net v0.52.0 // indirect

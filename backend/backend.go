@@ -69,6 +69,7 @@ type engine struct {
 	turn    int        // sweeps so far; each begins with another part
 
 	lastSweep atomic.Pointer[sweepReport]
+	meters    *meters
 }
 
 // Factory makes the engine for one mount.
@@ -81,7 +82,7 @@ func Factory(ctx context.Context, config *logical.BackendConfig) (logical.Backen
 }
 
 func newEngine(now func() time.Time) *engine {
-	b := &engine{now: now, workload: workloadAPI(os.Getenv(endpointSocket)), tokenDirs: os.Getenv(source.DirsVariable)}
+	b := &engine{now: now, meters: newMeters(), workload: workloadAPI(os.Getenv(endpointSocket)), tokenDirs: os.Getenv(source.DirsVariable)}
 	b.life, b.end = context.WithCancel(context.Background())
 	b.replay.now = now
 	b.targets.dropped = func(t *openTarget) { t.Close() }
@@ -109,7 +110,7 @@ func newEngine(now func() time.Time) *engine {
 		[]*framework.Path{b.configPath()},
 		b.issuerNoun.paths(b), b.trustNoun.paths(b), b.targetNoun.paths(b), b.roleNoun.paths(b), b.blockNoun.paths(b),
 		b.selfPaths(), b.keysPaths(), b.credsPaths(), b.statusPaths(),
-		[]*framework.Path{b.explainPath(), b.checkPath(), b.sweepPath()},
+		[]*framework.Path{b.explainPath(), b.checkPath(), b.sweepPath(), b.metricsPath()},
 	)
 	return b
 }

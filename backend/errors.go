@@ -172,6 +172,7 @@ func (b *engine) respond(req *logical.Request, err error) (*logical.Response, er
 	if !ok {
 		known = reasons[reasonInternal]
 	}
+	b.meters.refusal(req, r.reason)
 	log := b.Logger().Info
 	if known.Status >= http.StatusInternalServerError {
 		log = b.Logger().Error

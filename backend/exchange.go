@@ -328,6 +328,7 @@ func (b *engine) leased(ctx context.Context, s logical.Storage, o *order, e *ent
 	for name, value := range key.Fields {
 		data[name] = value
 	}
+	b.meters.issued.WithLabelValues(e.Target).Inc()
 	resp := b.Secret(secretType).Response(data, l.internal())
 	resp.Warnings = o.warnings
 	resp.Secret.TTL = min(o.ttl, l.remaining(now))

@@ -60,6 +60,8 @@ type targetRecord struct {
 // openTarget is a target as the engine uses it.
 type openTarget struct {
 	*target.Target
+	name      string
+	meters    *meters
 	record    targetRecord
 	source    *source.Source // of the engine's own tokens; nil if the target wants none
 	sourceErr error          // why there is no source: no key is issued, but what revokes needs none
@@ -249,7 +251,7 @@ func (b *engine) openTarget(name string, r *targetRecord, conf *settings) (*open
 	if err != nil {
 		return nil, err
 	}
-	t := &openTarget{Target: made, record: *r}
+	t := &openTarget{Target: made, name: name, meters: b.meters, record: *r}
 	t.source, t.sourceErr = b.openSource(made.Source(), made.Audience(), r, conf.egress, egress.Options{
 		CAPEM: r.CAPEM, ClientCert: r.ClientCert, ClientKey: r.ClientKey, ProxyURL: r.ProxyURL, Timeout: timeout.duration(),
 	})
@@ -272,8 +274,12 @@ func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name strin
 		return found, false, err
 	}
 	until, err := b.ledger.lastEnd(name)
-	if err != nil || until.IsZero() {
+	if err != nil {
 		return nil, false, err
+	}
+	if until.IsZero() {
+		b.meters.forget(name)
+		return nil, false, nil
 	}
 	if !d.Get("force").(bool) {
 		return []string{"keys that live there; revoke them first, or add force=true to keep what revoking them needs"}, false, nil
@@ -321,6 +327,7 @@ func (b *engine) bury(ctx context.Context, s logical.Storage, name string) error
 	if err != nil || record == nil || record.DeletedUntil == nil { // written anew meanwhile
 		return err
 	}
+	defer b.meters.forget(name)
 	defer b.targets.drop(name)
 	return b.targetNoun.table.delete(ctx, s, name)
 }

@@ -98,6 +98,7 @@ func (b *engine) sweep(ctx context.Context, s logical.Storage, eager bool) (swep
 	}
 	b.turn++
 	b.lastSweep.Store(&sweepReport{at: b.now(), complete: len(w.faults) == 0})
+	b.meters.sweep(w.done)
 	if w.done != (swept{}) {
 		b.Logger().Info("swept", "settled", w.done.Settled, "revoked", w.done.Revoked, "expired", w.done.Expired)
 	}

@@ -127,7 +127,7 @@ func TestPoisonInABundle(t *testing.T) {
 	)
 	wantReason(t, v, token(svidClaims(start)), "")
 	wantReason(t, v, tokenBy(otherRSA(), "p4", svidClaims(start)), UnknownKey) // which of two keys it names is open
-	want := Status{Fetched: start, Tried: start, Keys: 1, KeyIDs: []string{"k1"}, Skipped: map[string]int{
+	want := Status{Fetched: start, Tried: start, Fetches: 1, Keys: 1, KeyIDs: []string{"k1"}, Skipped: map[string]int{
 		"a key of an unsupported kind": 1, "an RSA key outside 2048 to 8192 bits": 1, "malformed": 1, "a private key": 1, "repeated kid": 2,
 	}}
 	if diff := cmp.Diff(want, v.Status()); diff != "" {

@@ -440,7 +440,7 @@ func TestStatus(t *testing.T) {
 	i.publish(jwks(secondKey(), firstKey(), jwk(edKey().Public(), "", "", nil), []byte(`{"kty":"oct","k":"AA"}`)))
 	wantReason(t, v, fresh(i, c), "")
 	want := Status{
-		Fetched: start, Tried: start, Keys: 3, KeyIDs: []string{"k1", "k2"}, Skipped: map[string]int{"a symmetric key": 1},
+		Fetched: start, Tried: start, Fetches: 1, Keys: 3, KeyIDs: []string{"k1", "k2"}, Skipped: map[string]int{"a symmetric key": 1},
 	}
 	if diff := cmp.Diff(want, v.Status()); diff != "" {
 		t.Errorf("Status (-want +got):\n%s", diff)

@@ -97,6 +97,8 @@ type Status struct {
 	KeyIDs    []string       // their ids, sorted; configured keys have none
 	Skipped   map[string]int // entries of the set that are not used, by reason
 	LastError string         // why the last fetch brought nothing; empty if it did. Never a part of an answer
+	Fetches   uint64         // how often keys were fetched since New, failures among them
+	Failures  uint64         // how many of the fetches brought nothing
 }
 
 // New checks everything about c and does no I/O. Its errors name the API field that is wrong and never quote a key.

@@ -50,6 +50,8 @@ type keySet struct {
 	place     place
 	misses    map[string]miss
 	lastError string
+	fetches   uint64 // that have ended
+	failures  uint64 // of them
 }
 
 // flight is one fetch; done is closed when it has ended and its result, if any, is in the set.
@@ -214,7 +216,9 @@ func (s *keySet) land(f *flight, set *keys, at place, began time.Time, err error
 		return
 	}
 	s.flight, s.place = nil, at
+	s.fetches++
 	if err != nil {
+		s.failures++
 		s.lastError = err.Error()
 		if errors.Is(err, ErrWithdrawn) {
 			s.current = nil
@@ -276,7 +280,7 @@ func (s *keySet) probe(ctx context.Context) error {
 func (s *keySet) status() Status {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	st := Status{Fetched: s.fetched, Tried: s.tried, LastError: s.lastError}
+	st := Status{Fetched: s.fetched, Tried: s.tried, LastError: s.lastError, Fetches: s.fetches, Failures: s.failures}
 	if s.current != nil {
 		st.Keys = len(s.current.named) + len(s.current.unnamed)
 		st.KeyIDs = slices.Sorted(maps.Keys(s.current.named))

@@ -41,6 +41,8 @@ var acceptance = []struct {
 	{"Refusals", testRefusals},
 	{"Explain", testExplain},
 	{"Check", testCheck},
+	{"Metrics", testMetrics},
+	{"AuditTune", testAuditTune},
 	{"NuGet", testNuGet},
 	{"Examples", testExamples},
 	{"Connect", testConnect},

@@ -1,0 +1,197 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
+	"go.yaml.in/yaml/v3"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
+)
+
+// scrape reads metrics as Prometheus does: each series by name and labels. Of a histogram it has the count.
+func (w *world) scrape() map[string]float64 {
+	w.t.Helper()
+	data := w.read("metrics")
+	if kind := data[logical.HTTPContentType]; !strings.HasPrefix(kind.(string), "text/plain; version=0.0.4") {
+		w.t.Errorf("content type %q", kind)
+	}
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	families, err := parser.TextToMetricFamilies(bytes.NewReader(data[logical.HTTPRawBody].([]byte)))
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	series := map[string]float64{}
+	for name, family := range families {
+		if family.GetHelp() == "" {
+			w.t.Errorf("%s has no help", name)
+		}
+		for _, m := range family.Metric {
+			series[strings.TrimPrefix(name, "oidcexchange_")+labels(m)] = value(m)
+		}
+	}
+	return series
+}
+
+func labels(m *dto.Metric) string {
+	var pairs []string
+	for _, l := range m.Label {
+		pairs = append(pairs, l.GetName()+"="+l.GetValue())
+	}
+	if len(pairs) == 0 {
+		return ""
+	}
+	return "{" + strings.Join(pairs, ",") + "}"
+}
+
+func value(m *dto.Metric) float64 {
+	switch {
+	case m.Counter != nil:
+		return m.Counter.GetValue()
+	case m.Histogram != nil:
+		return float64(m.Histogram.GetSampleCount())
+	}
+	return m.Gauge.GetValue()
+}
+
+func TestMetrics(t *testing.T) {
+	w := newWorld(t)
+	before := slices.Sorted(maps.Keys(w.scrape()))
+	if want := []string{
+		"info{version=" + Version + "}", "issuer_fetches_total{issuer=github,outcome=failed}", "issuer_fetches_total{issuer=github,outcome=ok}",
+		"issuer_keys{issuer=github}", "ledger_counted", "ledger_open_oldest_seconds",
+		"ledger_open{state=debt}", "ledger_open{state=in_flight}", "ledger_open{state=pending}",
+	}; !slices.Equal(want, before) {
+		t.Errorf("of an engine that has done nothing (-want +got):\n%s", cmp.Diff(want, before))
+	}
+	lease := w.issue("deploy")
+	w.revoke(w.issue("deploy"))
+	if _, err := w.lease(logical.RenewOperation, lease); err != nil {
+		t.Fatal(err)
+	}
+	used := w.token(nil)
+	for range 2 {
+		_, _ = w.exchange("deploy", used)
+	}
+	w.keys.Fault(lab.OpCreate, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
+	_, _ = w.exchange("deploy", w.token(nil))
+	w.clock.advance(time.Minute)
+	w.write("trust/main", map[string]any{"enabled": false})
+	_, _ = w.lease(logical.RenewOperation, lease)
+	w.refused("roles/deploy", map[string]any{"ttl": "x"}, "ttl") // an operator's mistake is no refusal of a key
+
+	got := w.scrape()
+	for name, want := range map[string]float64{
+		"keys_issued_total{target=acme}":                                              3,
+		"refused_total{operation=issue,reason=replayed}":                              1,
+		"refused_total{operation=issue,reason=outcome_unknown}":                       1,
+		"refused_total{operation=renew,reason=disabled}":                              1,
+		"target_call_seconds{operation=exchange,outcome=ok,target=acme}":              3,
+		"target_call_seconds{operation=exchange,outcome=outcome_unknown,target=acme}": 1,
+		"target_call_seconds{operation=revoke,outcome=ok,target=acme}":                1,
+		"ledger_keys{target=acme}":                                                    3,
+		"ledger_open{state=pending}":                                                  1,
+		"ledger_open_oldest_seconds":                                                  60,
+		"issuer_fetches_total{issuer=github,outcome=ok}":                              1,
+		"issuer_keys{issuer=github}":                                                  1,
+		"issuer_keys_fetched_timestamp_seconds{issuer=github}":                        float64(w.clock.now().Add(-time.Minute).Unix()),
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %v; want %v", name, got[name], want)
+		}
+	}
+	for name := range got {
+		if strings.Contains(name, "bad_request") {
+			t.Errorf("%s counts what is no request for a key", name)
+		}
+	}
+	w.clock.advance(10 * time.Minute)
+	w.settleAll()
+	got = w.scrape()
+	for name, want := range map[string]float64{
+		"swept_total{as=settled}": 1, "ledger_open{state=pending}": 0, "ledger_open_oldest_seconds": 0,
+		"sweep_complete": 1, "sweep_last_run_timestamp_seconds": float64(w.clock.now().Unix()),
+	} {
+		if got[name] != want {
+			t.Errorf("after a sweep %s is %v; want %v", name, got[name], want)
+		}
+	}
+}
+
+// A deleted target leaves no series behind, or a mount whose targets come and go would have ever more of them.
+func TestMetricsOfDeletedTarget(t *testing.T) {
+	w := newWorld(t)
+	w.revoke(w.issue("deploy"))
+	w.delete("roles/deploy", nil)
+	w.delete("targets/acme", nil)
+	for name := range w.scrape() {
+		if strings.Contains(name, "acme") {
+			t.Errorf("%s is still there", name)
+		}
+	}
+}
+
+// What callers send makes no series.
+func TestMetricsAreBounded(t *testing.T) {
+	w := newWorld(t)
+	_, _ = w.exchange("deploy", w.token(nil)[:40])
+	before := len(w.scrape())
+	for _, role := range []string{"one", "two", "three"} {
+		_, _ = w.exchange("unknown-"+role, "x")
+	}
+	if got := len(w.scrape()); got != before+1 { // unknown_role
+		t.Errorf("%d series became %d", before, got)
+	}
+}
+
+var metricName = regexp.MustCompile(`oidcexchange_[a-z_]+`)
+
+// Alert rules and dashboard ask for what there is.
+func TestDashboardsKnowTheMetrics(t *testing.T) {
+	w := newWorld(t)
+	w.issue("deploy")
+	_, _ = w.exchange("deploy", "x")
+	w.clock.advance(10 * time.Minute)
+	w.settleAll()
+	known := map[string]bool{}
+	for name := range w.scrape() {
+		name, _, _ = strings.Cut(name, "{")
+		known["oidcexchange_"+name] = true
+	}
+	for file, decode := range map[string]func([]byte, any) error{"alerts.yaml": yaml.Unmarshal, "grafana.json": json.Unmarshal} {
+		text, err := os.ReadFile("../bootstrap/dashboards/" + file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := decode(text, new(map[string]any)); err != nil {
+			t.Errorf("%s: %v", file, err)
+		}
+		asked := metricName.FindAllString(string(text), -1)
+		if len(asked) < 5 {
+			t.Errorf("%s asks for %d metrics", file, len(asked))
+		}
+		for _, name := range asked {
+			for _, suffix := range []string{"_bucket", "_count", "_sum"} {
+				name = strings.TrimSuffix(name, suffix)
+			}
+			if !known[name] {
+				t.Errorf("%s asks for %s", file, name)
+			}
+		}
+	}
+}

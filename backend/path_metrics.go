@@ -1,0 +1,146 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"bytes"
+	"context"
+	"net/http"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/common/expfmt"
+)
+
+func (b *engine) metricsPath() *framework.Path {
+	return &framework.Path{
+		Pattern: "metrics$",
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: &framework.PathOperation{
+				Callback: b.handle(b.metrics), Summary: "Read counters and gauges as Prometheus takes them.", ForwardPerformanceStandby: true,
+				DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: "read", OperationSuffix: "metrics"},
+			},
+		},
+		HelpSynopsis: "Counters and gauges in Prometheus' text format.",
+		HelpDescription: "What status tells, as numbers, and what was done since the plugin's process began on this node: keys issued, refusals by reason, calls of each target by outcome and time. " +
+			"Prometheus asks /v1/<mount>/metrics with a Vault token (authorization: Bearer). Labels are names that operators wrote and codes of the plugin's own.",
+	}
+}
+
+func (b *engine) metrics(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	known, err := b.gauges(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	current := prometheus.NewRegistry()
+	if err := current.Register(known); err != nil {
+		return nil, err
+	}
+	families, err := prometheus.Gatherers{b.meters.registry, current}.Gather()
+	if err != nil {
+		return nil, err
+	}
+	format := expfmt.NewFormat(expfmt.TypeTextPlain)
+	var text bytes.Buffer
+	out := expfmt.NewEncoder(&text, format)
+	for _, family := range families {
+		if err := out.Encode(family); err != nil {
+			return nil, err
+		}
+	}
+	return &logical.Response{Data: map[string]any{
+		logical.HTTPStatusCode: http.StatusOK, logical.HTTPContentType: string(format), logical.HTTPRawBody: text.Bytes(),
+	}}, nil
+}
+
+// readings are metrics that were taken at one moment, as a prometheus.Collector.
+type readings []prometheus.Metric
+
+// Describe implements prometheus.Collector; none described means that they are not checked.
+func (readings) Describe(chan<- *prometheus.Desc) {}
+
+// Collect implements prometheus.Collector.
+func (r readings) Collect(out chan<- prometheus.Metric) {
+	for _, metric := range r {
+		out <- metric
+	}
+}
+
+// The gauges, and the counters that others keep.
+var (
+	versionGauge  = desc("info", "The plugin's version; always 1.", "version")
+	keysGauge     = desc("ledger_keys", "Keys that the ledger has, by target.", "target")
+	countedGauge  = desc("ledger_counted", "Whether the ledger has been counted since the start; until then roles with ceilings refuse.")
+	openGauge     = desc("ledger_open", "What is not settled: pending, in_flight, debt.", "state")
+	oldestGauge   = desc("ledger_open_oldest_seconds", "Age of the oldest that is not settled; 0 if there is none.")
+	sweptGauge    = desc("sweep_last_run_timestamp_seconds", "When the sweeper last ran on this node.")
+	completeGauge = desc("sweep_complete", "Whether the last sweep got through everything without a fault.")
+	issuerKeys    = desc("issuer_keys", "Usable keys of an issuer.", "issuer")
+	issuerFetched = desc("issuer_keys_fetched_timestamp_seconds", "When the keys in use were asked for.", "issuer")
+	issuerFetches = desc("issuer_fetches_total", "Fetches of an issuer's keys, since its entry was last written.", "issuer", "outcome")
+)
+
+func desc(name, help string, labels ...string) *prometheus.Desc {
+	return prometheus.NewDesc("oidcexchange_"+name, help, labels, nil)
+}
+
+func (r *readings) add(d *prometheus.Desc, kind prometheus.ValueType, value float64, labels ...string) {
+	*r = append(*r, prometheus.MustNewConstMetric(d, kind, value, labels...))
+}
+
+func (r *readings) gauge(d *prometheus.Desc, value float64, labels ...string) {
+	r.add(d, prometheus.GaugeValue, value, labels...)
+}
+
+func boolean(holds bool) float64 {
+	if holds {
+		return 1
+	}
+	return 0
+}
+
+// gauges reads what is so now; like status, it asks no issuer and no target.
+func (b *engine) gauges(ctx context.Context, s logical.Storage) (readings, error) {
+	var r readings
+	r.gauge(versionGauge, 1, Version)
+	open, err := b.openWork(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	for _, state := range []string{"pending", "in_flight", "debt"} {
+		r.gauge(openGauge, float64(open[state].(int)), state)
+	}
+	r.gauge(oldestGauge, float64(open["oldest_seconds"].(int)))
+	for name, n := range b.ledger.perTarget() {
+		r.gauge(keysGauge, float64(n), name)
+	}
+	r.gauge(countedGauge, boolean(b.ledger.isReady()))
+	if last := b.lastSweep.Load(); last != nil {
+		r.gauge(sweptGauge, float64(last.at.Unix()))
+		r.gauge(completeGauge, boolean(last.complete))
+	}
+	return r, b.issuerReadings(ctx, s, &r)
+}
+
+func (b *engine) issuerReadings(ctx context.Context, s logical.Storage, r *readings) error {
+	names, err := b.issuerNoun.table.list(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		vouches, err := b.issuer(ctx, s, name)
+		if err != nil || vouches == nil || vouches.verifier == nil {
+			continue // status says what is wrong with it
+		}
+		known := vouches.verifier.Status()
+		r.gauge(issuerKeys, float64(known.Keys), name)
+		if !known.Fetched.IsZero() {
+			r.gauge(issuerFetched, float64(known.Fetched.Unix()), name)
+		}
+		r.add(issuerFetches, prometheus.CounterValue, float64(known.Fetches-known.Failures), name, "ok")
+		r.add(issuerFetches, prometheus.CounterValue, float64(known.Failures), name, "failed")
+	}
+	return nil
+}
