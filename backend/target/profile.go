@@ -29,7 +29,7 @@ type profile struct {
 	renewed                   *expr.Program // of renew: the new expiry
 	fields                    []entry       // of exchange: further public facts
 	found                     *expr.Program // of find: the accessors on a page
-	next                      *expr.Program // of find: the query of the next page, {} after the last
+	next                      *expr.Program // of find: the query of the next page, {} after the last; nil = there is one page
 
 	endsByAccessor, endsByKey bool // what renew and revoke need of a key
 	endsByName                bool // revoke needs its name alone, and there is no find

@@ -29,8 +29,11 @@ func listed(t *testing.T, next string, answer func(n int) (status int, body, lin
 		_, _ = fmt.Fprint(w, body)
 	}))
 	t.Cleanup(server.Close)
+	if next != "" {
+		next = "  next: '" + next + "'\n"
+	}
 	profile := strings.Replace(base, "  found: response.json.map(k, k.id)\n  next: '{}'\n",
-		"  query: {name: name, size: '2'}\n  found: response.json.keys.filter(k, k.name == name).map(k, k.id)\n  next: '"+next+"'\n", 1)
+		"  query: {name: name, size: '2'}\n  found: response.json.keys.filter(k, k.name == name).map(k, k.id)\n"+next, 1)
 	opened, err := Open(Config{Driver: "http", Profile: profile, URL: server.URL, Credential: map[string]string{"token": "t"}, Egress: egress.Policy{AllowHTTPLoopback: true}})
 	if err != nil {
 		t.Fatal(err)
@@ -72,6 +75,9 @@ func TestFindReadsToTheEnd(t *testing.T) {
 			return 200, none, `<https://x/?page=1>; rel="prev", <https://x/?page=2>; rel="next"`
 		},
 			"find: target's answer makes no sense: the server says that there is a further page, and next does not ask for it", "name=n&size=2"},
+		"no next, and the server knows better": {"", func(int) (int, string, string) { return 200, none, `<https://x/?page=2>; rel="next"` },
+			"find: target's answer makes no sense: the server says that there is a further page, and next does not ask for it", "name=n&size=2"},
+		"no next":      {"", bodies(ours), "k-7", "name=n&size=2"},
 		"found before": {`{}`, func(int) (int, string, string) { return 200, ours, `<https://x/?page=2>; rel=next` }, "k-7", "name=n&size=2"},
 		"the last one": {`{}`, func(int) (int, string, string) {
 			return 200, none, `<https://x/?page=1>; rel="prev first", <x>; rel=nextcloud`

@@ -150,9 +150,6 @@ func (p *profile) parseOperations(s section) {
 	if p.find = parseOperation(s, "find", findScope, "found", "next"); p.find != nil {
 		find := s.section("find")
 		p.found = find.required("found", expr.Any, foundVariables...)
-		if !find.has("next") { // a list that may go on does not say that a key is not there
-			find.fault("next", "is missing: the query of the next page, or {} after the last; without it, leave find out")
-		}
 		p.next = find.cel("next", expr.Any, nextVariables...)
 	}
 	p.check = parseOperation(s, "check", checkScope)
