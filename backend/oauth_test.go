@@ -7,8 +7,6 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"net/http"
 	"os"
@@ -52,11 +50,7 @@ func newOAuthWorld(t *testing.T) *oauthWorld {
 	if err != nil {
 		t.Fatal(err)
 	}
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	w.key = string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
+	w.key = lab.KeyPEM(key)
 	w.server = lab.NewOAuth(lab.OAuthOptions{Path: "/realms/acme", Issuers: []string{w.issuerURL}, Client: w.client(), Domain: w.agent.Domain, Now: w.clock.now,
 		Audiences: []string{"https://api.example.com", supervisor}, Scopes: []string{"read"}, SingleUse: true, Clients: []lab.OAuthClient{
 			{ID: "vault", Method: "client_secret_basic", Secret: clientSecret}, {ID: "robots", Method: "private_key_jwt", Key: key.Public(), KeyID: "2026-11"},

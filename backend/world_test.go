@@ -5,7 +5,6 @@ package backend
 
 import (
 	"context"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
@@ -126,7 +125,7 @@ func (w *world) withNuGet() *world {
 func (w *world) serve(h http.Handler) string {
 	server := httptest.NewTLSServer(h)
 	w.t.Cleanup(server.Close)
-	w.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+	w.ca = lab.CertificatePEM(server.Certificate())
 	return server.URL
 }
 

@@ -92,6 +92,7 @@ func (p Policy) Client(o Options) (*http.Client, error) {
 	}
 	if proxy != nil {
 		transport.Proxy = http.ProxyURL(proxy)
+		transport.OnProxyConnectResponse = judgeProxy
 	}
 	return &http.Client{
 		Transport:     &guard{policy: p, proxy: proxy, transport: transport},
@@ -147,7 +148,16 @@ func (p Policy) parseProxy(o Options) (*url.URL, error) {
 		return nil, nil
 	}
 	// A proxy is mostly spoken to over http: it sees a host's name and then TLS that it cannot read.
-	plain := strings.Replace(o.ProxyURL, "http://", "https://", 1)
+	plain, isHTTP := strings.CutPrefix(o.ProxyURL, "http://")
+	switch {
+	case isHTTP:
+		plain = "https://" + plain
+	case !strings.HasPrefix(plain, "https://"):
+		return nil, errors.New("proxy_url: not an http or https URL; want for example http://proxy.example.com:3128")
+	}
+	if strings.Contains(plain, "@") {
+		return nil, errors.New("proxy_url: has a user; a proxy that wants a password is not supported")
+	}
 	u, err := p.ParseURL(plain)
 	if err != nil {
 		return nil, fmt.Errorf("proxy_url: %w", err)
@@ -155,12 +165,23 @@ func (p Policy) parseProxy(o Options) (*url.URL, error) {
 	if u.Path != "" && u.Path != "/" {
 		return nil, errors.New("proxy_url: has a path; want scheme, host and port only")
 	}
-	if strings.HasPrefix(o.ProxyURL, "http://") {
+	if isHTTP {
 		u.Scheme = "http"
 	} else if o.ClientCert != "" {
 		return nil, errors.New("proxy_url: an https proxy would be shown client_cert; use an http proxy")
 	}
 	return u, nil
+}
+
+// errProxy is in the chain of errors that say what a proxy answered in place of a connection.
+var errProxy = errors.New("the proxy of proxy_url does not connect to the server")
+
+// judgeProxy looks at a proxy's answer to CONNECT. Of its text, which net/http would repeat, nothing is kept.
+func judgeProxy(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
+	if resp.StatusCode == http.StatusOK {
+		return nil
+	}
+	return fmt.Errorf("%w: it answered with status %d", errProxy, resp.StatusCode)
 }
 
 // dial connects to an address that the policy permits. The check sits behind the look-up and before the connection, so
@@ -236,39 +257,67 @@ func ReadAll(r io.Reader, limit int64) ([]byte, error) {
 	return data, nil
 }
 
-// Cause says in this package's own words why a call had no answer. The errors of net/http and crypto/tls may quote the
-// server or the proxy (a status line, a certificate's names) and the URL; this text never does.
+// Cause says in this package's own words why a call had no answer, and what to mend where that can be told. The errors of
+// net/http and crypto/tls may quote the server or the proxy (a status line, a certificate's names) and the URL; this text
+// never does.
 func Cause(err error) string {
-	var (
-		dns     *net.DNSError
-		unknown x509.UnknownAuthorityError
-		name    x509.HostnameError
-		invalid x509.CertificateInvalidError
-		timeout interface{ Timeout() bool }
-	)
 	switch {
 	case errors.Is(err, ErrRefused):
-		return refusal(err)
+		return own(err, ErrRefused)
+	case errors.Is(err, errProxy):
+		return own(err, errProxy)
 	case errors.Is(err, ErrTooLarge):
 		return "the answer is too large"
 	case errors.Is(err, context.Canceled):
 		return "the call was given up"
+	}
+	var proxy *net.OpError
+	if errors.As(err, &proxy) && proxy.Op == "proxyconnect" {
+		return "the proxy of proxy_url: " + connectionCause(proxy.Err)
+	}
+	return connectionCause(err)
+}
+
+// connectionCause says why there is no connection to a server, or none any more.
+func connectionCause(err error) string {
+	var (
+		dns     *net.DNSError
+		record  tls.RecordHeaderError
+		timeout interface{ Timeout() bool }
+	)
+	switch {
 	case errors.As(err, &dns):
 		return "the host's name was not found"
-	case errors.As(err, &unknown):
-		return "the server's certificate is not signed by a trusted CA"
-	case errors.As(err, &name):
-		return "the server's certificate is for another host"
-	case errors.As(err, &invalid):
-		return "the server's certificate is not valid"
 	case CertificateRefused(err):
-		return "the server does not take the client certificate, or wants one"
+		return "the server does not take the client certificate, or wants one; set client_cert and client_key"
 	case alert(err) != "":
-		return "the server ended the TLS connection"
+		return "the server ended the TLS connection; it may want client_cert, or speak no TLS 1.2"
+	case errors.As(err, &record), errors.Is(err, http.ErrSchemeMismatch):
+		return "what answers there does not speak TLS"
 	case errors.As(err, &timeout) && timeout.Timeout():
 		return "no answer in time"
 	case errors.Is(err, syscall.ECONNREFUSED):
 		return "connection refused"
+	}
+	return certificateCause(err)
+}
+
+// certificateCause says what is wrong with a server's certificate, if that is it.
+func certificateCause(err error) string {
+	var (
+		unknown x509.UnknownAuthorityError
+		name    x509.HostnameError
+		invalid x509.CertificateInvalidError
+	)
+	switch {
+	case errors.As(err, &unknown):
+		return "the server's certificate is not signed by a trusted CA; set ca_pem to its CA"
+	case errors.As(err, &name):
+		return "the server's certificate is for another host; the URL must have a name or address that is in it"
+	case errors.As(err, &invalid) && invalid.Reason == x509.Expired:
+		return "the server's certificate has expired, or is not valid yet"
+	case errors.As(err, &invalid):
+		return "the server's certificate is not valid for a server"
 	}
 	return "the connection failed"
 }
@@ -294,11 +343,12 @@ func alert(err error) string {
 	return op.Err.Error()
 }
 
-// refusal is the text of the policy's own error inside err: what wraps it (*url.Error, *net.OpError) repeats the URL.
-func refusal(err error) string {
+// own is the text of our own error inside err, which says more than its sentinel: what wraps it (*url.Error, *net.OpError)
+// repeats the URL.
+func own(err, sentinel error) string {
 	for {
 		inner := errors.Unwrap(err)
-		if inner == nil || inner == ErrRefused {
+		if inner == nil || inner == sentinel {
 			return err.Error()
 		}
 		err = inner

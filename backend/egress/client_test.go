@@ -4,17 +4,11 @@
 package egress
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"io"
 	"log"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -24,6 +18,8 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
 var loopbackOnly = Policy{AllowPrivate: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}}
@@ -63,7 +59,7 @@ func get(t *testing.T, c *http.Client, address string) (string, error) {
 }
 
 func caOf(s *httptest.Server) string {
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}))
+	return lab.CertificatePEM(s.Certificate())
 }
 
 // quiet keeps a server from logging the handshakes that a test makes fail.
@@ -207,7 +203,7 @@ func TestOwnCAReplacesRoots(t *testing.T) {
 	if body, err := get(t, client(t, loopbackOnly, Options{CAPEM: caOf(srv)}), srv.URL); body != "ok" || err != nil {
 		t.Errorf("with the server's CA: %q, %v; want ok", body, err)
 	}
-	other, _ := certificate(t)
+	other := lab.NewAuthority().PEM()
 	for name, ca := range map[string]string{"system roots": "", "another CA": other} {
 		_, err := get(t, client(t, loopbackOnly, Options{CAPEM: ca}), srv.URL)
 		var unknown x509.UnknownAuthorityError
@@ -228,31 +224,24 @@ func TestCertificateMustFit(t *testing.T) {
 		want   string
 	}{
 		"good":         {func(*x509.Certificate) {}, ""},
-		"another name": {func(c *x509.Certificate) { c.IPAddresses, c.DNSNames = nil, []string{"example.com"} }, "the server's certificate is for another host"},
+		"another name": {func(c *x509.Certificate) { c.IPAddresses, c.DNSNames = nil, []string{"example.com"} }, "the server's certificate is for another host; the URL must have a name or address that is in it"},
 		"another address": {func(c *x509.Certificate) { c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 2)} },
-			"the server's certificate is for another host"},
+			"the server's certificate is for another host; the URL must have a name or address that is in it"},
 		"name in the subject alone": {func(c *x509.Certificate) { c.IPAddresses, c.Subject.CommonName = nil, "127.0.0.1" },
-			"the server's certificate is for another host"},
-		"expired":       {func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Minute) }, "the server's certificate is not valid"},
-		"not valid yet": {func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute) }, "the server's certificate is not valid"},
+			"the server's certificate is for another host; the URL must have a name or address that is in it"},
+		"expired":       {func(c *x509.Certificate) { c.NotAfter = now.Add(-time.Minute) }, "the server's certificate has expired, or is not valid yet"},
+		"not valid yet": {func(c *x509.Certificate) { c.NotBefore = now.Add(time.Minute) }, "the server's certificate has expired, or is not valid yet"},
 		"of a client": {func(c *x509.Certificate) { c.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth} },
-			"the server's certificate is not valid"},
+			"the server's certificate is not valid for a server"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			cert, key := certificateWith(t, func(c *x509.Certificate) {
-				c.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
-				tt.change(c)
-			})
-			pair, err := tls.X509KeyPair([]byte(cert), []byte(key))
-			if err != nil {
-				t.Fatal(err)
-			}
+			authority := lab.NewAuthority()
 			srv := quiet(httptest.NewUnstartedServer(&counter{}))
-			srv.TLS = &tls.Config{Certificates: []tls.Certificate{pair}}
+			srv.TLS = &tls.Config{Certificates: []tls.Certificate{authority.Issue(tt.change)}}
 			srv.StartTLS()
 			defer srv.Close()
 			got := ""
-			if _, err := get(t, client(t, loopbackOnly, Options{CAPEM: cert}), srv.URL); err != nil {
+			if _, err := get(t, client(t, loopbackOnly, Options{CAPEM: authority.PEM()}), srv.URL); err != nil {
 				got = Cause(err)
 			}
 			if got != tt.want {
@@ -272,8 +261,61 @@ func TestOldTLSRefused(t *testing.T) {
 	}
 }
 
+// A name that a resolver moves about is judged by the address that is dialled, each time.
+func TestDialledAddressDecides(t *testing.T) {
+	var hits counter
+	authority := lab.NewAuthority()
+	srv := quiet(httptest.NewUnstartedServer(&hits))
+	srv.TLS = &tls.Config{Certificates: []tls.Certificate{authority.Issue(func(c *x509.Certificate) { c.DNSNames = []string{"api.example.com"} })}}
+	srv.StartTLS()
+	defer srv.Close()
+	_, port, _ := net.SplitHostPort(srv.Listener.Addr().String())
+	var at atomic.Pointer[[]netip.Addr]
+	system := net.DefaultResolver
+	net.DefaultResolver = lab.Names(func(string) []netip.Addr { return *at.Load() }).Resolver()
+	defer func() { net.DefaultResolver = system }()
+
+	address := "https://api.example.com:" + port
+	for _, policy := range []Policy{loopbackOnly, {AllowPrivate: everything}} {
+		if _, err := policy.ParseURL(address); err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range []struct {
+			resolved string
+			reached  bool
+		}{
+			{"127.0.0.1", true}, {"169.254.169.254", false}, {"0.0.0.0", false}, {"::ffff:169.254.169.254", false}, {"64:ff9b::a9fe:a9fe", false},
+			{"64:ff9b::7f00:1", false}, {"fe80::1", false}, {"fd00:ec2::254", false}, {"::", false}, {"127.0.0.1", true},
+		} {
+			at.Store(&[]netip.Addr{netip.MustParseAddr(c.resolved)})
+			hit := hits.n.Load()
+			made := client(t, policy, Options{CAPEM: authority.PEM()})
+			_, err := get(t, made, address)
+			if reached := hits.n.Load() > hit; reached != c.reached || reached != (err == nil) || err != nil && !errors.Is(err, ErrRefused) {
+				t.Errorf("at %s: %v, reached %t; want %t", c.resolved, err, reached, c.reached)
+			}
+			made.CloseIdleConnections()
+		}
+	}
+	// Of several addresses the permitted one is taken, and none leads to where the policy forbids.
+	for _, all := range []string{"10.0.0.1 127.0.0.1", "127.0.0.1 169.254.169.254"} {
+		var list []netip.Addr
+		for one := range strings.FieldsSeq(all) {
+			list = append(list, netip.MustParseAddr(one))
+		}
+		at.Store(&list)
+		if body, err := get(t, client(t, loopbackOnly, Options{CAPEM: authority.PEM()}), address); body != "ok" || err != nil {
+			t.Errorf("at %s: %q, %v; want ok", all, body, err)
+		}
+	}
+	at.Store(&[]netip.Addr{netip.MustParseAddr("127.0.0.1")})
+	if _, err := get(t, client(t, Policy{}, Options{CAPEM: authority.PEM()}), address); !errors.Is(err, ErrRefused) {
+		t.Errorf("a public name at loopback: %v, want ErrRefused", err)
+	}
+}
+
 func TestClientCertificate(t *testing.T) {
-	cert, key := certificate(t)
+	cert, key := lab.PairPEM(lab.NewAuthority().Issue(func(c *x509.Certificate) { c.Subject.CommonName = "engine" }))
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		_, _ = io.WriteString(w, r.TLS.PeerCertificates[0].Subject.CommonName)
 	}))
@@ -287,33 +329,4 @@ func TestClientCertificate(t *testing.T) {
 	if _, err := get(t, client(t, loopbackOnly, Options{CAPEM: caOf(srv)}), srv.URL); err == nil {
 		t.Error("without a certificate the server should have refused")
 	}
-}
-
-// certificate makes a self-signed certificate and its key, in PEM.
-func certificate(t *testing.T) (cert, key string) {
-	t.Helper()
-	return certificateWith(t, func(*x509.Certificate) {})
-}
-
-func certificateWith(t *testing.T, change func(*x509.Certificate)) (cert, key string) {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "engine"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-	}
-	change(template)
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})),
-		string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
 }

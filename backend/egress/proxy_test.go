@@ -20,6 +20,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
 func TestProxyVariablesIgnored(t *testing.T) {
@@ -114,7 +116,7 @@ func TestProxyElsewhere(t *testing.T) {
 }
 
 func TestClientOptions(t *testing.T) {
-	cert, key := certificate(t)
+	cert, key := lab.PairPEM(lab.NewAuthority().Issue(nil))
 	tests := []struct {
 		name   string
 		policy Policy
@@ -130,7 +132,7 @@ func TestClientOptions(t *testing.T) {
 		{"pair that is none", Policy{}, Options{ClientCert: cert, ClientKey: cert}, "client_cert, client_key: not a certificate"},
 		{"proxy with user", Policy{}, Options{ProxyURL: "http://u:p@proxy.example.com:3128"}, "proxy_url: has a user"},
 		{"proxy with path", Policy{}, Options{ProxyURL: "http://proxy.example.com:3128/x"}, "proxy_url: has a path"},
-		{"proxy of another kind", Policy{}, Options{ProxyURL: "socks5://proxy.example.com:1080"}, "proxy_url: not an https URL"},
+		{"proxy of another kind", Policy{}, Options{ProxyURL: "socks5://proxy.example.com:1080"}, "proxy_url: not an http or https URL"},
 		{"https proxy that would see the certificate", Policy{}, Options{ProxyURL: "https://proxy.example.com", ClientCert: cert, ClientKey: key}, "proxy_url: an https proxy"},
 		{"negative timeout", Policy{}, Options{Timeout: -1}, "negative"},
 		{"negative connection limit", Policy{}, Options{MaxConns: -1}, "negative"},
@@ -190,17 +192,18 @@ func (errReader) Read([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
 func TestCause(t *testing.T) {
 	for want, err := range map[string]error{
-		"the answer is too large":                                       ErrTooLarge,
-		"the call was given up":                                         context.Canceled,
-		"the host's name was not found":                                 &net.DNSError{Err: "CANARY", Name: "CANARY"},
-		"the server's certificate is not signed by a trusted CA":        x509.UnknownAuthorityError{},
-		"the server's certificate is for another host":                  x509.HostnameError{Certificate: &x509.Certificate{}, Host: "CANARY"},
-		"the server's certificate is not valid":                         x509.CertificateInvalidError{Reason: x509.Expired, Detail: "CANARY"},
-		"the server ended the TLS connection":                           &net.OpError{Op: "remote error", Err: tls.AlertError(40)},
-		"the server does not take the client certificate, or wants one": &net.OpError{Op: "remote error", Err: tls.AlertError(116)},
-		"no answer in time":                                             os.ErrDeadlineExceeded,
-		"connection refused":                                            syscall.ECONNREFUSED,
-		"the connection failed":                                         errors.New("CANARY"),
+		"the answer is too large":       ErrTooLarge,
+		"the call was given up":         context.Canceled,
+		"the host's name was not found": &net.DNSError{Err: "CANARY", Name: "CANARY"},
+		"the server's certificate is for another host; the URL must have a name or address that is in it": x509.HostnameError{Certificate: &x509.Certificate{}, Host: "CANARY"},
+		"the server's certificate has expired, or is not valid yet":                                       x509.CertificateInvalidError{Reason: x509.Expired, Detail: "CANARY"},
+		"the server's certificate is not valid for a server":                                              x509.CertificateInvalidError{Reason: x509.IncompatibleUsage, Detail: "CANARY"},
+		"no answer in time":                          os.ErrDeadlineExceeded,
+		"connection refused":                         syscall.ECONNREFUSED,
+		"the connection failed":                      errors.New("CANARY"),
+		"the proxy of proxy_url: connection refused": &net.OpError{Op: "proxyconnect", Err: syscall.ECONNREFUSED},
+		"the server ended the TLS connection; it may want client_cert, or speak no TLS 1.2":                    &net.OpError{Op: "remote error", Err: tls.AlertError(40)},
+		"the server does not take the client certificate, or wants one; set client_cert and client_key":        &net.OpError{Op: "remote error", Err: tls.AlertError(116)},
 		"refused by the egress rules: 10.0.0.1 is a private address; list its range in config's allow_private": Policy{}.judge(netip.MustParseAddr("10.0.0.1")),
 	} {
 		if got := Cause(&url.Error{Op: "Get", URL: "https://CANARY", Err: err}); got != want {
@@ -222,16 +225,16 @@ func TestCauseRepeatsNothing(t *testing.T) {
 	}))
 	defer proxy.Close()
 	_, err := get(t, client(t, loopbackOnly, Options{ProxyURL: proxy.URL}), "https://example.com/"+canary)
-	if err == nil || !strings.Contains(err.Error(), canary) {
+	if err == nil || !strings.Contains(err.Error(), "/"+canary) {
 		t.Fatalf("the test has lost its point: %v", err)
 	}
-	if got := Cause(err); got != "the connection failed" {
-		t.Errorf("Cause = %q, want the connection failed", got)
+	if got, want := Cause(err), "the proxy of proxy_url does not connect to the server: it answered with status 407"; got != want {
+		t.Errorf("Cause = %q, want %q", got, want)
 	}
 	srv := newTLSServer(&counter{})
 	defer srv.Close()
 	_, err = get(t, client(t, loopbackOnly, Options{}), srv.URL)
-	if got := Cause(err); got != "the server's certificate is not signed by a trusted CA" {
+	if got := Cause(err); got != "the server's certificate is not signed by a trusted CA; set ca_pem to its CA" {
 		t.Errorf("Cause = %q, want the certificate named", got)
 	}
 	_, err = get(t, client(t, Policy{}, Options{}), srv.URL+"/"+canary)

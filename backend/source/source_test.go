@@ -4,7 +4,6 @@
 package source
 
 import (
-	"encoding/pem"
 	"errors"
 	"io"
 	"log"
@@ -61,7 +60,7 @@ func serve(t *testing.T, h http.Handler) (url, ca string) {
 		server.CloseClientConnections() // Close waits for answers that never end
 		server.Close()
 	})
-	return server.URL, string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+	return server.URL, lab.CertificatePEM(server.Certificate())
 }
 
 func loopback() egress.Policy {

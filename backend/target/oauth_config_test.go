@@ -16,6 +16,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
@@ -70,9 +71,9 @@ func TestOAuthOpenNamesTheField(t *testing.T) {
 		"key id that is not used": {func(c *target.Config) { c.OAuth.KeyID = "k" }, "private_key_id: is for client_auth private_key_jwt; client_auth is none"},
 		"no key":                  {signed(""), "private_key: is for client_auth private_key_jwt, which needs it; client_auth is private_key_jwt"},
 		"not PEM":                 {signed("canary"), "private_key: want one private key in PEM, not encrypted"},
-		"two keys":                {signed(keyPEM(t, odd) + keyPEM(t, odd)), "private_key: want one private key in PEM, not encrypted"},
-		"small RSA key":           {signed(keyPEM(t, small)), "private_key: want an RSA key of at least 2048 bits"},
-		"other curve":             {signed(keyPEM(t, odd)), "private_key: want a key of RSA, of P-256, P-384 or P-521, or of Ed25519"},
+		"two keys":                {signed(lab.KeyPEM(odd) + lab.KeyPEM(odd)), "private_key: want one private key in PEM, not encrypted"},
+		"small RSA key":           {signed(lab.KeyPEM(small)), "private_key: want an RSA key of at least 2048 bits"},
+		"other curve":             {signed(lab.KeyPEM(odd)), "private_key: want a key of RSA, of P-256, P-384 or P-521, or of Ed25519"},
 		"no certificate":          {func(c *target.Config) { c.OAuth.ClientAuth, c.OAuth.ClientID = "tls_client_auth", "a" }, "client_cert: is required with client_auth tls_client_auth"},
 		"subject_token_type":      {func(c *target.Config) { c.OAuth.SubjectTokenType = "a b" }, "subject_token_type: want jwt, id_token, access_token, or a URN"},
 		"type without exchange":   {func(c *target.Config) { c.OAuth.SubjectTokenType, c.OAuth.Grant = "jwt", "jwt_bearer" }, "subject_token_type: is for token exchanges; grant is jwt_bearer"},
@@ -136,7 +137,7 @@ func TestOAuthKeys(t *testing.T) {
 		keys = append(keys, key)
 	}
 	for _, key := range keys {
-		config := target.Config{Driver: "oauth", URL: "https://id.example", OAuth: target.OAuth{ClientAuth: "private_key_jwt", ClientID: "a", PrivateKey: keyPEM(t, key)}}
+		config := target.Config{Driver: "oauth", URL: "https://id.example", OAuth: target.OAuth{ClientAuth: "private_key_jwt", ClientID: "a", PrivateKey: lab.KeyPEM(key)}}
 		if _, err := target.Open(config); err != nil {
 			t.Errorf("%T: %v", key, err)
 		}

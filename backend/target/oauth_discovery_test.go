@@ -176,7 +176,7 @@ func (d *documents) port() string { return d.base[strings.LastIndex(d.base, ":")
 // With a client certificate, endpoints may be others.
 func TestOAuthMutualTLSAliases(t *testing.T) {
 	t.Parallel()
-	cert, key := selfSigned(t, "engine")
+	cert, key := engineCertificate()
 	d, opened := newDocuments(t, "", func(_ *documents, c *target.Config) {
 		c.ClientCert, c.ClientKey, c.OAuth = cert, key, target.OAuth{ClientAuth: "tls_client_auth", ClientID: "engine"}
 	})

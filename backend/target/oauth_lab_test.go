@@ -5,19 +5,15 @@ package target_test
 
 import (
 	"context"
-	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/rsa"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"io"
 	"log"
-	"math/big"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -112,7 +108,7 @@ func (a *authority) serve(h http.Handler) string {
 	server.Config.ErrorLog = log.New(io.Discard, "", 0)
 	server.StartTLS()
 	a.Cleanup(server.Close)
-	a.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+	a.ca = lab.CertificatePEM(server.Certificate())
 	return server.URL
 }
 
@@ -168,15 +164,6 @@ func wantError(t *testing.T, name string, err, outcome error, text string) {
 	}
 }
 
-func keyPEM(t *testing.T, key crypto.Signer) string {
-	t.Helper()
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
-}
-
 // Each way to say who the engine is, against a server that takes that one alone: also where it revokes and introspects.
 func TestOAuthClientAuthentication(t *testing.T) {
 	t.Parallel()
@@ -188,7 +175,7 @@ func TestOAuthClientAuthentication(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cert, certKey := selfSigned(t, "engine")
+	cert, certKey := engineCertificate()
 	for name, c := range map[string]struct {
 		client    lab.OAuthClient
 		configure func(*target.OAuth)
@@ -197,10 +184,10 @@ func TestOAuthClientAuthentication(t *testing.T) {
 		"basic": {lab.OAuthClient{ID: "the engine", Method: "client_secret_basic", Secret: labSecret}, func(*target.OAuth) {}},
 		"post":  {lab.OAuthClient{ID: "the engine", Method: "client_secret_post", Secret: labSecret}, func(o *target.OAuth) { o.ClientAuth = "client_secret_post" }},
 		"EC": {lab.OAuthClient{ID: "engine", Method: "private_key_jwt", Key: ec.Public(), KeyID: "k1"}, func(o *target.OAuth) {
-			*o = target.OAuth{ClientAuth: "private_key_jwt", ClientID: "engine", PrivateKey: keyPEM(t, ec), KeyID: "k1"}
+			*o = target.OAuth{ClientAuth: "private_key_jwt", ClientID: "engine", PrivateKey: lab.KeyPEM(ec), KeyID: "k1"}
 		}},
 		"RSA, for the token endpoint": {lab.OAuthClient{ID: "engine", Method: "private_key_jwt", Key: rs.Public()}, func(o *target.OAuth) {
-			*o = target.OAuth{ClientAuth: "private_key_jwt", ClientID: "engine", PrivateKey: keyPEM(t, rs), AssertionAudience: "+/token"}
+			*o = target.OAuth{ClientAuth: "private_key_jwt", ClientID: "engine", PrivateKey: lab.KeyPEM(rs), AssertionAudience: "+/token"}
 		}},
 		"SVID": {lab.OAuthClient{ID: gatewayID, Method: "jwt-bearer"}, func(o *target.OAuth) { *o = target.OAuth{ClientAuth: "svid_jwt_bearer", OwnToken: o.OwnToken} }},
 		"SVID of an id": {lab.OAuthClient{ID: supervisorID, Method: "jwt-spiffe"}, func(o *target.OAuth) {
@@ -246,20 +233,6 @@ func TestOAuthClientAuthentication(t *testing.T) {
 			}
 		})
 	}
-}
-
-func selfSigned(t *testing.T, name string) (cert, key string) {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: name}, NotAfter: time.Now().Add(time.Hour)}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), keyPEM(t, private)
 }
 
 // The text of a refusal says what to mend, and nothing that the server said.

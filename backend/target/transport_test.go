@@ -4,16 +4,10 @@
 package target
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
-	"crypto/x509/pkix"
-	"encoding/pem"
 	"errors"
 	"io"
-	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -23,6 +17,7 @@ import (
 	"time"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
 // net/http repeats requests without a body that have an idempotency key when a connection breaks that was in use before. A
@@ -90,41 +85,14 @@ func (l handshakes) Accept() (net.Conn, error) {
 	}
 }
 
-// pair makes a self-signed certificate of 127.0.0.1 and its key, in PEM.
-func pair(t *testing.T, notAfter time.Time) (cert, key string) {
-	t.Helper()
-	private, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		t.Fatal(err)
-	}
-	template := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "engine"}, IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
-		NotBefore: notAfter.Add(-2 * time.Hour), NotAfter: notAfter, IsCA: true, BasicConstraintsValid: true,
-		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth, x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, private.Public(), private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	keyDER, err := x509.MarshalPKCS8PrivateKey(private)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), string(pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: keyDER}))
-}
-
 // A server that does not take our certificate looks at no request: nothing happened, and asking again does not help. With
 // TLS 1.3 the request is on its way before the client learns of it.
 func TestClientCertificateRefused(t *testing.T) {
-	now := time.Now()
-	own, ownKey := pair(t, now.Add(time.Hour))
-	other, otherKey := pair(t, now.Add(time.Hour))
-	old, oldKey := pair(t, now.Add(-time.Minute))
-	server, err := tls.X509KeyPair([]byte(own), []byte(ownKey))
-	if err != nil {
-		t.Fatal(err)
-	}
-	const refused = "exchange: denied by the target: the server does not take the client certificate, or wants one"
+	authority := lab.NewAuthority()
+	own, ownKey := lab.PairPEM(authority.Issue(nil))
+	other, otherKey := lab.PairPEM(lab.NewAuthority().Issue(nil))
+	old, oldKey := lab.PairPEM(authority.Issue(func(c *x509.Certificate) { c.NotAfter = time.Now().Add(-time.Minute) }))
+	const refused = "exchange: denied by the target: the server does not take the client certificate, or wants one; set client_cert and client_key"
 	for name, c := range map[string]struct {
 		version   uint16
 		cert, key string
@@ -139,12 +107,11 @@ func TestClientCertificateRefused(t *testing.T) {
 		"1.3, expired": {tls.VersionTLS13, old, oldKey, refused, ErrDenied},
 		"1.3, none":    {tls.VersionTLS13, "", "", refused, ErrDenied},
 		// Before 1.3 there is no alert for this alone. Nothing was sent, which is all that is known.
-		"1.2, none": {tls.VersionTLS12, "", "", "exchange: target is busy: the server ended the TLS connection", ErrBusy},
+		"1.2, none": {tls.VersionTLS12, "", "", "exchange: target is busy: the server ended the TLS connection; it may want client_cert, or speak no TLS 1.2", ErrBusy},
 	} {
 		t.Run(name, func(t *testing.T) {
 			pool := x509.NewCertPool()
-			pool.AppendCertsFromPEM([]byte(own))
-			pool.AppendCertsFromPEM([]byte(old))
+			pool.AppendCertsFromPEM([]byte(authority.PEM()))
 			listener, err := net.Listen("tcp", "127.0.0.1:0")
 			if err != nil {
 				t.Fatal(err)
@@ -154,13 +121,13 @@ func TestClientCertificateRefused(t *testing.T) {
 				asked.Add(1)
 				w.WriteHeader(403)
 			})}, Listener: handshakes{listener, &tls.Config{
-				Certificates: []tls.Certificate{server}, MinVersion: c.version, MaxVersion: c.version, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool,
+				Certificates: []tls.Certificate{authority.Issue(nil)}, MinVersion: c.version, MaxVersion: c.version, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool,
 			}}}
 			serving.Start()
 			defer serving.Close()
 			opened, err := Open(Config{
 				Driver: "http", Profile: base, URL: "https://" + listener.Addr().String(), Credential: map[string]string{"token": "t"},
-				CAPEM: own, ClientCert: c.cert, ClientKey: c.key, Egress: egress.Policy{AllowHTTPLoopback: true},
+				CAPEM: authority.PEM(), ClientCert: c.cert, ClientKey: c.key, Egress: egress.Policy{AllowHTTPLoopback: true},
 			})
 			if err != nil {
 				t.Fatal(err)

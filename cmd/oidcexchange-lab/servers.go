@@ -8,6 +8,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"net"
@@ -176,10 +177,7 @@ func start(o options, adminToken string) (*labs, error) {
 	if err := clearFiles(o.dir); err != nil {
 		return nil, err
 	}
-	authority, err := newAuthority(o.listen)
-	if err != nil {
-		return nil, err
-	}
+	authority := lab.NewAuthority()
 	l := &labs{failed: make(chan error, len(o.names))}
 	if err := l.listen(o); err != nil {
 		l.close()
@@ -216,11 +214,18 @@ func (l *labs) listen(o options) error {
 }
 
 // serve makes the stand-ins and starts their servers.
-func (l *labs) serve(o options, authority *authority, token string) {
-	s := setup{urls: make(map[string]string), client: authority.client(), adminToken: token}
+func (l *labs) serve(o options, authority *lab.Authority, token string) {
+	s := setup{urls: make(map[string]string), client: authority.Client(), adminToken: token}
 	for _, r := range l.servers {
 		s.urls[r.name] = r.url
 	}
+	leaf := authority.Issue(func(c *x509.Certificate) {
+		if ip := net.ParseIP(o.listen); ip != nil {
+			c.IPAddresses = append(c.IPAddresses, ip)
+		} else {
+			c.DNSNames = append(c.DNSNames, o.listen)
+		}
+	})
 	// A connection that a fault cuts must be the connection, not one stream of it: HTTP/1 only.
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
@@ -228,7 +233,7 @@ func (l *labs) serve(o options, authority *authority, token string) {
 		r := &l.servers[i]
 		r.server = &http.Server{
 			Handler:           handler(r.name, s),
-			TLSConfig:         &tls.Config{Certificates: []tls.Certificate{authority.leaf}, MinVersion: tls.VersionTLS12},
+			TLSConfig:         &tls.Config{Certificates: []tls.Certificate{leaf}, MinVersion: tls.VersionTLS12},
 			Protocols:         &protocols,
 			ReadHeaderTimeout: 10 * time.Second,
 		}
@@ -330,12 +335,12 @@ func clearFiles(dir string) error {
 }
 
 // writeFiles writes the URLs last: who sees one finds the other files complete.
-func (l *labs) writeFiles(o options, authority *authority, token string, random bool) error {
+func (l *labs) writeFiles(o options, authority *lab.Authority, token string, random bool) error {
 	if o.dir == "" {
 		return nil
 	}
 	if !o.http {
-		if err := writeFile(o.dir, caFile, authority.pem, 0o644); err != nil {
+		if err := writeFile(o.dir, caFile, []byte(authority.PEM()), 0o644); err != nil {
 			return err
 		}
 	}

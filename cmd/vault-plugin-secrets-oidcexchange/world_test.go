@@ -6,7 +6,6 @@ package main
 import (
 	"crypto/rand"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -120,7 +119,7 @@ func (w *world) serve(t testing.TB, h http.Handler) string {
 		stand.CloseClientConnections() // Close waits for calls that a fault keeps hanging
 		stand.Close()
 	})
-	w.ca = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: stand.Certificate().Raw}))
+	w.ca = lab.CertificatePEM(stand.Certificate())
 	w.http = stand.Client()
 	return stand.URL
 }
