@@ -5,6 +5,7 @@ package backend
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
@@ -35,11 +36,33 @@ func newProxied(t *testing.T, o lab.GitProxyOptions) *proxied {
 	return w
 }
 
-// wantNothing checks that neither target nor ledger has anything left.
+// wantNothing checks that neither target nor ledger has anything left, and that what the users logged in with was seen by
+// nobody.
 func (w *proxied) wantNothing() {
 	w.t.Helper()
+	w.wantUnseen()
 	if users, entries := w.proxy.Users(), w.ledgerEntries(); len(users)+len(entries) > 0 {
 		w.t.Errorf("left are the users %v and the entries %v", users, entries)
+	}
+}
+
+// wantUnseen wants no password and no session of a user in the log, in storage, or in what else was said.
+func (w *proxied) wantUnseen(said ...any) {
+	w.t.Helper()
+	texts := map[string]string{"the log": w.logs.String(), "an answer": fmt.Sprintf("%+v", said)}
+	for _, path := range w.stored("") {
+		entry, err := w.store.Storage.Get(w.t.Context(), path)
+		if err != nil {
+			w.t.Fatal(err)
+		}
+		texts[path] = string(entry.Value)
+	}
+	for where, text := range texts {
+		for _, secret := range w.proxy.Secrets() {
+			if strings.Contains(text, secret) {
+				w.t.Errorf("%s has a password or a session of a user", where)
+			}
+		}
 	}
 }
 
@@ -59,6 +82,7 @@ func TestGitProxyLifeOfAKey(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" || !strings.HasPrefix(name, "oidcx-") || !w.proxy.Valid(resp.Data["api_key"].(string)) {
 		t.Errorf("-want +got:\n%s", diff)
 	}
+	w.wantUnseen(resp.Data, resp.Secret.InternalData)
 	second := w.issue("push") // two leases have two users: neither ends the other's key
 	if renewed, err := w.lease(logical.RenewOperation, resp); err != nil || renewed.IsError() || renewed.Secret.TTL != 15*time.Minute {
 		t.Errorf("renewing: %v %v", err, renewed)
@@ -90,7 +114,9 @@ func TestGitProxyRefuses(t *testing.T) {
 			w.write("roles/push", map[string]any{"parameters": map[string]any{"roles": c.roles}})
 			token := w.token(nil)
 			for range 2 { // the token is released
-				if reason, status := reasonOf(w.exchange("push", token)); reason != c.reason || status != c.status {
+				resp, err := w.exchange("push", token)
+				w.wantUnseen(resp, err)
+				if reason, status := reasonOf(resp, err); reason != c.reason || status != c.status {
 					t.Errorf("%s, %d; want %s, %d", reason, status, c.reason, c.status)
 				}
 			}

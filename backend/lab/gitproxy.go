@@ -6,6 +6,7 @@ package lab
 import (
 	"crypto/sha256"
 	"crypto/subtle"
+	"maps"
 	"net/http"
 	"slices"
 	"strings"
@@ -51,9 +52,10 @@ type GitProxy struct {
 	mux *http.ServeMux
 	o   GitProxyOptions
 
-	mu       sync.Mutex
-	users    []proxyUser       // oldest first
-	sessions map[string]string // username by the cookie's value
+	mu        sync.Mutex
+	users     []proxyUser       // oldest first
+	passwords []string          // of all users that there ever were
+	sessions  map[string]string // username by the cookie's value
 }
 
 type proxyUser struct {
@@ -109,6 +111,14 @@ func (g *GitProxy) Users() []GitProxyUser {
 		all = append(all, GitProxyUser{u.name, slices.Clone(u.roles), u.key != [sha256.Size]byte{}})
 	}
 	return all
+}
+
+// Secrets returns the password of each user that was ever made and the value of each session: what nobody but the server
+// and who asked it for them may know.
+func (g *GitProxy) Secrets() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.AppendSeq(slices.Clone(g.passwords), maps.Keys(g.sessions))
 }
 
 // Valid reports whether key is a user's.
@@ -271,15 +281,18 @@ func (g *GitProxy) create(w http.ResponseWriter, r *http.Request, _ caller) {
 	switch {
 	case !g.changes(w, "User creation requires a JDBC user store"):
 	case !readJSON(w, r, &in):
-	case strings.TrimSpace(in.Username) == "" || strings.TrimSpace(in.Password) == "":
-		writeError(w, http.StatusBadRequest, "username and password are required")
+	case strings.TrimSpace(in.Username) == "":
+		writeError(w, http.StatusBadRequest, "username is required")
+	case strings.TrimSpace(in.Password) == "":
+		writeError(w, http.StatusBadRequest, "password is required")
 	case g.index(in.Username) >= 0:
-		writeError(w, http.StatusConflict, "user exists")
+		writeError(w, http.StatusConflict, "User already exists: "+in.Username)
 	default:
 		if len(in.Roles) == 0 {
 			in.Roles = []string{"USER"}
 		}
 		g.users = append(g.users, proxyUser{name: in.Username, password: in.Password, roles: in.Roles})
+		g.passwords = append(g.passwords, in.Password)
 		writeJSON(w, http.StatusCreated, map[string]string{"username": in.Username})
 	}
 }

@@ -106,6 +106,9 @@ func TestGitProxyLifeOfAKey(t *testing.T) {
 	if r := g.makeKey(t, session); r.status != 401 {
 		t.Errorf("the session of a deleted user: %d", r.status)
 	}
+	if diff := cmp.Diff([]string{"p", strings.TrimPrefix(session, "JSESSIONID=")}, g.Secrets()); diff != "" {
+		t.Errorf("secrets (-want +got):\n%s", diff)
+	}
 }
 
 func TestGitProxyRefusals(t *testing.T) {
@@ -126,9 +129,9 @@ func TestGitProxyRefusals(t *testing.T) {
 		"operator makes a key": {"POST", "/api/me/api-key", "", "operator", "", "", 403, `{"error":"API key generation requires the SELF_CERTIFY role"}`},
 		"no CSRF":              {"POST", "/api/me/api-key", "", "", plain, "", 403, ""},
 		"other CSRF":           {"POST", "/api/me/api-key", "", "", plain + "; XSRF-TOKEN=a", "b", 403, ""},
-		"name is taken":        {"POST", "/api/users", `{"username":"plain","password":"p"}`, "operator", "", "", 409, `{"error":"user exists"}`},
-		"no password":          {"POST", "/api/users", `{"username":"x"}`, "operator", "", "", 400, `{"error":"username and password are required"}`},
-		"no name":              {"POST", "/api/users", `{"password":"x"}`, "operator", "", "", 400, `{"error":"username and password are required"}`},
+		"name is taken":        {"POST", "/api/users", `{"username":"plain","password":"p"}`, "operator", "", "", 409, `{"error":"User already exists: plain"}`},
+		"no password":          {"POST", "/api/users", `{"username":"x"}`, "operator", "", "", 400, `{"error":"password is required"}`},
+		"no name":              {"POST", "/api/users", `{"password":"x"}`, "operator", "", "", 400, `{"error":"username is required"}`},
 		"not JSON":             {"POST", "/api/users", `x`, "operator", "", "", 400, `{"error":"the body is not the JSON object that was asked for"}`},
 		"last administrator":   {"DELETE", "/api/users/admin", "", "operator", "", "", 409, `{"error":"Cannot delete the last admin user"}`},
 	} {

@@ -4,6 +4,7 @@
 package target
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"net/http"
@@ -136,6 +137,9 @@ func gitProxyKeyHint(a answer) string {
 	case http.StatusUnauthorized:
 		return "the new user could not log in; the server's auth.provider must be local"
 	case http.StatusForbidden:
+		if !bytes.Contains(a.body, []byte("SELF_CERTIFY")) {
+			return "the request counts as forged there; a proxy before the server may drop cookies or the header X-XSRF-TOKEN"
+		}
 		return "users without the role SELF_CERTIFY make no keys there; add it to the parameter roles"
 	case http.StatusNotFound, http.StatusMethodNotAllowed:
 		return "this version of it has no keys for users"

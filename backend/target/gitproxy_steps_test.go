@@ -4,7 +4,11 @@
 package target_test
 
 import (
+	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
+	"strings"
 	"testing"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
@@ -16,6 +20,7 @@ const (
 	login     = "POST /login"
 	makeKey   = "POST /api/me/api-key"
 	noLogin   = "denied by the target: it refused: the new user could not log in; the server's auth.provider must be local"
+	noCertify = `{"error": "API key generation requires the SELF_CERTIFY role"}`
 	threeCall = makeUser + ", " + login + ", " + makeKey
 )
 
@@ -38,13 +43,14 @@ func TestGitProxySteps(t *testing.T) {
 		"login is refused":           {line{401, "", nil}, key, gone, noLogin + " (status 401)", false, makeUser + ", " + login + ", DELETE" + theUser},
 		"no cookie":                  {line{302, "", http.Header{"Set-Cookie": {"SESSION=; Max-Age=0", "XSRF-TOKEN=x"}}}, key, gone, noLogin, false, makeUser + ", " + login + ", DELETE" + theUser},
 		"too many cookies":           {line{302, "", http.Header{"Set-Cookie": {"a=1", "b=1", "c=1", "d=1", "e=1", "f=1", "g=1", "h=1", "i=1"}}}, key, gone, noLogin, false, makeUser + ", " + login + ", DELETE" + theUser},
-		"no SELF_CERTIFY":            {loggedIn, line{403, `{"error": "API key generation requires the SELF_CERTIFY role"}`, nil}, gone, "denied by the target: it refused: users without the role SELF_CERTIFY make no keys there; add it to the parameter roles (status 403)", false, threeCall + ", DELETE" + theUser},
+		"no SELF_CERTIFY":            {loggedIn, line{403, noCertify, nil}, gone, "denied by the target: it refused: users without the role SELF_CERTIFY make no keys there; add it to the parameter roles (status 403)", false, threeCall + ", DELETE" + theUser},
 		"session is not taken":       {loggedIn, line{401, "", nil}, gone, noLogin + " (status 401)", false, threeCall + ", DELETE" + theUser},
 		"no keys for users":          {loggedIn, line{404, "", nil}, gone, "denied by the target: it refused: this version of it has no keys for users (status 404)", false, threeCall + ", DELETE" + theUser},
 		"store is read-only":         {loggedIn, line{501, `{"error": "Profile mutations are not supported with the current user store backend"}`, nil}, gone, "denied by the target: it refused: its user store is read-only; users can be made with a JDBC or MongoDB store (status 501)", false, threeCall + ", DELETE" + theUser},
 		"busy":                       {loggedIn, line{503, "", nil}, gone, "target is busy: try again later (status 503)", false, threeCall + ", DELETE" + theUser},
-		"user is gone already":       {loggedIn, line{403, "", nil}, line{404, "", nil}, "denied by the target: it refused: users without the role SELF_CERTIFY make no keys there; add it to the parameter roles (status 403)", false, threeCall + ", DELETE" + theUser},
-		"user stays":                 {loggedIn, line{403, "", nil}, line{500, "", nil}, "outcome is unknown: it refused: users without the role SELF_CERTIFY make no keys there; add it to the parameter roles (status 403)", true, threeCall + ", DELETE" + theUser},
+		"takes it for forged":        {loggedIn, line{403, "", nil}, gone, "denied by the target: it refused: the request counts as forged there; a proxy before the server may drop cookies or the header X-XSRF-TOKEN (status 403)", false, threeCall + ", DELETE" + theUser},
+		"user is gone already":       {loggedIn, line{403, noCertify, nil}, line{404, "", nil}, "denied by the target: it refused: users without the role SELF_CERTIFY make no keys there; add it to the parameter roles (status 403)", false, threeCall + ", DELETE" + theUser},
+		"user stays":                 {loggedIn, line{403, noCertify, nil}, line{500, "", nil}, "outcome is unknown: it refused: users without the role SELF_CERTIFY make no keys there; add it to the parameter roles (status 403)", true, threeCall + ", DELETE" + theUser},
 		"user stays, login refused":  {line{401, "", nil}, key, line{409, "", nil}, "outcome is unknown: it refused: the new user could not log in; the server's auth.provider must be local (status 401)", true, makeUser + ", " + login + ", DELETE" + theUser},
 		"login breaks":               {line{500, "", nil}, key, gone, "outcome is unknown: it answered otherwise than expected (status 500)", true, makeUser + ", " + login},
 		"key breaks":                 {loggedIn, line{500, "", nil}, gone, "outcome is unknown: it answered otherwise than expected (status 500)", true, threeCall},
@@ -64,7 +70,33 @@ func TestGitProxySteps(t *testing.T) {
 			if (err == nil) != (k.Secret == "gp_1") {
 				t.Errorf("error %v and key %v", err, k)
 			}
+			s.wantKept(t, err, k)
 		})
+	}
+}
+
+// wantKept wants what the throw-away user logs in with, and its session, in no form of an error, and in nothing that is kept
+// of a key.
+func (s *script) wantKept(t *testing.T, err error, k target.Key) {
+	t.Helper()
+	var made struct{ Password string }
+	if json.Unmarshal([]byte(s.bodies[0]), &made) != nil || len(made.Password) < 16 {
+		t.Fatalf("the user is made by %q", s.bodies[0])
+	}
+	k.Secret = "" // it is for the caller
+	kept, _ := json.Marshal(k)
+	shown := []string{string(kept)}
+	for e := err; e != nil; e = errors.Unwrap(e) {
+		shown = append(shown, fmt.Sprintf("%v %+v %#v %q", e, e, e, e))
+	}
+	var told *target.Error
+	if errors.As(err, &told) {
+		shown = append(shown, fmt.Sprintf("%+v", *told))
+	}
+	for _, secret := range []string{made.Password, "SESSION=s", "0perator"} {
+		if text := strings.Join(shown, "\n"); strings.Contains(text, secret) {
+			t.Errorf("%q is in %s", secret, text)
+		}
 	}
 }
 

@@ -32,9 +32,9 @@ var cut = line{}
 type script struct {
 	url string
 
-	mu    sync.Mutex
-	lines map[string][]line
-	asked []string
+	mu            sync.Mutex
+	lines         map[string][]line
+	asked, bodies []string
 }
 
 func scripted(t *testing.T, lines map[string][]line) *script {
@@ -47,10 +47,10 @@ func scripted(t *testing.T, lines map[string][]line) *script {
 }
 
 func (s *script) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	_, _ = io.Copy(io.Discard, r.Body)
+	body, _ := io.ReadAll(r.Body)
 	s.mu.Lock()
 	request := r.Method + " " + r.URL.RequestURI()
-	s.asked = append(s.asked, request)
+	s.asked, s.bodies = append(s.asked, request), append(s.bodies, string(body))
 	said := line{status: 404, body: "no such page"}
 	if left := s.lines[request]; len(left) > 0 {
 		said = left[0]

@@ -49,4 +49,5 @@ func testGitProxy(t *testing.T, s *server) {
 	if users := proxy.Users(); len(users) != 0 {
 		t.Errorf("users %v", users)
 	}
+	s.canary(proxy.Secrets()...) // what users logged in with is in no log
 }
