@@ -32,7 +32,7 @@ const (
 	OpRevoke = "revoke" // KeyAPI, CratesIO, Artifactory, Gitea, Connect, GitLab, OAuth: end a key; GitProxy: delete a user
 	OpFind   = "find"   // KeyAPI, Artifactory, Gitea, Connect, GitLab: look for keys; GitProxy: look for a user
 	OpCheck  = "check"  // KeyAPI, GitLab, GitProxy: is the credential good; Connect: is the server there
-	OpUse    = "use"    // KeyAPI, Artifactory, Gitea, Connect, GitLab, GitProxy, OAuth: use of a key
+	OpUse    = "use"    // KeyAPI, Artifactory, Gitea, Connect, GitLab, GitProxy, FinosGitProxy, OAuth: use of a key
 
 	OpFederate = "federate" // Connect: a user's key for an identity token
 	OpWhoami   = "whoami"   // Connect: whose key is it

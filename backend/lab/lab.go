@@ -4,7 +4,8 @@
 // Package lab holds stand-in servers for tests and for the lab program: an OpenID provider (Issuer), an OAuth token
 // endpoint (TokenEndpoint), a whole OAuth authorization server (OAuth), registries that trust an issuer's tokens (NuGet, PyPI, CratesIO, RubyGems, NPM), platforms that
 // make access tokens (Artifactory, Gitea), a plain API that makes keys (KeyAPI), a GitLab (GitLab), a Posit
-// Connect server (Connect), a git-proxy-java (GitProxy) and a SPIFFE Workload API (WorkloadAPI, which speaks gRPC).
+// Connect server (Connect), a git-proxy-java (GitProxy), a finos/git-proxy that takes an
+// authorization server's tokens (FinosGitProxy) and a SPIFFE Workload API (WorkloadAPI, which speaks gRPC).
 //
 // Each is an http.Handler, written from the protocol that it stands for and not from a client, keeps its state in memory and
 // is safe for concurrent use. Each embeds a Control, by which a test injects faults and watches calls. A key that a stand-in

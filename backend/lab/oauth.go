@@ -4,6 +4,7 @@
 package lab
 
 import (
+	"cmp"
 	"crypto"
 	"net/http"
 	"net/url"
@@ -36,6 +37,7 @@ type OAuthOptions struct {
 	Domain    func(name string) *Issuer // the authority of a trust domain, see WorkloadAPI.Domain; nil = SVIDs are nobody's
 	Audiences []string                  // for which it makes tokens; nil = any
 	Scopes    []string                  // nil = any
+	Algorithm string                    // that signs its tokens; "" = ES256
 	Life      time.Duration             // of its tokens, whole seconds; 0 = 5 minutes
 	SingleUse bool                      // a subject token is taken once
 	Places    []string                  // of its document; nil = PlaceInserted and PlaceOpenID
@@ -113,7 +115,7 @@ func NewOAuth(o OAuthOptions) *OAuth {
 	a := &OAuth{
 		Control: Control{ops: []string{OpDiscovery, OpJWKS, OpGrant, OpRevoke, OpIntrospect, OpUse}},
 		mux:     http.NewServeMux(), o: o, now: clock(o.Now), used: make(map[string]bool),
-		signer: NewIssuer(IssuerOptions{Algorithm: "ES256", Now: o.Now}),
+		signer: NewIssuer(IssuerOptions{Algorithm: cmp.Or(o.Algorithm, "ES256"), Now: o.Now}),
 	}
 	for place, path := range map[string]string{
 		PlaceInserted: "/.well-known/oauth-authorization-server" + o.Path, PlaceAppended: o.Path + "/.well-known/oauth-authorization-server",
