@@ -10,12 +10,13 @@
 //	oidcexchange-lab [flags] NAME...
 //
 // NAME is one of the servers issuer, nuget, keyapi, spiffe, pypi, crates-io, rubygems, npm, artifactory, gitea, gitlab,
-// connect, gitproxy, oauth; the registries, artifactory, connect and oauth trust the issuer of the same process and need it. The
-// client of oauth is vault, with the secret lab. Once all of them listen,
-// a line "NAME URL" is printed for each. SIGINT or SIGTERM ends the program.
+// connect, git-proxy-java, oauth, finos-git-proxy. The registries, artifactory, connect and oauth trust the issuer of the same
+// process, finos-git-proxy the tokens of oauth: what a server needs and is not named is started with it. The client of oauth is
+// vault, with the secret lab. Once all of them listen, a line "NAME URL" is printed for each. SIGINT or SIGTERM ends the
+// program.
 //
 // With -dir the program writes, before the lines are printed, the files ca.pem (what to trust for https), NAME.token for
-// keyapi, artifactory, gitea, gitlab, connect and gitproxy (their administrator's token or key, unless LAB_ADMIN_TOKEN is set to one), spiffe.env (SPIFFE_ENDPOINT_SOCKET=unix://…, which names the
+// keyapi, artifactory, gitea, gitlab, connect and git-proxy-java (their administrator's token or key, unless LAB_ADMIN_TOKEN is set to one), spiffe.env (SPIFFE_ENDPOINT_SOCKET=unix://…, which names the
 // Workload API's socket spiffe.sock beside it) and, last, NAME.url for each server. Files of these names that
 // an earlier run left behind are removed at the start, so a script may wait for a NAME.url to appear.
 package main
@@ -90,7 +91,7 @@ func parse(args []string, stderr io.Writer) (options, error) {
 	if err := fs.Parse(args); err != nil {
 		return o, err
 	}
-	o.names = fs.Args()
+	o.names = withNeeded(fs.Args())
 	return o, checkNames(o.names, o.ports)
 }
 

@@ -9,6 +9,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -203,7 +204,7 @@ func TestPlainHTTPAndGivenToken(t *testing.T) {
 func TestServersOnPremises(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
-	p := startProgram(t, 3, "", "-dir", dir, "gitproxy", "connect", "issuer")
+	p := startProgram(t, 3, "", "-dir", dir, "git-proxy-java", "connect", "issuer")
 	defer p.end(t)
 	c := trusting(t, dir)
 	_, token := call(t, c, "POST", p.urls["issuer"]+"/lab/token", `{"aud":"connect"}`)
@@ -219,8 +220,8 @@ func TestServersOnPremises(t *testing.T) {
 	if status, body := call(t, c, "GET", p.urls["connect"]+"/__api__/v1/user", "", "Authorization", "Key "+readFile(t, dir, "connect.token")); status != 200 {
 		t.Errorf("connect's administrator: %d %s", status, body)
 	}
-	if status, body := call(t, c, "GET", p.urls["gitproxy"]+"/api/users", "", "X-Api-Key", readFile(t, dir, "gitproxy.token")); status != 200 {
-		t.Errorf("gitproxy's operator: %d %s", status, body)
+	if status, body := call(t, c, "GET", p.urls["git-proxy-java"]+"/api/users", "", "X-Api-Key", readFile(t, dir, "git-proxy-java.token")); status != 200 {
+		t.Errorf("git-proxy-java's operator: %d %s", status, body)
 	}
 }
 
@@ -236,6 +237,44 @@ func TestOAuthBesideTheIssuer(t *testing.T) {
 	status, body := call(t, c, "POST", p.urls["oauth"]+"/token", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Authorization", "Basic dmF1bHQ6bGFi")
 	if status != 200 || !strings.Contains(body, `"access_token":"`) {
 		t.Errorf("exchange: %d %s; want 200 and a token", status, body)
+	}
+}
+
+// finos-git-proxy brings its identity provider along, and takes what that gives to a client.
+func TestFinosGitProxyByItsName(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	p := startProgram(t, 3, "", "-dir", dir, "finos-git-proxy")
+	defer p.end(t)
+	c := trusting(t, dir)
+	form := url.Values{"grant_type": {"client_credentials"}, "audience": {"git-proxy"}, "scope": {"git-proxy.admin"}}
+	status, body := call(t, c, "POST", p.urls["oauth"]+"/token", form.Encode(), "Content-Type", "application/x-www-form-urlencoded", "Authorization", "Basic dmF1bHQ6bGFi")
+	var made struct {
+		Token string `json:"access_token"`
+	}
+	if status != 200 || json.Unmarshal([]byte(body), &made) != nil {
+		t.Fatalf("a token: %d %s", status, body)
+	}
+	if status, body := call(t, c, "DELETE", p.urls["finos-git-proxy"]+"/api/v1/repo/7/delete", "", "Authorization", "Bearer "+made.Token); status != 200 {
+		t.Errorf("its administrator: %d %s", status, body)
+	}
+	if status, _ := call(t, c, "GET", p.urls["finos-git-proxy"]+"/api/v1/repo", ""); status != 401 {
+		t.Errorf("nobody: %d", status)
+	}
+}
+
+// Each server starts by its name alone; what it needs comes with it.
+func TestEachServerStartsByItsName(t *testing.T) {
+	t.Parallel()
+	for _, s := range standIns {
+		chosen := withNeeded([]string{s.name})
+		p := startProgram(t, len(chosen), "", "-dir", t.TempDir(), s.name)
+		for _, name := range chosen {
+			if p.urls[name] == "" {
+				t.Errorf("%s: %s has no address", s.name, name)
+			}
+		}
+		p.end(t)
 	}
 }
 
@@ -370,12 +409,9 @@ func TestRefusedCommandLines(t *testing.T) {
 		"":                               "no server named; want some of " + known,
 		"isuer":                          `server "isuer": unknown; want some of ` + known,
 		"issuer issuer":                  `server "issuer": named twice`,
-		"nuget":                          `server "nuget": needs "issuer" beside it`,
-		"npm":                            `server "npm": needs "issuer" beside it`,
 		"gitea":                          "gitea without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
 		"keyapi":                         "keyapi without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
-		"gitproxy":                       "gitproxy without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
-		"connect":                        `server "connect": needs "issuer" beside it`,
+		"git-proxy-java":                 "git-proxy-java without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
 		"gitlab":                         "gitlab without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made",
 		"spiffe":                         "spiffe without a place for its socket; set -dir",
 		"-ports nuget=8080 issuer":       `port for "nuget", which is not started`,

@@ -25,7 +25,7 @@ import (
 // standIns are the servers that the program knows.
 var standIns = []struct {
 	name  string
-	needs string // another stand-in of the same process
+	needs string // another stand-in, which is started with it
 	admin bool   // has an administrator, who presents the admin token
 	make  func(setup) http.Handler
 }{
@@ -40,9 +40,10 @@ var standIns = []struct {
 	{"artifactory", "issuer", true, newArtifactory},
 	{"gitea", "", true, newGitea},
 	{"connect", "issuer", true, newConnect},
-	{"gitproxy", "", true, newGitProxy},
+	{"git-proxy-java", "", true, newGitProxy},
 	{"gitlab", "", true, newGitLab},
 	{"oauth", "issuer", false, newOAuth},
+	{"finos-git-proxy", "oauth", false, newFinosGitProxy},
 }
 
 const spiffeName = "spiffe"
@@ -94,9 +95,16 @@ func newGitLab(s setup) http.Handler {
 	return g
 }
 
-// newOAuth makes an authorization server that takes the issuer's tokens. Its client vault has the secret lab.
+// newFinosGitProxy makes a finos/git-proxy that takes the tokens of oauth's client vault for the audience git-proxy. With the
+// scope git-proxy.admin they are an administrator's.
+func newFinosGitProxy(s setup) http.Handler {
+	return lab.NewFinosGitProxy(lab.FinosGitProxyOptions{AuthorityURL: s.urls["oauth"], ClientID: "vault", ExpectedAudience: "git-proxy",
+		RoleMapping: map[string][]lab.FinosClaim{"admin": {{Name: "scope", Value: "git-proxy.admin"}}}, Client: s.client})
+}
+
+// newOAuth makes an authorization server that takes the issuer's tokens and signs by RS256. Its client vault has the secret lab.
 func newOAuth(s setup) http.Handler {
-	a := lab.NewOAuth(lab.OAuthOptions{Issuers: []string{s.urls["issuer"]}, Client: s.client,
+	a := lab.NewOAuth(lab.OAuthOptions{Issuers: []string{s.urls["issuer"]}, Client: s.client, Algorithm: "RS256",
 		Clients: []lab.OAuthClient{{ID: "vault", Method: "client_secret_basic", Secret: "lab"}}})
 	a.SetURL(s.urls["oauth"])
 	return a
@@ -115,6 +123,19 @@ func names() []string {
 	return all
 }
 
+// withNeeded adds what the chosen servers need and was not named, after them.
+func withNeeded(chosen []string) []string {
+	all := slices.Clone(chosen)
+	for i := 0; i < len(all); i++ {
+		for _, s := range standIns {
+			if s.name == all[i] && s.needs != "" && !slices.Contains(all, s.needs) {
+				all = append(all, s.needs)
+			}
+		}
+	}
+	return all
+}
+
 // checkNames refuses what cannot be started together.
 func checkNames(chosen []string, ports map[string]int) error {
 	if len(chosen) == 0 {
@@ -126,11 +147,6 @@ func checkNames(chosen []string, ports map[string]int) error {
 		}
 		if slices.Contains(chosen[:i], name) {
 			return fmt.Errorf("server %q: named twice", name)
-		}
-	}
-	for _, s := range standIns {
-		if s.needs != "" && slices.Contains(chosen, s.name) && !slices.Contains(chosen, s.needs) {
-			return fmt.Errorf("server %q: needs %q beside it", s.name, s.needs)
 		}
 	}
 	for name := range ports {
