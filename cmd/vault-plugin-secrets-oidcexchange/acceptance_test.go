@@ -48,6 +48,7 @@ var acceptance = []struct {
 	{"Connect", testConnect},
 	{"GitProxy", testGitProxy},
 	{"GitLab", testGitLab},
+	{"GitLabSelf", testGitLabSelf},
 	{"SPIFFE", testSPIFFE},
 	{"OwnTokenFromFile", testOwnTokenFromFile},
 	{"OwnTokenFromEndpoint", testOwnTokenFromEndpoint},

@@ -80,3 +80,37 @@ func testGitLab(t *testing.T, s *server) {
 		t.Errorf("live after the sweep: %v", g.Live())
 	}
 }
+
+// Before GitLab 17.11 a key of a service account ends itself, by the same example.
+func testGitLabSelf(t *testing.T, s *server) {
+	w := newWorld(t, s, pluginName)
+	g := lab.NewGitLab(lab.GitLabOptions{Before1711: true})
+	credential := g.AddToken(g.AddUser(lab.GitLabUser{Name: "engine"}), 90, "api")
+	g.AddGroup("acme", map[string]int{"engine": 50})
+	g.AddUser(lab.GitLabUser{Name: "deployer", Group: "acme"})
+	url := w.serve(t, g)
+	w.example(t, "gitlab.sh", "TRUST=main", "GITLAB="+url, "TOKEN_FILE="+writeFile(t, t.TempDir(), "token", credential), "PROJECT=1", "GROUP=1", "ACCOUNT=2", "REVOKE_BY=self")
+
+	for _, leaked := range []bool{false, true} {
+		secret := w.mustExchange(t, "gitlab-deploy", w.token(nil))
+		key := secret.Data["api_key"].(string)
+		s.canary(credential, key)
+		if !g.Valid(key) || secret.Data["revocable"] != true {
+			t.Errorf("the key lives: %v, revocable %v", g.Valid(key), secret.Data["revocable"])
+		}
+		if leaked { // somebody ended it by itself: GitLab answers 401 of it from then on
+			req, err := http.NewRequestWithContext(t.Context(), http.MethodDelete, url+"/api/v4/personal_access_tokens/self", nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			req.Header.Set("PRIVATE-TOKEN", key)
+			if resp, err := w.http.Do(req); err != nil || resp.StatusCode != http.StatusNoContent {
+				t.Fatalf("ending the key: %v %v", resp, err)
+			}
+		}
+		w.must(t, w.root.Token(), "lease", "revoke", "-sync", secret.LeaseID)
+		if g.Valid(key) || len(g.Live()) != 0 || w.read(t, "keys/"+secret.Data["id"].(string)) != nil {
+			t.Errorf("ended before %v: live %v, or the ledger has it still", leaked, g.Live())
+		}
+	}
+}
