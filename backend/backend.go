@@ -48,6 +48,7 @@ type engine struct {
 	issuers  cache[*issuer]
 	policies cache[*policy]
 	targets  cache[*openTarget]
+	limiters limiters
 	roles    cache[*role]
 	blocks   cache[[]block]
 	self     cache[*provider]
@@ -85,7 +86,7 @@ func newEngine(now func() time.Time) *engine {
 	b := &engine{now: now, meters: newMeters(), workload: workloadAPI(os.Getenv(endpointSocket)), tokenDirs: os.Getenv(source.DirsVariable)}
 	b.life, b.end = context.WithCancel(context.Background())
 	b.replay.now = now
-	b.targets.dropped = func(t *openTarget) { t.Close() }
+	b.targets.kept, b.targets.dropped = func(t *openTarget) { t.Use() }, func(t *openTarget) { t.Close() }
 	b.issuerNoun, b.trustNoun, b.targetNoun = b.newIssuerNoun(), b.newTrustNoun(), b.newTargetNoun()
 	b.roleNoun, b.blockNoun = b.newRoleNoun(), b.newBlockNoun()
 	b.Backend = &framework.Backend{

@@ -140,7 +140,7 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	if err != nil {
 		return nil, err
 	}
-	made, err := b.openTarget(name, record, conf)
+	made, err := b.openTarget(name, record, conf, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -235,7 +235,7 @@ func origin(raw string) string {
 	return u.Scheme + "://" + u.Host
 }
 
-func (b *engine) openTarget(name string, r *targetRecord, conf *settings) (*openTarget, error) {
+func (b *engine) openTarget(name string, r *targetRecord, conf *settings, limiter *target.Limiter) (*openTarget, error) {
 	timeout := r.RequestTimeout
 	if timeout == 0 || timeout > conf.RequestTimeout {
 		timeout = conf.RequestTimeout
@@ -245,7 +245,7 @@ func (b *engine) openTarget(name string, r *targetRecord, conf *settings) (*open
 		Source: r.SubjectTokenSource, Audience: r.Audience, Condition: r.Condition, Lifetime: r.Lifetime.duration(), OAuth: b.oauth(*r, conf.egress),
 		CAPEM: r.CAPEM, ClientCert: r.ClientCert, ClientKey: r.ClientKey, ProxyURL: r.ProxyURL,
 		RequestTimeout: timeout.duration(), MaxResponseBytes: int64(conf.MaxResponseBytes),
-		Rate: r.Rate, Burst: r.Burst, Concurrency: r.Concurrency,
+		Rate: r.Rate, Burst: r.Burst, Concurrency: r.Concurrency, Limiter: limiter,
 		Egress: conf.egress, UserAgent: "vault-plugin-secrets-oidcexchange/" + strings.TrimPrefix(Version, "v"), Now: b.now,
 	})
 	if err != nil {
@@ -274,14 +274,14 @@ func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name strin
 		return found, false, err
 	}
 	until, err := b.ledger.lastEnd(name)
-	if err != nil {
+	switch {
+	case err != nil:
 		return nil, false, err
-	}
-	if until.IsZero() {
+	case until.IsZero():
 		b.meters.forget(name)
+		b.limiters.forget(name)
 		return nil, false, nil
-	}
-	if !d.Get("force").(bool) {
+	case !d.Get("force").(bool):
 		return []string{"keys that live there; revoke them first, or add force=true to keep what revoking them needs"}, false, nil
 	}
 	record.DeletedUntil = &until
@@ -328,6 +328,7 @@ func (b *engine) bury(ctx context.Context, s logical.Storage, name string) error
 		return err
 	}
 	defer b.meters.forget(name)
+	defer b.limiters.forget(name)
 	defer b.targets.drop(name)
 	return b.targetNoun.table.delete(ctx, s, name)
 }
@@ -344,7 +345,7 @@ func (b *engine) target(ctx context.Context, s logical.Storage, name string) (*o
 		if err != nil {
 			return nil, false, err
 		}
-		made, err := b.openTarget(name, record, conf)
+		made, err := b.openTarget(name, record, conf, b.limiters.of(name, origin(record.URL), b.now))
 		if err != nil { // it was sound when it was written, by the rules of that time
 			return nil, false, refuse(reasonEgress, "target %q no longer fits config: %v", name, err)
 		}

@@ -110,7 +110,8 @@ func (t table[T]) list(ctx context.Context, s logical.Storage) ([]string, error)
 type cache[V any] struct {
 	mu         sync.RWMutex
 	items      map[string]V
-	generation uint64 // rises with each drop, so that a load that a write overtook is not kept
+	generation uint64  // rises with each drop, so that a load that a write overtook is not kept
+	kept       func(V) // of a value that is used from now on
 	dropped    func(V)
 }
 
@@ -137,6 +138,9 @@ func (c *cache[V]) get(name string, load func() (v V, ok bool, err error)) (V, b
 			c.items = map[string]V{}
 		}
 		c.items[name] = v
+		if c.kept != nil {
+			c.kept(v)
+		}
 	}
 	return v, true, nil
 }

@@ -31,7 +31,8 @@ const maxRefusalBytes = 64 << 10
 // most once, follows no redirect, and ends in an answer or an *Error that says what may have happened.
 type api struct {
 	client    *http.Client
-	limiter   *limiter
+	limiter   *Limiter
+	limits    limits // of the limiter, once the target is in use
 	base      *url.URL
 	userAgent string
 	timeout   time.Duration
@@ -100,7 +101,11 @@ func newAPI(c Config, base *url.URL) (*api, error) {
 	case c.Concurrency < 0 || c.Concurrency > maxConcurrency:
 		return nil, fieldErrorf("concurrency", "want 1 to %d", maxConcurrency)
 	}
-	a.limiter = newLimiter(c.Rate, c.Burst, c.Concurrency, a.now)
+	a.limits = limits{perSecond: c.Rate, burst: c.Burst, concurrency: c.Concurrency}
+	if a.limiter = c.Limiter; a.limiter == nil {
+		a.limiter = NewLimiter(a.now)
+		a.limiter.set(a.limits)
+	}
 	var err error
 	a.client, err = c.Egress.Client(egress.Options{
 		CAPEM: c.CAPEM, ClientCert: c.ClientCert, ClientKey: c.ClientKey, ProxyURL: c.ProxyURL,
@@ -124,13 +129,14 @@ func (a *api) do(ctx context.Context, c call) (answer, error) {
 }
 
 // send waits for the call's turn and sends its request, as ours whoever made it.
-func (a *api) send(c call, req *http.Request) (answer, error) {
-	leave, err := a.limiter.enter(req.Context(), c.op, c.urgent)
+func (a *api) send(c call, req *http.Request) (got answer, err error) {
+	caller := req.Context()
+	leave, err := a.limiter.enter(caller, c.op, c.urgent)
 	if err != nil {
 		return answer{}, err
 	}
-	defer leave()
-	ctx, cancel := context.WithTimeout(req.Context(), a.timeout)
+	defer func() { leave(healthOf(caller, err)) }()
+	ctx, cancel := context.WithTimeout(caller, a.timeout)
 	defer cancel()
 
 	var over atomic.Pointer[httptrace.GotConnInfo]

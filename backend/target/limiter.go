@@ -5,6 +5,7 @@ package target
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"sync"
 	"time"
@@ -17,49 +18,74 @@ const (
 	maxPause = 5 * time.Minute  // a longer Retry-After is cut to this
 )
 
-// limiter bounds the calls to one target: how many a second, how many at a time, and none while the target asks to be
-// left alone. Urgent calls, those that end keys, go first.
-type limiter struct {
+// Limiter bounds the calls to one target: how many a second, how many at a time, none while the target asks to be left
+// alone, and few while it is dead (see breaker). Urgent calls, those that end keys, go first. It outlives the Targets that
+// share it, so that none forgets what another has met.
+type Limiter struct {
 	ordinary chan struct{} // holds one: all other ordinary calls wait here, out of the way of urgent ones
 	turn     chan struct{} // holds one: its holder waits for a token and a slot; an urgent call has at most one ordinary before it
-	slots    chan struct{} // as many as calls may run at a time
-	rate     *rate.Limiter // nil = no bound
+	freed    chan struct{} // holds one: perhaps more calls may run than before
 	now      func() time.Time
 
-	mu    sync.Mutex
-	until time.Time // the target asks for quiet until then
+	mu      sync.Mutex
+	rate    *rate.Limiter // nil = no bound
+	most    int           // calls that may run at a time
+	running int
+	urgent  int       // urgent calls that wait for their turn
+	until   time.Time // the target asks for quiet until then
+	breaker breaker
 }
 
-// newLimiter takes calls a second (0 = no bound), how many of them may come at once (0 = those of one second), and how
-// many may run at a time.
-func newLimiter(perSecond float64, burst, concurrency int, now func() time.Time) *limiter {
-	l := &limiter{
-		ordinary: make(chan struct{}, 1),
-		turn:     make(chan struct{}, 1),
-		slots:    make(chan struct{}, concurrency),
-		now:      now,
+// limits are how many calls may be made.
+type limits struct {
+	perSecond   float64 // 0 = no bound
+	burst       int     // how many of them may come at once; 0 = those of one second
+	concurrency int     // at a time
+}
+
+// NewLimiter returns a Limiter with the default limits, for Config.Limiter.
+func NewLimiter(now func() time.Time) *Limiter {
+	return &Limiter{
+		ordinary: make(chan struct{}, 1), turn: make(chan struct{}, 1), freed: make(chan struct{}, 1),
+		now: now, most: defaultConcurrency,
 	}
-	if perSecond > 0 {
-		if burst == 0 {
-			burst = int(math.Ceil(perSecond))
-		}
-		l.rate = rate.NewLimiter(rate.Limit(perSecond), burst)
+}
+
+// set changes the limits from the next call on. What was used of the rate stays used.
+func (l *Limiter) set(to limits) {
+	if to.burst == 0 {
+		to.burst = int(math.Ceil(to.perSecond))
 	}
-	return l
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case to.perSecond == 0:
+		l.rate = nil
+	case l.rate == nil:
+		l.rate = rate.NewLimiter(rate.Limit(to.perSecond), to.burst)
+	default:
+		l.rate.SetLimit(rate.Limit(to.perSecond))
+		l.rate.SetBurst(to.burst)
+	}
+	l.most = to.concurrency
+	l.signal()
 }
 
 // enter waits for the call's turn. After a nil error the caller must call leave when the call is over. The only errors are
-// ErrBusy: the target is paused (an urgent call waits for the end of the pause if ctx lasts that long), ctx ended, or an
-// ordinary call has waited for maxWait.
-func (l *limiter) enter(ctx context.Context, op string, urgent bool) (leave func(), err error) {
+// ErrBusy: the target is dead, it is paused (an urgent call waits for the end of the pause if ctx lasts that long), ctx
+// ended, or an ordinary call has waited for maxWait.
+func (l *Limiter) enter(ctx context.Context, op string, urgent bool) (leave func(health), err error) {
+	if err := l.refuses(op, urgent); err != nil {
+		return nil, err
+	}
 	outer := ctx
-	if !urgent {
+	if urgent {
+		l.waits(1)
+		defer l.waits(-1)
+	} else {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, maxWait)
 		defer cancel()
-		if err := l.paused(op); err != nil {
-			return nil, err
-		}
 		if !take(ctx, l.ordinary) {
 			return nil, tooLong(outer, op)
 		}
@@ -72,19 +98,53 @@ func (l *limiter) enter(ctx context.Context, op string, urgent bool) (leave func
 	if err := l.sitOut(ctx, op, urgent); err != nil {
 		return nil, err
 	}
-	if l.rate != nil && l.rate.Wait(ctx) != nil {
+	if bound := l.bound(); bound != nil && bound.Wait(ctx) != nil {
 		return nil, tooLong(outer, op)
 	}
-	if !take(ctx, l.slots) {
+	if !l.slot(ctx) {
 		return nil, tooLong(outer, op)
 	}
-	return func() { release(l.slots) }, nil
+	return l.begin(op, urgent)
+}
+
+// refuses says why a call need not wait for its turn; nil if it may.
+func (l *Limiter) refuses(op string, urgent bool) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.broken(op, urgent); e != nil {
+		return e
+	}
+	if e := l.paused(op); e != nil && !urgent {
+		return e
+	}
+	return nil
+}
+
+// begin makes the call one of those that are under way, unless the target was found dead while it waited.
+func (l *Limiter) begin(op string, urgent bool) (leave func(health), err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if e := l.broken(op, urgent); e != nil {
+		l.running--
+		l.signal()
+		return nil, e
+	}
+	probe := l.breaker.begin()
+	return func(h health) {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		l.running--
+		l.breaker.end(l.now(), probe, h)
+		l.signal()
+	}, nil
 }
 
 // sitOut lets an urgent call wait for the end of a pause, however often it is prolonged; an ordinary call does not wait.
-func (l *limiter) sitOut(ctx context.Context, op string, urgent bool) error {
+func (l *Limiter) sitOut(ctx context.Context, op string, urgent bool) error {
 	for {
+		l.mu.Lock()
 		pause := l.paused(op)
+		l.mu.Unlock()
 		if pause == nil {
 			return nil
 		}
@@ -101,23 +161,98 @@ func (l *limiter) sitOut(ctx context.Context, op string, urgent bool) error {
 	}
 }
 
-// paused returns ErrBusy while the target has asked to be left alone.
-func (l *limiter) paused(op string) *Error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
+// paused returns ErrBusy while the target has asked to be left alone. The caller holds mu.
+func (l *Limiter) paused(op string) *Error {
 	if left := l.until.Sub(l.now()); left > 0 {
 		return &Error{Op: op, Text: "the target asked to be left alone", RetryAfter: left, outcome: ErrBusy}
 	}
 	return nil
 }
 
+// broken returns ErrBusy while the target is dead. What may use up a token or a credential is no probe while something waits
+// that ends keys. The caller holds mu.
+func (l *Limiter) broken(op string, urgent bool) *Error {
+	left, shut := l.breaker.shut(l.now())
+	spends := op == "exchange" && !urgent || op == "rotate"
+	if !shut && !(l.breaker.open && spends && l.urgent > 0) {
+		return nil
+	}
+	text := fmt.Sprintf("the last %d calls failed, so it is asked again only after a while", l.breaker.failures)
+	return &Error{Op: op, Text: text, RetryAfter: left, outcome: ErrBusy}
+}
+
 // pause keeps calls away from the target for d, at most maxPause; it never shortens a pause.
-func (l *limiter) pause(d time.Duration) {
+func (l *Limiter) pause(d time.Duration) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if until := l.now().Add(min(d, maxPause)); until.After(l.until) {
 		l.until = until
 	}
+}
+
+// slot waits until one call fewer runs than may. Its caller has the turn, so nobody else waits here.
+func (l *Limiter) slot(ctx context.Context) bool {
+	for ctx.Err() == nil {
+		l.mu.Lock()
+		free := l.running < l.most
+		if free {
+			l.running++
+		}
+		l.mu.Unlock()
+		if free {
+			return true
+		}
+		select {
+		case <-l.freed:
+		case <-ctx.Done():
+		}
+	}
+	return false
+}
+
+// signal wakes who waits for a slot.
+func (l *Limiter) signal() {
+	select {
+	case l.freed <- struct{}{}:
+	default:
+	}
+}
+
+func (l *Limiter) waits(n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.urgent += n
+}
+
+func (l *Limiter) bound() *rate.Limiter {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.rate
+}
+
+// Use makes the limits of t's Config those of its limiter.
+func (t *Target) Use() { t.api.limiter.set(t.api.limits) }
+
+// State is what a Limiter has met.
+type State struct {
+	Failures int       // calls in a row that had no answer, or a server's error
+	Open     bool      // there were so many that the target is asked only now and then
+	Next     time.Time // no call is made before; zero = calls are made
+}
+
+// State returns what the target's limiter has met.
+func (t *Target) State() State { return t.api.limiter.state() }
+
+func (l *Limiter) state() State {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	s, now := State{Failures: l.breaker.failures, Open: l.breaker.open}, l.now()
+	for _, until := range []time.Time{l.until, l.breaker.until} {
+		if until.After(now) && until.After(s.Next) {
+			s.Next = until
+		}
+	}
+	return s
 }
 
 func tooLong(ctx context.Context, op string) *Error {

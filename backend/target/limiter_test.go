@@ -16,20 +16,26 @@ import (
 )
 
 // enter enters or fails the test.
-func enter(t *testing.T, l *limiter, urgent bool) func() {
+func enter(t *testing.T, l *Limiter, urgent bool) func() {
 	t.Helper()
 	leave, err := l.enter(t.Context(), "exchange", urgent)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return leave
+	return func() { leave(healthAlive) }
+}
+
+func newLimiter(perSecond float64, burst, concurrency int) *Limiter {
+	l := NewLimiter(time.Now)
+	l.set(limits{perSecond, burst, concurrency})
+	return l
 }
 
 // While all slots are taken, calls queue up. When they are freed one by one, urgent calls get them before ordinary ones
 // that came earlier; only the one ordinary call whose turn it is already goes before.
 func TestUrgentCallsGoFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(0, 0, 1, time.Now)
+		l := newLimiter(0, 0, 1)
 		leave := enter(t, l, false)
 		order := make(chan string, 6)
 		wait := func(name string, urgent bool) {
@@ -40,7 +46,7 @@ func TestUrgentCallsGoFirst(t *testing.T) {
 					return
 				}
 				order <- name
-				leave()
+				leave(healthAlive)
 			}()
 			synctest.Wait()
 		}
@@ -66,7 +72,7 @@ func TestUrgentCallsGoFirst(t *testing.T) {
 
 func TestConcurrencyIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(0, 0, 3, time.Now)
+		l := newLimiter(0, 0, 3)
 		var running, entered atomic.Int64
 		for range 20 {
 			go func() {
@@ -94,7 +100,7 @@ func TestConcurrencyIsBounded(t *testing.T) {
 
 func TestRateIsKept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(2, 1, 10, time.Now)
+		l := newLimiter(2, 1, 10)
 		start := time.Now()
 		for range 5 {
 			enter(t, l, true)()
@@ -107,7 +113,7 @@ func TestRateIsKept(t *testing.T) {
 
 func TestWaitIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(0, 0, 1, time.Now)
+		l := newLimiter(0, 0, 1)
 		defer enter(t, l, false)()
 		start := time.Now()
 		_, err := l.enter(t.Context(), "exchange", false)
@@ -126,7 +132,7 @@ func TestWaitIsBounded(t *testing.T) {
 
 func TestPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := newLimiter(0, 0, 1, time.Now)
+		l := newLimiter(0, 0, 1)
 		l.pause(time.Hour)
 		l.pause(time.Second) // does not shorten it
 		_, err := l.enter(t.Context(), "exchange", false)

@@ -65,6 +65,7 @@ type Config struct {
 	Rate             float64       // calls a second; 0 = no bound
 	Burst            int           // with Rate, calls that may come at once; 0 = those of one second
 	Concurrency      int           // calls at a time, at most 1000; 0 = 10
+	Limiter          *Limiter      // to share with other Targets of the same API, see Use; nil = one of its own
 
 	Egress    egress.Policy
 	UserAgent string           // "" = oidcexchange

@@ -118,6 +118,9 @@ func (t *Target) Exchange(ctx context.Context, r Request) (Key, error) {
 	if t.source != SourceNone && r.SubjectToken == "" {
 		return Key{}, unbuildable("exchange", "there is no subject token")
 	}
+	if err := t.answers(ctx, "exchange"); err != nil {
+		return Key{}, err
+	}
 	return t.driver.exchange(ctx, r)
 }
 
