@@ -38,13 +38,14 @@ type sweepReport struct {
 	complete bool
 }
 
-// sweeper is one sweep. A target that does not answer is left alone for the rest of it.
+// sweeper is one sweep. A target that does not answer is left alone for the rest of it. An entry that fails by itself is put
+// off, each time for longer, and takes no turn from the target's others.
 type sweeper struct {
 	*engine
 	s      logical.Storage
 	grace  time.Duration
-	eager  bool            // try debts whose next try is not due yet
-	down   map[string]bool // targets that failed in this sweep
+	eager  bool            // try what was put off, too
+	down   map[string]bool // targets that did not answer in this sweep
 	isOpen map[string]bool // what is in open/
 	done   swept
 	faults []error
@@ -120,6 +121,7 @@ func (w *sweeper) open(ctx context.Context) error {
 		start++
 	}
 	rands = append(rands[start:], rands[:start]...)
+	var fault error
 	for _, rand := range rands[:min(len(rands), sweepEntries)] {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -129,23 +131,25 @@ func (w *sweeper) open(ctx context.Context) error {
 			continue
 		}
 		e, err := openTable.get(ctx, w.s, rand)
-		if err != nil {
-			return err
+		if err != nil { // of one record; the others can be settled
+			fault = err
+			continue
 		}
 		if e == nil || w.down[e.Target] {
 			continue
 		}
 		w.note(e, w.openEntry(ctx, e))
 	}
-	return nil
+	return fault
 }
 
-// note keeps the error of one entry and goes on with the next.
+// note keeps the error of one entry and goes on with the next. A refusal, or a server's error, may be about that entry alone.
 func (w *sweeper) note(e *entry, err error) {
 	if err == nil {
 		return
 	}
-	if errors.Is(err, target.ErrBusy) || errors.Is(err, target.ErrUnknown) || errors.Is(err, target.ErrDenied) {
+	told := (*target.Error)(nil)
+	if errors.Is(err, target.ErrBusy) || errors.Is(err, target.ErrUnknown) && errors.As(err, &told) && told.Status == 0 {
 		w.down[e.Target] = true
 	}
 	w.faults = append(w.faults, fmt.Errorf("key %s at target %q: %w", e.ID, e.Target, err))
@@ -153,13 +157,35 @@ func (w *sweeper) note(e *entry, err error) {
 
 func (w *sweeper) openEntry(ctx context.Context, e *entry) error {
 	now := w.now()
-	switch {
-	case e.State == stateDebt && (w.eager || !now.Before(e.NextTry)):
-		return w.pay(ctx, e)
-	case e.State == statePending && now.Sub(e.IssuedAt) >= w.grace:
-		return w.settle(ctx, e)
+	if !w.eager && now.Before(e.NextTry) {
+		return nil
 	}
-	return nil
+	var err error
+	switch {
+	case e.State == stateDebt:
+		err = w.pay(ctx, e)
+	case e.State == statePending && now.Sub(e.IssuedAt) >= w.grace:
+		err = w.settle(ctx, e)
+	}
+	if err == nil {
+		return nil
+	}
+	return errors.Join(err, w.postpone(ctx, e.rand()))
+}
+
+// postpone puts off the next try of what is open, unless that was settled meanwhile.
+func (w *sweeper) postpone(ctx context.Context, rand string) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout) // a try may have taken all the time there was
+	defer cancel()
+	w.ledger.changes.Lock()
+	defer w.ledger.changes.Unlock()
+	e, err := openTable.get(ctx, w.s, rand)
+	if err != nil || e == nil {
+		return err
+	}
+	e.Tries++
+	e.NextTry = w.now().UTC().Add(min(maxBackoff, time.Minute<<min(e.Tries, 6)))
+	return openTable.put(ctx, w.s, rand, e)
 }
 
 // pay tries once more to revoke a key that must die.
@@ -171,13 +197,11 @@ func (w *sweeper) pay(ctx context.Context, debt *entry) error {
 	if filed == nil {
 		return w.ledger.void(ctx, w.s, debt.rand()) // paid; only the debt's removal was lost
 	}
-	if err = w.revokeAt(ctx, w.s, filed.Target, filed.Handle, filed.ExpiresAt); err == nil {
-		w.done.Revoked++
-		return w.ledger.dead(ctx, w.s, filed)
+	if err := w.revokeAt(ctx, w.s, filed.Target, filed.Handle, filed.ExpiresAt); err != nil {
+		return err
 	}
-	debt.Tries++
-	debt.NextTry = w.now().UTC().Add(min(maxBackoff, time.Minute<<min(debt.Tries, 6)))
-	return errors.Join(err, w.ledger.owe(ctx, w.s, debt))
+	w.done.Revoked++
+	return w.ledger.dead(ctx, w.s, filed)
 }
 
 // settle finds out what became of an exchange whose answer was never recorded. A key that lives is revoked, for nobody

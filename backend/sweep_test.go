@@ -5,8 +5,10 @@ package backend
 
 import (
 	"context"
+	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -55,7 +57,7 @@ func TestTombstonesGoOneByOne(t *testing.T) {
 		w.delete(path, map[string]any{"force": true})
 	}
 	w.revoke(other)
-	w.clock.advance(4 * time.Hour) // past the latest end that a key of beta could have
+	w.clock.advance(5 * time.Hour) // past the latest end that a key of beta could have
 	w.settleAll()
 	if left := w.stored("targets/"); !cmp.Equal(left, []string{"targets/acme"}) {
 		t.Errorf("left are %v; the last key of beta is gone", left)
@@ -156,5 +158,160 @@ func TestSweepGoesOnAfterAnUnreadableRecord(t *testing.T) {
 	}
 	if left := w.ledgerEntries(); len(w.keys.Live()) != 0 || len(left) != 1 {
 		t.Errorf("%d keys live; the ledger has %v", len(w.keys.Live()), left)
+	}
+}
+
+// moved is a server before the key API, which fails every call about one project in its own way.
+type moved struct {
+	http.Handler
+	mu     sync.Mutex
+	status int // 0 = none
+	asked  int // about the project
+}
+
+func (m *moved) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	m.mu.Lock()
+	status := 0
+	if strings.HasPrefix(r.URL.Path, "/v1/projects/moved/") {
+		m.asked++
+		status = m.status
+	}
+	m.mu.Unlock()
+	if status != 0 {
+		w.WriteHeader(status)
+		return
+	}
+	m.Handler.ServeHTTP(w, r)
+}
+
+func (m *moved) fails(status int) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.status, m.asked = status, 0
+}
+
+// withMoved makes target gamma at such a server, and roles moved and stays.
+func (w *world) withMoved() *moved {
+	w.t.Helper()
+	m := &moved{Handler: w.keys}
+	w.write("targets/gamma", map[string]any{"driver": "http", "url": w.serve(m), "profile": acme, "ca_pem": w.ca, "credential": "token=" + adminToken, "allowed_roles": "*"})
+	for _, project := range []string{"moved", "stays"} {
+		w.write("roles/"+project, map[string]any{"trust": "main", "target": "gamma", "parameters": "project=" + project, "max_ttl": "20h"})
+	}
+	return m
+}
+
+// lose asks for a key whose answer is lost, and returns its open entry.
+func (w *world) lose(role string) string {
+	w.t.Helper()
+	before := w.stored(openEntries)
+	w.keys.Fault(lab.OpCreate, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
+	if reason, _ := reasonOf(w.exchange(role, w.token(nil))); reason != reasonOutcomeUnknown {
+		w.t.Fatalf("refused for %q", reason)
+	}
+	for _, key := range w.stored(openEntries) {
+		if !slices.Contains(before, key) {
+			return strings.TrimPrefix(key, openEntries)
+		}
+	}
+	w.t.Fatal("no entry is open")
+	return ""
+}
+
+func (w *world) openEntry(rand string) *entry {
+	w.t.Helper()
+	e, err := openTable.get(w.t.Context(), w.store, rand)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return e
+}
+
+// An entry that fails for ever is tried more and more seldom, and keeps the sweeper from none of its target's others.
+func TestSweepPutsOffWhatFailsByItself(t *testing.T) {
+	for _, status := range []int{http.StatusForbidden, http.StatusInternalServerError} {
+		w := newWorld(t)
+		m := w.withMoved()
+		bad, good := w.lose("moved"), w.lose("stays")
+		owed, err := w.exchange("moved", w.token(nil))
+		if reason, _ := reasonOf(owed, err); reason != "" {
+			t.Fatal(reason)
+		}
+		m.fails(status)
+		if _, err := w.lease(logical.RevokeOperation, owed); err == nil {
+			t.Fatal("a key counts as revoked")
+		}
+		m.fails(status)
+		w.sweptTo = good // so that what fails has its turn before it
+		w.clock.advance(6 * time.Minute)
+		w.periodic()
+		if w.openEntry(good) != nil {
+			t.Errorf("status %d: an entry was not settled, because another failed", status)
+		}
+		if e := w.openEntry(bad); e.State != statePending || e.Tries != 1 || !e.NextTry.After(w.clock.now()) {
+			t.Errorf("status %d: what fails is %s, after %d tries, next at %v", status, e.State, e.Tries, e.NextTry)
+		}
+		for range 4 * 60 {
+			w.clock.advance(time.Minute)
+			w.periodic()
+		}
+		if m.asked < 8 || m.asked > 24 {
+			t.Errorf("status %d: two entries were tried %d times in four hours; want some eight times each", status, m.asked)
+		}
+		m.fails(0)
+		w.clock.advance(maxBackoff)
+		w.periodic()
+		if live := w.keys.Live(); len(live) != 0 || len(w.ledgerEntries()) != 0 {
+			t.Errorf("status %d: %d keys live; the ledger has %v", status, len(live), w.ledgerEntries())
+		}
+	}
+}
+
+// An operator who sweeps tries everything, whatever was put off.
+func TestSweepNowTriesWhatWasPutOff(t *testing.T) {
+	w := newWorld(t)
+	m := w.withMoved()
+	bad := w.lose("moved")
+	m.fails(http.StatusForbidden)
+	w.settleAll()
+	m.fails(0)
+	w.write("sweep", nil)
+	if e := w.openEntry(bad); e != nil {
+		t.Errorf("left is %+v", e)
+	}
+}
+
+// What was settled while a try failed does not come back by being put off.
+func TestSweepPutsOffNothingThatIsGone(t *testing.T) {
+	w := newWorld(t)
+	rand := w.lose("deploy")
+	w.keys.Fault(lab.OpFind, lab.Fault{Kind: lab.KindStatus, Status: http.StatusForbidden})
+	w.keys.OnRequest(func(op string, stage lab.Stage) {
+		if op == lab.OpFind && stage == lab.StageReceived {
+			if err := w.ledger.void(context.Background(), w.store, rand); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	w.settleAll()
+	if e := w.openEntry(rand); e != nil {
+		t.Errorf("it is back: %+v", e)
+	}
+}
+
+// Of what is open, too, a record that cannot be read keeps nothing else from being settled.
+func TestSweepGoesOnAfterAnUnreadableOpenRecord(t *testing.T) {
+	w := newWorld(t)
+	rand := w.lose("deploy")
+	if err := w.store.Storage.Put(t.Context(), &logical.StorageEntry{Key: openEntries + "0", Value: []byte("rubbish")}); err != nil {
+		t.Fatal(err)
+	}
+	w.clock.advance(4 * time.Minute)
+	w.periodic()
+	if w.openEntry(rand) != nil || len(w.keys.Live()) != 0 {
+		t.Error("what comes after the record was not settled")
+	}
+	if w.lastSweep.Load().complete {
+		t.Error("the sweep calls itself complete")
 	}
 }
