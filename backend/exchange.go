@@ -130,6 +130,8 @@ func (b *engine) unchanged(ctx context.Context, s logical.Storage, who *subject)
 		return refuse(reasonTrustChanged, "trust policy %q or its issuer was deleted meanwhile", who.policy.name)
 	case !vouches.Enabled:
 		return refuse(reasonDisabled, "issuer %q is disabled", vouches.name)
+	case vouches.unfit != nil:
+		return vouches.unfit
 	case !p.Enabled:
 		return refuse(reasonDisabled, "trust policy %q is disabled", p.name)
 	case p.Revision != who.policy.Revision && (p.Issuer != vouches.name || !p.compiled.Evaluate(who.Identity, expr.NewBudget()).Allowed):

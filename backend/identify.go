@@ -119,7 +119,7 @@ func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*po
 		if err != nil {
 			return nil, err
 		}
-		if candidate == nil || candidate.verifier == nil || !candidate.verifier.ClaimedBy(claimed) {
+		if candidate == nil || !candidate.claimedBy(claimed) {
 			continue
 		}
 		if vouches == nil || candidate.Type == issuerOIDC {
@@ -132,7 +132,7 @@ func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*po
 	return vouches, nil
 }
 
-// among returns the issuer's own policies; they are asked only while it is enabled.
+// among returns the issuer's own policies; they are asked only while it is enabled, and fits config.
 func (i *issuer) among(policies []*policy) ([]*policy, error) {
 	var own []*policy
 	for _, p := range policies {
@@ -145,6 +145,8 @@ func (i *issuer) among(policies []*policy) ([]*policy, error) {
 		return nil, refuse(identity.UnknownIssuer, "no trust policy of the role is for issuer %q", i.name)
 	case !i.Enabled:
 		return nil, refuse(reasonDisabled, "issuer %q is disabled", i.name)
+	case i.unfit != nil:
+		return nil, i.unfit
 	}
 	return own, nil
 }

@@ -99,6 +99,8 @@ func (b *engine) issuersView(ctx context.Context, s logical.Storage, r *role, t 
 // the issuer of sample claims.
 func (i *issuer) unasked(presented map[string]any, sample string) error {
 	switch {
+	case i.unfit != nil:
+		return i.unfit
 	case sample != "":
 		return refuse(identity.UnknownIssuer, "the sample claims are of issuer %q", sample)
 	case i.Type == issuerLogin && presented != nil:
@@ -220,7 +222,7 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	if err != nil {
 		return nil, err
 	}
-	if vouches == nil || vouches.verifier == nil {
+	if vouches == nil || vouches.Type == issuerLogin {
 		return nil, badField("issuer", "name the issuer of the sample claims, one of type oidc or spiffe")
 	}
 	if err := b.notOwn(ctx, req.Storage, identity.Claimed{Issuer: vouches.Issuer}); err != nil {
@@ -238,7 +240,7 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	if who.Subject, _ = who.Claims["sub"].(string); who.Subject == "" {
 		return nil, badField("claims", "sub is missing")
 	}
-	if vouches.Type == issuerSPIFFE && !vouches.verifier.ClaimedBy(identity.Claimed{Subject: who.Subject}) {
+	if vouches.Type == issuerSPIFFE && !vouches.claimedBy(identity.Claimed{Subject: who.Subject}) {
 		return nil, badField("claims", "sub is no SPIFFE ID of a workload of trust domain %q", vouches.TrustDomain)
 	}
 	if who.Caller, _, err = b.caller(req, true); err != nil {

@@ -49,11 +49,20 @@ type issuerRecord struct {
 	CustomMetadata       map[string]string `json:"custom_metadata"`
 }
 
-// issuer is an issuer as the engine uses it; verifier is nil for a login issuer.
+// issuer is an issuer as the engine uses it; verifier is nil for a login issuer, and for one that is unfit.
 type issuer struct {
 	issuerRecord
 	name     string
 	verifier *identity.Verifier
+	unfit    error // why it vouches for nobody: config has changed since it was written
+}
+
+// claimedBy says whether a token that claims c says to be of this issuer.
+func (i *issuer) claimedBy(c identity.Claimed) bool {
+	if i.Type == issuerLogin {
+		return false
+	}
+	return (&identity.Config{Issuer: i.Issuer, TrustDomain: i.TrustDomain}).ClaimedBy(c)
 }
 
 // id is what targets are told of who vouched.
@@ -307,8 +316,9 @@ func (b *engine) issuer(ctx context.Context, s logical.Storage, name string) (*i
 			return nil, false, err
 		}
 		made, err := newIssuer(name, record, conf, b)
-		if err != nil { // it was sound when it was written, by the rules of that time
-			return nil, false, refuse(reasonEgress, "issuer %q no longer fits config: %v", name, err)
+		if err != nil { // it was sound when it was written, by the rules of that time; roles have other issuers too
+			b.Logger().Warn("an issuer no longer fits config, so that its subjects are refused", "issuer", name, "error", err)
+			made = &issuer{issuerRecord: *record, name: name, unfit: refuse(reasonEgress, "issuer %q no longer fits config: %v", name, err)}
 		}
 		return made, true, nil
 	})

@@ -45,6 +45,8 @@ func (b *engine) refresh(ctx context.Context, req *logical.Request, d *framework
 		return nil, err
 	case vouches == nil:
 		return nil, badField("issuer", "there is no issuer %q", name)
+	case vouches.unfit != nil:
+		return nil, vouches.unfit
 	case vouches.verifier == nil:
 		return nil, badField("issuer", "%q is of type %s, which has no keys", name, vouches.Type)
 	}
@@ -57,6 +59,9 @@ func (b *engine) refresh(ctx context.Context, req *logical.Request, d *framework
 // health is what is known of an issuer's keys.
 func (i *issuer) health() map[string]any {
 	known := map[string]any{"type": i.Type, "enabled": i.Enabled}
+	if i.unfit != nil {
+		known["last_error"] = i.unfit.Error()
+	}
 	if i.verifier == nil {
 		return known
 	}

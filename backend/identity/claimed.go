@@ -66,7 +66,10 @@ func Describe(token string, maxBytes int) map[string]any {
 }
 
 // ClaimedBy says whether a token that claims c says to be of this issuer. Verify refuses every other token.
-func (v *Verifier) ClaimedBy(c Claimed) bool { return v.cfg.claimed(c) == nil }
+func (v *Verifier) ClaimedBy(c Claimed) bool { return v.cfg.ClaimedBy(c) }
+
+// ClaimedBy says the same of the issuer that c describes; it looks at Issuer and TrustDomain alone.
+func (c *Config) ClaimedBy(by Claimed) bool { return c.claimed(by) == nil }
 
 // claimed refuses what does not say to be of this issuer.
 func (c *Config) claimed(by Claimed) error {

@@ -1,0 +1,87 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// An issuer that config no longer allows refuses its own subjects; roles that have others beside it work on.
+func TestUnfitIssuerRefusesItsOwnSubjectsAlone(t *testing.T) {
+	w := newWorld(t)
+	const corp = "https://10.0.0.7"
+	w.write("config", map[string]any{"allow_private": "127.0.0.0/8,10.0.0.0/8"})
+	w.write("issuers/corp", map[string]any{"oidc_discovery_url": corp})
+	w.write("trust/corp", map[string]any{"issuer": "corp", "bound_audiences": audience, "bound_claims": map[string]any{"repository": "acme/widget"}})
+	w.write("roles/deploy", map[string]any{"trust": "corp,main,alice"})
+	lease := w.issue("deploy")
+	w.write("config", map[string]any{"allow_private": "127.0.0.0/8"})
+
+	w.issue("deploy")
+	if resp, err := w.do(logical.ReadOperation, "creds/deploy", nil); err != nil || resp.IsError() {
+		t.Errorf("a login: %v %v", resp, err)
+	}
+	if reason, _ := reasonOf(w.lease(logical.RenewOperation, lease)); reason != "" {
+		t.Errorf("renewing the key of another issuer: %q", reason)
+	}
+	if reason, status := reasonOf(w.exchange("deploy", w.token(map[string]any{"iss": corp}))); reason != reasonEgress || status != 403 {
+		t.Errorf("a token of the issuer itself: %q %d", reason, status)
+	}
+	if n := strings.Count(w.logs.String(), "an issuer no longer fits config"); n != 1 {
+		t.Errorf("the log says it %d times; want once", n)
+	}
+	if health := w.issuerHealth("corp"); !strings.Contains(health["last_error"].(string), "no longer fits config") || health["type"] != "oidc" {
+		t.Errorf("status: %v", health)
+	}
+	if reason, _ := reasonOf(w.do(logical.UpdateOperation, "refresh/corp", nil)); reason != reasonEgress {
+		t.Errorf("refreshing it: %q", reason)
+	}
+	for _, one := range w.write("explain/deploy", map[string]any{"subject_token": w.token(nil)}).Data["issuers"].([]map[string]any) {
+		if want := map[string]string{"corp": reasonEgress, "github": "", "people": "token_required"}[one["issuer"].(string)]; one["reason"] != want {
+			t.Errorf("explain: %v; want %q", one, want)
+		}
+	}
+	sample := map[string]any{"issuer": "corp", "claims": map[string]any{"sub": "x", "repository": "acme/widget"}}
+	if got := w.write("explain/deploy", sample).Data; got["accepted"] != false || got["reason"] != reasonEgress {
+		t.Errorf("sample claims: %v", got)
+	}
+}
+
+// Its keys are not renewed, and a subject that was verified before is refused at the last moment.
+func TestKeysOfAnUnfitIssuer(t *testing.T) {
+	w := newWorld(t)
+	lease := w.issue("deploy")
+	unfit := func() {
+		record, err := w.issuerNoun.table.get(t.Context(), w.store.Storage, "github")
+		if err == nil {
+			record.OIDCDiscoveryURL = "https://10.0.0.7"
+			err = w.issuerNoun.table.put(t.Context(), w.store.Storage, "github", record)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.issuers.drop("github")
+	}
+	token := w.token(nil)
+	once := false
+	w.store.set(func(op, key string) error {
+		if op == "put" && strings.HasPrefix(key, openEntries) && !once {
+			once = true
+			unfit()
+		}
+		return nil
+	})
+	if reason, _ := reasonOf(w.exchange("deploy", token)); reason != reasonEgress || len(w.keys.Live()) != 1 {
+		t.Errorf("verified just before: %q; %d keys live", reason, len(w.keys.Live()))
+	}
+	w.clock.advance(time.Minute)
+	if reason, _ := reasonOf(w.lease(logical.RenewOperation, lease)); reason != reasonEgress {
+		t.Errorf("renewing: %q", reason)
+	}
+	w.revoke(lease)
+}
