@@ -183,6 +183,8 @@ func (b *engine) stillTrusted(ctx context.Context, s logical.Storage, r *role, e
 		return refuse(reasonTrustChanged, "trust policy %q has another issuer now", e.Trust)
 	case !vouches.Enabled:
 		return refuse(reasonDisabled, "issuer %q is disabled", vouches.name)
+	case vouches.unfit != nil:
+		return vouches.unfit
 	case !p.Enabled:
 		return refuse(reasonDisabled, "trust policy %q is disabled", p.name)
 	}
@@ -240,36 +242,6 @@ func (p *policy) knowsAll(e *entry) error {
 		}
 	}
 	return nil
-}
-
-// extend moves the key's own end past the lease's latest end, if it comes before that and the target can. The ledger
-// learns of it first: a key whose recorded end has passed counts as dead, so if the answer is lost the later end must stand.
-func (b *engine) extend(ctx context.Context, s logical.Storage, t *openTarget, e *entry, l *lease) error {
-	if l.ExpiresAt.IsZero() || l.ExpiresAt.After(l.LastEnd) || !t.Caps().Renew {
-		return nil
-	}
-	until := l.LastEnd.Add(expirySlack)
-	if err := b.ends(ctx, s, e.ID, until); err != nil {
-		return err
-	}
-	got, err := t.Renew(ctx, l.Handle, until)
-	switch {
-	case err == nil:
-		l.ExpiresAt = got.UTC()
-		return b.ends(ctx, s, e.ID, l.ExpiresAt)
-	case target.MayLive(err): // and perhaps longer
-		return err
-	}
-	return errors.Join(err, b.ends(ctx, s, e.ID, e.ExpiresAt))
-}
-
-// ends records a key's own end.
-func (b *engine) ends(ctx context.Context, s logical.Storage, id string, at time.Time) error {
-	found, err := b.ledger.update(ctx, s, id, func(e *entry) { e.ExpiresAt = at.UTC() })
-	if err == nil && !found {
-		return refuse(reasonTrustChanged, "key %q was revoked meanwhile", id)
-	}
-	return err
 }
 
 // revoke ends a key. Any error makes Vault try again, six times over some minutes; after that Vault would give the lease

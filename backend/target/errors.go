@@ -10,7 +10,7 @@ import (
 )
 
 // How a call ended, where it did not succeed. Every error of Exchange, Renew, Revoke, Find and Check is an [*Error] that
-// wraps exactly one of these.
+// wraps exactly one of these, and perhaps ErrInactive.
 var (
 	// ErrDenied means that the target refused, and nothing was issued or changed. Repeating the call does not help; for
 	// calls other than Exchange it is the engine's own credential that was refused.
@@ -25,6 +25,9 @@ var (
 	ErrUnsupported = errors.New("not supported by the target")
 	// ErrEgress means that the egress rules forbid the connection. Nothing was sent; the text says what to change.
 	ErrEgress = errors.New("connection is not permitted")
+	// ErrInactive comes with ErrDenied, from a Target that RenewAsks: the target does not, or does no longer, say that the key
+	// lives.
+	ErrInactive = errors.New("key is not active")
 	// ErrParameter means that the request could not be made from what was given. Nothing was sent.
 	ErrParameter = errors.New("request cannot be made")
 )
@@ -37,7 +40,7 @@ type Error struct {
 	RetryAfter time.Duration // with ErrBusy: how long the target asks to be left alone; 0 = it does not say
 
 	outcome error // one of the sentinels above
-	cause   error // the context's own error, if that ended the call, or that of a token that the call needs
+	cause   error // ErrInactive, the context's own error, if that ended the call, or that of a token that the call needs
 }
 
 // Error returns the operation, the outcome and what led to it.

@@ -144,7 +144,7 @@ func (o *oauth) connect(t *Target) driver {
 		d.revoke = o.revoke
 	}
 	if o.introspects {
-		d.renew = o.renew
+		d.renew, d.renewAsks = o.renew, true
 	}
 	if o.discovery != nil {
 		o.discovery.api = t.api

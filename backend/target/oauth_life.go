@@ -24,8 +24,8 @@ func (o *oauth) revoke(ctx context.Context, h Handle) error {
 	return err
 }
 
-// renew asks when a token ends (RFC 7662). No server moves the end of one: what a renewal can have is what is left of it, and
-// a token that is no longer active is no longer renewed.
+// renew asks whether a token lives, and until when (RFC 7662). No server moves the end of one: what a renewal can have is what
+// is left of it. A server need not say when that ends.
 func (o *oauth) renew(ctx context.Context, h Handle, _ time.Time) (time.Time, error) {
 	const op = "renew"
 	if h.Secret == "" {
@@ -45,7 +45,10 @@ func (o *oauth) renew(ctx context.Context, h Handle, _ time.Time) (time.Time, er
 		return time.Time{}, protocol(op, "the answer does not say whether the token is active")
 	}
 	if !active {
-		return time.Time{}, &Error{Op: op, Text: "the token is no longer active", outcome: ErrDenied}
+		return time.Time{}, &Error{Op: op, Text: "the token is no longer active", outcome: ErrDenied, cause: ErrInactive}
+	}
+	if object["exp"] == nil {
+		return time.Time{}, nil
 	}
 	seconds, ok := secondsOf(object["exp"])
 	if now := o.api.now(); !ok || seconds <= float64(now.Unix()) || seconds > float64(now.Add(maxLife).Unix()) {

@@ -38,6 +38,8 @@ type driver struct {
 	revoke   func(context.Context, Handle) error
 	find     func(context.Context, Handle) ([]Handle, error)
 	check    func(context.Context) error
+
+	renewAsks bool // see Target.RenewAsks
 }
 
 // facts are what is known of a kind of target without asking it.
@@ -123,6 +125,10 @@ func (t *Target) Exchange(ctx context.Context, r Request) (Key, error) {
 	}
 	return t.driver.exchange(ctx, r)
 }
+
+// RenewAsks reports whether Renew moves no end, and only asks whether a key lives: then it returns the end, zero if the target
+// does not say, and ErrInactive of a key that does not live.
+func (t *Target) RenewAsks() bool { return t.driver.renewAsks }
 
 // Renew moves the end of the key that h names to notAfter or, as the target sees fit, earlier, and returns the new end.
 // After an error the key has the old end or, if the outcome is unknown, perhaps the new one; Renew may be called again.

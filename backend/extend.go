@@ -1,0 +1,70 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+// extend moves the key's own end past the lease's latest end, if it comes before that and the target can. The ledger
+// learns of it first: a key whose recorded end has passed counts as dead, so if the answer is lost the later end must stand.
+// A target that moves no end is asked each time whether the key lives; one that moves it only where that is needed.
+func (b *engine) extend(ctx context.Context, s logical.Storage, t *openTarget, e *entry, l *lease) error {
+	switch {
+	case !t.Caps().Renew:
+		return nil
+	case t.RenewAsks():
+		return b.stillActive(ctx, s, t, e, l)
+	case l.ExpiresAt.IsZero() || l.ExpiresAt.After(l.LastEnd):
+		return nil
+	}
+	until := l.LastEnd.Add(expirySlack)
+	if err := b.ends(ctx, s, e.ID, until); err != nil {
+		return err
+	}
+	got, err := t.Renew(ctx, l.Handle, until)
+	switch {
+	case err == nil:
+		l.ExpiresAt = got.UTC()
+		return b.ends(ctx, s, e.ID, l.ExpiresAt)
+	case target.MayLive(err): // and perhaps longer
+		return err
+	}
+	return errors.Join(err, b.ends(ctx, s, e.ID, e.ExpiresAt))
+}
+
+// stillActive asks the target whether the key lives, and until when. One that it calls inactive is not renewed, and is owed
+// from then on: the answer may only mean that the target does not tell us.
+func (b *engine) stillActive(ctx context.Context, s logical.Storage, t *openTarget, e *entry, l *lease) error {
+	end, err := t.Renew(ctx, l.Handle, l.LastEnd)
+	switch {
+	case errors.Is(err, target.ErrInactive):
+		if _, owed := b.owe(context.WithoutCancel(ctx), s, *l); !owed {
+			return storageError(fmt.Errorf("recording that key %q is no longer active", l.ID))
+		}
+		return refuse(reasonTrustChanged, "the target says that key %q is no longer active", l.ID)
+	case errors.Is(err, target.ErrUnknown): // a question changes nothing
+		return &refusal{reason: reasonTargetBusy, detail: err.Error(), cause: err}
+	case err != nil || end.IsZero() || end.Equal(l.ExpiresAt):
+		return err
+	}
+	l.ExpiresAt = end.UTC()
+	return b.ends(ctx, s, e.ID, l.ExpiresAt)
+}
+
+// ends records a key's own end.
+func (b *engine) ends(ctx context.Context, s logical.Storage, id string, at time.Time) error {
+	found, err := b.ledger.update(ctx, s, id, func(e *entry) { e.ExpiresAt = at.UTC() })
+	if err == nil && !found {
+		return refuse(reasonTrustChanged, "key %q was revoked meanwhile", id)
+	}
+	return err
+}
