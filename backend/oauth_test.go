@@ -271,7 +271,7 @@ func TestOAuthRenew(t *testing.T) {
 		t.Errorf("the server was asked %d times; want once", calls)
 	}
 	w.server.Fault(lab.OpIntrospect, lab.Fault{Kind: lab.KindStatus, Status: 500, Count: 1})
-	if reason, status := reasonOf(w.lease(logical.RenewOperation, resp)); reason != reasonOutcomeUnknown || status != 422 {
+	if reason, status := reasonOf(w.lease(logical.RenewOperation, resp)); reason != reasonTargetBusy || status != 503 {
 		t.Errorf("nobody knows: %q %d", reason, status)
 	}
 	w.revoke(resp)
@@ -285,10 +285,87 @@ func TestOAuthRenew(t *testing.T) {
 		t.Fatal(reason)
 	}
 	w.endsAtTheServer(resp)
-	if reason, status := reasonOf(w.lease(logical.RenewOperation, resp)); reason != reasonTargetDenied || status != 422 {
+	if reason, status := reasonOf(w.lease(logical.RenewOperation, resp)); reason != reasonTrustChanged || status != 403 {
 		t.Errorf("of a token that was revoked elsewhere: %q %d", reason, status)
 	}
+	if state := w.read("keys/" + resp.Data["id"].(string))["state"]; state != stateDebt {
+		t.Errorf("the ledger calls the key %v; want a debt", state)
+	}
 	w.revoke(resp) // what is gone is success
+}
+
+// A server that can tell is asked at each renewal, also where the key outlives the lease: what ended there is not renewed, and
+// the sweeper makes sure of its end.
+func TestOAuthRenewAsksEachTime(t *testing.T) {
+	w := newOAuthWorld(t)
+	w.follow()
+	w.write("roles/api-read", map[string]any{"ttl": "1m", "max_ttl": "2m"}) // the token has five
+	resp, err := w.exchange("api-read", w.callersToken())
+	if reason, _ := reasonOf(resp, err); reason != "" {
+		t.Fatal(reason)
+	}
+	for n := range 2 {
+		w.store.set(nil)
+		if reason, _ := reasonOf(w.lease(logical.RenewOperation, resp)); reason != "" || w.server.Calls(lab.OpIntrospect) != n+1 {
+			t.Fatalf("renewal %d: %q after %d questions", n, reason, w.server.Calls(lab.OpIntrospect))
+		}
+		for _, call := range w.store.seen {
+			if strings.HasPrefix(call, "put ") {
+				t.Errorf("an answer that changes nothing is written: %s", call)
+			}
+		}
+	}
+	w.endsAtTheServer(resp)
+	for range 2 {
+		if reason, _ := reasonOf(w.lease(logical.RenewOperation, resp)); reason != reasonTrustChanged {
+			t.Errorf("renewing what has ended: %q", reason)
+		}
+	}
+	if n := w.server.Calls(lab.OpIntrospect); n != 3 {
+		t.Errorf("%d questions; want none about what is known to have ended", n)
+	}
+	revoked := w.server.Calls(lab.OpRevoke)
+	w.clock.advance(debtPatience)
+	w.write("sweep", nil)
+	if reason, _ := reasonOf(w.do(logical.ReadOperation, "keys/"+resp.Data["id"].(string), nil)); reason != "" || w.server.Calls(lab.OpRevoke) != revoked+1 {
+		t.Errorf("%q after %d revocations", reason, w.server.Calls(lab.OpRevoke)-revoked)
+	}
+	if got, err := w.do(logical.ReadOperation, "keys/"+resp.Data["id"].(string), nil); got != nil || err != nil {
+		t.Errorf("the ledger still has %v", got)
+	}
+
+	// If the ledger cannot learn it, the renewal is refused all the same.
+	resp, err = w.exchange("api-read", w.callersToken())
+	if reason, _ := reasonOf(resp, err); reason != "" {
+		t.Fatal(reason)
+	}
+	w.endsAtTheServer(resp)
+	w.store.set(func(op, key string) error {
+		if op == "put" {
+			return errors.New("disk full")
+		}
+		return nil
+	})
+	if reason, status := reasonOf(w.lease(logical.RenewOperation, resp)); reason != reasonStorage || status != 500 {
+		t.Errorf("while nothing can be written: %q %d", reason, status)
+	}
+}
+
+// A change after which nobody could revoke the keys that live at the server is refused, and says how many they are.
+func TestOAuthRevocationStays(t *testing.T) {
+	w := newOAuthWorld(t)
+	resp := w.follow()["api-read"]
+	none := map[string]any{"revocation_url": "none", "client_secret": clientSecret}
+	if got, err := w.do(logical.UpdateOperation, "targets/login", none); err != nil || !got.IsError() || !strings.Contains(got.Error().Error(), "revocation_url: 1 keys") {
+		t.Errorf("%v %v", got, err)
+	}
+	w.refused("targets/login", map[string]any{"token_url": w.server.Issuer() + "/token", "client_secret": clientSecret}, "token_url")
+	w.write("targets/login", map[string]any{"description": "what takes nothing away"})
+	w.revoke(resp)
+	w.write("targets/login", none)
+	if got := w.read("check/login"); got["revoke"] != false {
+		t.Errorf("%v", got)
+	}
 }
 
 // endsAtTheServer revokes a key behind the engine's back.
@@ -339,7 +416,7 @@ func TestOAuthForwardsNowhereElse(t *testing.T) {
 	url := w.serve(elsewhere)
 	host := strings.TrimPrefix(url, "https://")
 	for name, data := range map[string]map[string]any{
-		"token_url":   {"token_url": url + "/token", "token_hosts": host, "client_secret": clientSecret},
+		"token_url":   {"token_url": url + "/token", "revocation_url": "discover", "token_hosts": host, "client_secret": clientSecret},
 		"token_hosts": {"token_url": "", "token_hosts": host, "client_secret": clientSecret}, // a document could name that
 		"chain":       {"token_hosts": host, "chain": `[{"audience": "vault", "token_url": "` + url + `/token"}]`, "client_secret": clientSecret},
 	} {

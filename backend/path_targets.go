@@ -93,7 +93,7 @@ var targetFields = described(map[string]*framework.FieldSchema{
 	"subject_token_type":   {Type: framework.TypeString, Description: "oauth: type of the subject token: jwt (default), id_token, access_token, or a URN."},
 	"chain":                {Type: framework.TypeString, Description: "oauth: token exchanges before the grant, each with what the one before yields: a JSON list of at most three objects with token_url, assertion_audience, spiffe_id, audience (default the next hop's spiffe_id), resource, scopes, requested_token_type, or some of them."},
 	"revocation_url":       {Type: framework.TypeString, Description: "oauth: where tokens are revoked (RFC 7009): an address, discover (default where the token endpoint is discovered; nothing is issued if the server has none), or none."},
-	"introspection_url":    {Type: framework.TypeString, Description: "oauth: where renewing asks until when a token lives (RFC 7662): an address, discover, or none (default)."},
+	"introspection_url":    {Type: framework.TypeString, Description: "oauth: where each renewal asks whether a token lives, and until when (RFC 7662): an address, discover, or none (default)."},
 	"token_hosts":          {Type: framework.TypeCommaStringSlice, Description: "oauth: hosts beside url's that endpoints may be on, whoever names them."},
 	"lifetime":             {Type: framework.TypeDurationSecond, Description: "connect without a credential, oauth: life of a key whose end the target does not tell; default 1h with connect, while oauth refuses such an answer. A key whose answer was lost is shown as exposed for as long (oauth: or for a day)."},
 	"ca_pem":               {Type: framework.TypeString, Description: "Certificate authorities of the API's server, in place of the system's."},
@@ -170,12 +170,30 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	if err := retold(record, old, d); err != nil {
 		return nil, err
 	}
-	if record.Profile != old.Profile && !made.Caps().Revoke {
-		if until, err := b.ledger.lastEnd(name); err != nil || !until.IsZero() {
-			return nil, cmp.Or(err, badField("profile", "keys that can be revoked live there, and with this profile nobody could revoke them; revoke them first"))
+	return warnings, b.strands(name, record, old, made)
+}
+
+// strands refuses a change after which nobody could revoke keys that may live at the target.
+func (b *engine) strands(name string, record, old *targetRecord, made *openTarget) error {
+	if made.Caps().Revoke {
+		return nil
+	}
+	for _, field := range []struct {
+		name    string
+		changed bool
+	}{
+		{"profile", record.Profile != old.Profile},
+		{"revocation_url", record.RevocationURL != old.RevocationURL},
+		{"token_url", record.TokenURL != old.TokenURL}, // decides whether revocation_url is discovered by default
+	} {
+		if !field.changed {
+			continue
+		}
+		if n, err := b.ledger.revocable(name); err != nil || n > 0 {
+			return cmp.Or(err, badField(field.name, "%d keys that can be revoked may live there, and with this change nobody could revoke them; revoke them first", n))
 		}
 	}
-	return warnings, nil
+	return nil
 }
 
 // retold refuses to send a stored secret by another way than the one that it was given for: who may write targets could

@@ -36,6 +36,7 @@ type held struct {
 	role, target   unique.Handle[string]
 	holder         unique.Handle[holder]
 	needsTarget    bool  // it may have to be revoked there
+	revocable      bool  // and can be
 	issued         bool  // a lease holds it, or is about to
 	flying         bool  // this process is working on it: the sweeper leaves it alone
 	place          int64 // among all keys by age: one that was taken out of the lists goes back to it
@@ -47,6 +48,8 @@ type ceilings struct {
 	role, subject int
 	replace       bool // revoke the oldest instead of refusing
 }
+
+var errUncounted = refuse(reasonTargetBusy, "the ledger is still being counted after a start")
 
 // maxReplaced bounds the keys that one issue may replace; more are over a ceiling only after it was lowered.
 const maxReplaced = 8
@@ -204,7 +207,7 @@ func newHeld(e *entry) *held {
 
 // become takes over what changes in an entry's life.
 func (h *held) become(e *entry) {
-	h.id, h.issued, h.needsTarget = e.ID, e.State == stateIssued, e.State == statePending || e.Revocable
+	h.id, h.issued, h.needsTarget, h.revocable = e.ID, e.State == stateIssued, e.State == statePending || e.Revocable, e.Revocable
 }
 
 func (h *held) rand() string { _, r, _ := strings.Cut(h.id, "-"); return r }
@@ -292,12 +295,28 @@ func (t *tally) perTarget() map[string]int {
 	return n
 }
 
+// revocable counts the keys that may live at a target and can be revoked there.
+func (t *tally) revocable(target string) (n int, err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.ready {
+		return 0, errUncounted
+	}
+	of := unique.Make(target)
+	for _, h := range t.keys {
+		if h.target == of && h.revocable {
+			n++
+		}
+	}
+	return n, nil
+}
+
 // lastEnd returns a time by which all keys have ended that may have to be revoked at a target; zero if there are none.
 func (t *tally) lastEnd(target string) (last time.Time, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if !t.ready {
-		return last, refuse(reasonTargetBusy, "the ledger is still being counted after a start")
+		return last, errUncounted
 	}
 	of := unique.Make(target)
 	for _, h := range t.keys {
