@@ -46,8 +46,8 @@ func healthOf(ctx context.Context, err error) health {
 // probation: until a second success the next failure opens it again, and the pauses go on growing. So a target of which
 // only one kind of call works is not hammered with the others. The zero breaker is closed. It has no lock of its own.
 type breaker struct {
-	failures int           // in a row
-	open     bool          //
+	failures int // in a row
+	open     bool
 	probing  bool          // the probe is under way
 	pause    time.Duration // the last one; 0 = none since a success
 	until    time.Time     // of the pause

@@ -374,7 +374,7 @@ func testDocumented(t *testing.T, s *server) {
 				t.Errorf("%s %s has the name %q", method, pattern, name)
 			}
 		}
-		example := strings.NewReplacer("{name}", "x", "{role}", "x", "{path}", "y", "{id}", "2026010100-x", "{issuer}", "x").Replace(strings.TrimSuffix(pattern, "/"))
+		example := strings.NewReplacer("{name}", "x", "{role}", "x", "{path}", "y", "{id}", "2026010100-x", "{issuer}", "x", "{target}", "x").Replace(strings.TrimSuffix(pattern, "/"))
 		if strings.Contains(example, "{") {
 			t.Errorf("path %s has a part that this test does not know", pattern)
 		}
@@ -382,7 +382,7 @@ func testDocumented(t *testing.T, s *server) {
 			t.Errorf("help of %s:\n%s", pattern, out)
 		}
 	}
-	for _, path := range []string{"config", "issuers/{name}", "trust/{name}", "targets/{name}", "roles/{name}", "creds/{role}", "creds/{role}/{path}", "keys/", "keys/{id}", "explain/{role}", "status", "refresh/{issuer}", "sweep", "self", "oidc/.well-known/openid-configuration", "oidc/.well-known/keys"} {
+	for _, path := range []string{"config", "issuers/{name}", "trust/{name}", "targets/{name}", "roles/{name}", "creds/{role}", "creds/{role}/{path}", "keys/", "keys/{id}", "explain/{role}", "status", "refresh/{issuer}", "check/{target}", "sweep", "self", "oidc/.well-known/openid-configuration", "oidc/.well-known/keys"} {
 		if d.Paths["/"+w.path+"/"+path] == nil {
 			t.Errorf("%s is not documented", path)
 		}
