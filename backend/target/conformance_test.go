@@ -6,6 +6,7 @@ package target_test
 import (
 	"encoding/json"
 	"net/http"
+	"os"
 	"strconv"
 	"strings"
 	"testing"
@@ -64,7 +65,7 @@ exchange:
   json: '{"name": name, "scopes": params.scopes, "expires_at": not_after}'
   ok: [201]
   busy: [429, 503]
-  denied: [400, 401, 403, 404, 422]
+  denied: [400, 401, 403, 404, 415, 422]
   key: {secret: response.json.secret, accessor: string(response.json.id), expires: timestamp(response.json.expires_at)}
 renew:
   method: PATCH
@@ -82,20 +83,22 @@ find:
   path: '["v1", "projects", params.project, "keys"]'
   query: {name: name}
   ok: [200]
-  found: 'response.json.filter(k, k.name == name).map(k, string(k.id))'
+  found: 'response.json.keys.filter(k, k.name == name).map(k, string(k.id))'
   next: '"x-next" in response.headers ? {"page": page + 1} : {}'
 check: {method: GET, path: '["v1", "whoami"]', headers: {Authorization: '"Bearer " + credential.token'}, ok: [200]}
 `
 
-func TestProfileOfOnesOwn(t *testing.T) {
+// acmeSuite is the suite of a profile that speaks to that API. alone says that an exchange presents a subject token, and the
+// other calls the credential.
+func acmeSuite(profile string, alone bool) targettest.Suite {
 	const keys = "/v1/projects/widget/keys"
-	targettest.Run(t, targettest.Suite{
-		Config:     target.Config{Driver: "http", Profile: acme},
+	return targettest.Suite{
+		Config:     target.Config{Driver: "http", Profile: profile},
 		Params:     map[string]any{"project": "widget"},
-		Caps:       target.Caps{Revoke: true, Renew: true, Find: true, Check: true},
-		Credential: []string{"token"},
-		Accessor:   true, Expiry: true,
-		Denied: []int{400, 401, 403, 404, 422},
+		Caps:       target.Caps{Revoke: true, Renew: true, Find: true, Check: !alone},
+		Credential: []string{"token"}, Token: alone, Alone: alone,
+		Accessor: true, Expiry: true,
+		Denied: []int{400, 401, 403, 404, 415, 422},
 		Header: "X-Acme-Key",
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {
@@ -112,28 +115,20 @@ func TestProfileOfOnesOwn(t *testing.T) {
 				switch {
 				case r.Method == http.MethodPost && r.URL.Path == keys && len(in.Scopes) == 1 && in.Scopes[0] == "read":
 					c.Op, c.Name, c.NotAfter = targettest.Exchange, in.Name, in.ExpiresAt
+					if alone {
+						c.Token, c.Credential = bearer(r), nil
+					}
 				case r.Method == http.MethodPatch && isKey:
 					c.Op, c.Key, c.NotAfter = targettest.Renew, id, in.ExpiresAt
 				case r.Method == http.MethodDelete && isKey:
 					c.Op, c.Key = targettest.Revoke, id
-				case r.Method == http.MethodGet && r.URL.Path == keys:
+				case r.Method == http.MethodGet && r.URL.Path == keys && strings.HasPrefix(r.URL.Query().Get("name"), "oidcx-"):
 					c.Op = targettest.Find
 					c.Page, _ = strconv.Atoi(r.URL.Query().Get("page"))
 				case r.Method == http.MethodGet && r.URL.Path == "/v1/whoami":
 					c.Op = targettest.Check
 				}
 				return c
-			},
-			Page: func(keys []targettest.Key, next int) targettest.Answer {
-				list := []map[string]any{}
-				for _, k := range keys {
-					list = append(list, map[string]any{"id": k.Accessor, "name": k.Name})
-				}
-				a := targettest.Answer{Status: 200, Header: http.Header{}, Body: list}
-				if next > 0 {
-					a.Header.Set("X-Next", "yes")
-				}
-				return a
 			},
 			Write: func(op targettest.Op, keys []targettest.Key) (int, any) {
 				list := []map[string]any{}
@@ -146,11 +141,42 @@ func TestProfileOfOnesOwn(t *testing.T) {
 					return 201, list[0]
 				case targettest.Renew:
 					return 200, list[0]
+				case targettest.Find:
+					return 200, map[string]any{"keys": list}
 				case targettest.Revoke:
 					return 204, nil
 				}
 				return 200, map[string]any{"name": "engine"}
 			},
 		},
-	})
+	}
+}
+
+func TestProfileOfOnesOwn(t *testing.T) {
+	s := acmeSuite(acme, false)
+	s.Wire.Page = func(keys []targettest.Key, next int) targettest.Answer {
+		status, body := s.Wire.Write(targettest.Find, keys)
+		a := targettest.Answer{Status: status, Header: http.Header{}, Body: body}
+		if next > 0 {
+			a.Header.Set("X-Next", "yes")
+		}
+		return a
+	}
+	targettest.Run(t, s)
+}
+
+func TestExampleProfiles(t *testing.T) {
+	for name, alone := range map[string]bool{"acme": false, "federated": true} {
+		t.Run(name, func(t *testing.T) {
+			profile, err := os.ReadFile("../../bootstrap/targets/" + name + ".yaml")
+			if err != nil {
+				t.Fatal(err)
+			}
+			s := acmeSuite(string(profile), alone)
+			if alone {
+				s.Config.Audience = "https://api.federated.example"
+			}
+			targettest.Run(t, s)
+		})
+	}
 }

@@ -7,6 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"maps"
+	"os"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -51,6 +54,46 @@ func TestDrivers(t *testing.T) {
 	drivers := target.Drivers()
 	if !slices.IsSorted(drivers) || !slices.Contains(drivers, "http") || !slices.Contains(drivers, "nuget") || len(slices.Compact(slices.Clone(drivers))) != len(drivers) {
 		t.Errorf("got %q; want each once, sorted, http among them", drivers)
+	}
+}
+
+// A driver is its file and one call of the suite, and a row of the README's table. An example profile is tried likewise.
+func TestEveryDriverIsTriedAndTold(t *testing.T) {
+	readme, err := os.ReadFile("../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var tests strings.Builder // those that call the suite
+	for _, name := range files {
+		text, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(string(text), "targettest.Run(") {
+			tests.Write(text)
+		}
+	}
+	for _, driver := range target.Drivers() {
+		tried := regexp.MustCompile(`(Config\{Driver: |registry\()"` + driver + `"`)
+		if !tried.MatchString(tests.String()) {
+			t.Errorf("no call of the suite tries driver %s", driver)
+		}
+		if told := regexp.MustCompile(`(?m)^\| \[?` + "`" + driver + "`"); !told.Match(readme) {
+			t.Errorf("the README's table of targets has no row for driver %s", driver)
+		}
+	}
+	examples, err := filepath.Glob("../../bootstrap/targets/*.yaml")
+	if err != nil || len(examples) == 0 {
+		t.Fatalf("no example profiles: %v", err)
+	}
+	for _, path := range examples {
+		if name := strings.TrimSuffix(filepath.Base(path), ".yaml"); !strings.Contains(tests.String(), `"`+name+`"`) && !strings.Contains(tests.String(), "targets/"+name+".yaml") {
+			t.Errorf("no call of the suite tries %s", path)
+		}
 	}
 }
 

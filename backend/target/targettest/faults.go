@@ -18,7 +18,9 @@ func (f *fake) status(code int, header ...string) fault {
 		for i := 0; i+1 < len(header); i += 2 {
 			w.Header().Set(header[i], header[i+1])
 		}
-		write(w, f.refusal(code))
+		w.WriteHeader(code)
+		_ = http.NewResponseController(w).Flush() // so the body has no length that would have it drained unread
+		_, _ = w.Write(encode(f.refusal(code).Body))
 	}
 }
 

@@ -33,6 +33,7 @@ type Suite struct {
 	Caps   target.Caps    // what the target can do, and nothing else
 
 	Token      bool     // exchange presents the subject token
+	Alone      bool     // and not the credential
 	Credential []string // fields of the target's credential; every call presents it
 	Optional   []string // fields that the credential may have; no call presents one
 	Accessor   bool     // keys have an accessor
