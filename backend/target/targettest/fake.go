@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"slices"
 	"strings"
 	"sync"
@@ -22,6 +23,7 @@ const wireCanary = "wire-canary"
 
 // fake is the server: it judges tokens and credentials as the wire format found them, and keeps the ledger.
 type fake struct {
+	t          *testing.T
 	suite      Suite
 	server     *httptest.Server
 	credential map[string]string
@@ -43,7 +45,7 @@ type fake struct {
 
 func newFake(t *testing.T, s Suite, now func() time.Time) *fake {
 	t.Helper()
-	f := &fake{suite: s, now: now, live: map[string]Key{}, credential: map[string]string{}, released: make(chan struct{})}
+	f := &fake{t: t, suite: s, now: now, live: map[string]Key{}, credential: map[string]string{}, released: make(chan struct{})}
 	f.release = sync.OnceFunc(func() { close(f.released) })
 	for _, name := range s.Credential {
 		f.credential[name] = credentialCanary + name
@@ -61,6 +63,9 @@ func (f *fake) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, err := io.ReadAll(r.Body)
 	if err != nil {
 		return
+	}
+	if uri, err := url.PathUnescape(r.RequestURI); err != nil || holdsCanary(uri) || holdsCanary(r.Referer()) {
+		f.t.Error("a request has a token, a credential or a key in its URL, where logs would show it")
 	}
 	call := f.suite.Wire.Read(r, body)
 	if call.Op == "" && f.suite.Wire.Aside != nil {
