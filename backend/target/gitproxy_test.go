@@ -71,7 +71,7 @@ func (g *gitProxyWire) aside(r *http.Request, body []byte, living []targettest.K
 		form, err := url.ParseQuery(string(body))
 		g.mu.Lock()
 		defer g.mu.Unlock()
-		if name := form.Get("username"); err == nil && g.passwords[name] == form.Get("password") {
+		if name := form.Get("username"); err == nil && g.passwords[name] == form.Get("password") && r.Header.Get("X-Api-Key") == "" {
 			return &targettest.Answer{Status: 302, Header: http.Header{
 				"Location": {"/dashboard/"}, "Set-Cookie": {"JSESSIONID=of-" + name + "; Path=/; HttpOnly", "XSRF-TOKEN=; Max-Age=0"},
 			}}
