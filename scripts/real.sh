@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Copyright (c) the oidcexchange authors
+# SPDX-License-Identifier: MPL-2.0
+#
+# Prints the folder of a server that others wrote, for the acceptance tests, and nothing else; progress goes to stderr.
+# It is built from its published module or package, at the version below, once per machine.
+#
+# usage: real.sh pocketbase|unleash|verdaccio
+set -euo pipefail
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+readonly here
+# shellcheck source=scripts/once.sh
+source "$here/once.sh"
+
+require() {
+	local tool
+	for tool; do
+		command -v "$tool" >/dev/null || die "$tool is missing; install it"
+	done
+}
+
+# from_module builds packages of a module, each given by its path there: with the requirements, sums and replacements that the module itself has, for go
+# install takes no module with replacements, and asks for lists of versions that need not be there.
+from_module() {
+	local name=$1 module=$2 version=$3
+	shift 3
+	local commands=("${@/#/$module}")
+	require go cc
+	make_module() {
+		local work=$1 out=$1/$name-$version source
+		say "Building $name $version, once per machine."
+		source=$(cd "$work" && GOWORK=off go mod download -json "$module@$version" | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p') ||
+			die "$module@$version cannot be had"
+		mkdir "$work/module" "$out"
+		cp "$source/go.mod" "$source/go.sum" "$work/module"
+		chmod u+w "$work/module"/*
+		(cd "$work/module" && GOWORK=off go mod edit -module=real -require="$module@$version")
+		logged "$work/module" "$work/log" env GOFLAGS= GOWORK=off GOTMPDIR="$work" \
+			go build -mod=mod -v -trimpath -buildvcs=false -o "$out/" "${commands[@]}"
+	}
+	once "$name" "$cache/$name-$version" make_module
+	printf '%s\n' "$cache/$name-$version"
+}
+
+# from_package installs an npm package; $3 are its overrides in JSON.
+from_package() {
+	local name=$1 version=$2 overrides=$3
+	require node npm
+	make_package() {
+		local out=$1/$name-$version
+		say "Installing $name $version, once per machine."
+		mkdir "$out"
+		printf '{"private": true, "dependencies": {"%s": "%s"}, "overrides": %s}\n' "$name" "$version" "$overrides" >"$out/package.json"
+		logged "$out" "$1/log" npm install --ignore-scripts --no-audit --no-fund --loglevel=http
+	}
+	once "$name" "$cache/$name-$version" make_package
+	printf '%s\n' "$cache/$name-$version"
+}
+
+case ${1-} in
+pocketbase) from_module pocketbase github.com/pocketbase/pocketbase v0.36.9 /examples/base ;;
+unleash) from_package unleash-server 6.4.1 '{}' ;;
+# One of verdaccio's packages wants node-fetch of a tag that is not there any more.
+verdaccio) from_package verdaccio 6.5.0 '{"node-fetch": "2.7.0"}' ;;
+*) die "usage: real.sh pocketbase|unleash|verdaccio" ;;
+esac
