@@ -37,14 +37,35 @@ func testOAuthHops(t *testing.T, s *server) {
 	t.Cleanup(agent.Stop)
 	s.register(t, "two-hops", s.built.plain, "SPIFFE_ENDPOINT_SOCKET=unix://"+socket)
 	w := newWorld(t, s, "two-hops")
+	first, second := w.wantHops(t, gateway, supervisor, agent.Domain)
+
+	token := w.token(map[string]any{"aud": first.Issuer()})
+	agent.Fault(lab.OpSVID, lab.Fault{Kind: lab.KindStatus, Status: 503, Count: 3}) // Vault's client repeats
+	_, err := w.exchange(t, "hops", token)
+	wantRefused(t, err, http.StatusServiceUnavailable, "target_busy")
+	agent.ClearFaults()
+	second.Fault(lab.OpGrant, lab.Fault{Kind: lab.KindStatus, Status: 403, Count: 1})
+	_, err = w.exchange(t, "hops", token)
+	wantRefused(t, err, http.StatusUnprocessableEntity, "target_denied")
+	if _, err = w.exchange(t, "hops", token); err != nil {
+		t.Errorf("the caller's token is not as good as before: %v", err)
+	}
+	w.must(t, w.root.Token(), "lease", "revoke", "-prefix", w.path+"/creds/hops")
+	eventually(t, "the end of the last key", func() (bool, string) { return len(second.Live()) == 0, fmt.Sprint(second.Live()) })
+}
+
+// wantHops starts two servers that know the SVIDs of domain, and role hops; it wants a key of the second server by way of the
+// first, and its end.
+func (w *world) wantHops(t *testing.T, gateway, supervisor string, domain func(string) *lab.Issuer) (first, second *lab.OAuth) {
+	t.Helper()
 	serve := func(issuer, client string) *lab.OAuth {
-		a := lab.NewOAuth(lab.OAuthOptions{Path: "/realms/acme", Issuers: []string{issuer}, Client: w.http, Domain: agent.Domain,
+		a := lab.NewOAuth(lab.OAuthOptions{Path: "/realms/acme", Issuers: []string{issuer}, Client: w.http, Domain: domain,
 			Clients: []lab.OAuthClient{{ID: client, Method: "jwt-spiffe"}}})
 		a.SetURL(w.serve(t, a))
 		return a
 	}
-	first := serve(w.issuerURL, gateway)
-	second := serve(first.Issuer(), supervisor)
+	first = serve(w.issuerURL, gateway)
+	second = serve(first.Issuer(), supervisor)
 	host := func(a *lab.OAuth) string {
 		return strings.TrimSuffix(strings.TrimPrefix(a.Issuer(), "https://"), "/realms/acme")
 	}
@@ -66,20 +87,7 @@ func testOAuthHops(t *testing.T, s *server) {
 	if second.Valid(key) {
 		t.Error("the key lives on")
 	}
-
-	token := w.token(map[string]any{"aud": first.Issuer()})
-	agent.Fault(lab.OpSVID, lab.Fault{Kind: lab.KindStatus, Status: 503, Count: 3}) // Vault's client repeats
-	_, err = w.exchange(t, "hops", token)
-	wantRefused(t, err, http.StatusServiceUnavailable, "target_busy")
-	agent.ClearFaults()
-	second.Fault(lab.OpGrant, lab.Fault{Kind: lab.KindStatus, Status: 403, Count: 1})
-	_, err = w.exchange(t, "hops", token)
-	wantRefused(t, err, http.StatusUnprocessableEntity, "target_denied")
-	if _, err = w.exchange(t, "hops", token); err != nil {
-		t.Errorf("the caller's token is not as good as before: %v", err)
-	}
-	w.must(t, w.root.Token(), "lease", "revoke", "-prefix", w.path+"/creds/hops")
-	eventually(t, "the end of the last key", func() (bool, string) { return len(second.Live()) == 0, fmt.Sprint(second.Live()) })
+	return first, second
 }
 
 // The releases of the npm packages that the tests install.
