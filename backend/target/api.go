@@ -27,6 +27,9 @@ const drainBytes = 16 << 10
 // maxRefusalBytes is how much of a refusal is read for its hint.
 const maxRefusalBytes = 64 << 10
 
+// anySuccess are the statuses of success that come with a whole answer, for APIs whose clients take any of them.
+var anySuccess = []int{200, 201, 202, 203}
+
 // api makes the HTTP calls of one target. It is the only place that does: every call is bounded in time and size, sent at
 // most once, follows no redirect, and ends in an answer or an *Error that says what may have happened.
 type api struct {

@@ -159,8 +159,8 @@ func (d *connectDriver) exchangeCall(ctx context.Context, op string, r Request) 
 	}
 	c.body = []byte(form.Encode())
 	c.header.Set("Content-Type", "application/x-www-form-urlencoded")
-	c.ok, c.denied, c.wantBody = []int{200, 201}, []int{400, 401, 403, 404, 405, 415, 422}, true
-	c.hint = func(a answer) string { return exchangeHint(flow, a) }
+	c.ok, c.denied, c.wantBody = anySuccess, []int{400, 401, 403, 404, 405, 415, 422}, true
+	c.hint = func(a answer) string { return exchangeHint(flow, a, r.SubjectToken) }
 	return c, nil
 }
 
@@ -211,13 +211,21 @@ func (d *connectDriver) endpoint(op string, a answer) (*url.URL, error) {
 	return u, nil
 }
 
-// exchangeHint says what a refused exchange asks to be mended. The texts of the server that are looked for were seen in the
-// tests of its clients.
-func exchangeHint(flow string, a answer) string {
+// exchangeHint says what a refused exchange asks to be mended, and what the server says of it.
+func exchangeHint(flow string, a answer, token string) string {
 	refusal := object(a.body)
 	code, _ := refusal["error"].(string)
 	about, _ := refusal["error_description"].(string)
-	about = strings.ToLower(about)
+	hint := exchangeCause(flow, a.status, code, strings.ToLower(about))
+	if hint == "" && refusal == nil {
+		hint = "the answer is not Connect's; is a login page in front of the server?"
+	}
+	return withSaid(hint, []string{token}, code, about)
+}
+
+// exchangeCause is what a refusal asks to be mended, "" if it does not tell. The texts of the server that are looked for were
+// seen in the tests of its clients.
+func exchangeCause(flow string, status int, code, about string) string {
 	switch {
 	case code == "invalid_grant" && strings.Contains(about, "ambiguous"):
 		return "more than one trusted publisher or user matches the token; make their conditions exclude each other"
@@ -233,8 +241,10 @@ func exchangeHint(flow string, a answer) string {
 		return "it does not support this exchange of tokens"
 	case code == "invalid_client" || code == "unauthorized_client":
 		return "it wants a client to identify itself, which this exchange does not do"
-	case flow == flowFederation && (a.status == http.StatusNotFound || a.status == http.StatusForbidden):
+	case flow == flowFederation && (status == http.StatusNotFound || status == http.StatusForbidden):
 		return "identity federation is switched off there, or the integration is unknown"
+	case status == http.StatusNotFound || status == http.StatusMethodNotAllowed:
+		return "its token endpoint is not there; flow oauth needs Connect 2026.07.0 or newer with its OAuth server switched on"
 	}
 	return ""
 }

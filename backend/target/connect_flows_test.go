@@ -122,7 +122,7 @@ func TestConnectConfirms(t *testing.T) {
 	}
 }
 
-// What a refusal means is told in words that help, and in none of the server's.
+// What a refusal means is told in words that help, and what the server says beside them.
 func TestConnectHints(t *testing.T) {
 	const refused = "denied by the target: it refused"
 	for name, c := range map[string]struct {
@@ -130,18 +130,21 @@ func TestConnectHints(t *testing.T) {
 		line line
 		want string
 	}{
-		"ambiguous":            {"oauth", line{400, `{"error": "invalid_grant", "error_description": "Ambiguous match"}`, nil}, refused + ": more than one trusted publisher or user matches the token; make their conditions exclude each other (status 400)"},
-		"verification":         {"oauth", line{400, `{"error": "invalid_grant", "error_description": "could not verify token signature"}`, nil}, refused + ": it could not verify the token; compare the clocks, and the issuer that it trusts with the token's (status 400)"},
-		"no match":             {"oauth", line{400, `{"error": "invalid_grant", "error_description": "no service principal found"}`, nil}, refused + ": no trusted publisher matches the token; check the content's access and audience (status 400)"},
-		"no description":       {"oauth", line{400, `{"error": "invalid_grant"}`, nil}, refused + ": no trusted publisher matches the token; check the content's access and audience (status 400)"},
-		"no user":              {"federation", line{400, `{"error": "invalid_grant", "error_description": "x"}`, nil}, refused + ": no user matches the token; check the integration's match claim and audience, users are not made (status 400)"},
-		"no such audience":     {"federation", line{400, `{"error": "invalid_target"}`, nil}, refused + ": it has no such audience; check the parameter integration (status 400)"},
-		"no such grant":        {"oauth", line{400, `{"error": "unsupported_grant_type"}`, nil}, refused + ": it does not support this exchange of tokens (status 400)"},
-		"a client is wanted":   {"oauth", line{401, `{"error": "invalid_client"}`, nil}, refused + ": it wants a client to identify itself, which this exchange does not do (status 401)"},
-		"federation is off":    {"federation", line{404, `{"code": 4, "error": "x"}`, nil}, refused + ": identity federation is switched off there, or the integration is unknown (status 404)"},
-		"another code":         {"oauth", line{400, `{"error": "s3cret canary"}`, nil}, refused + " (status 400)"},
+		"ambiguous":            {"oauth", line{400, `{"error": "invalid_grant", "error_description": "Ambiguous match"}`, nil}, refused + `: more than one trusted publisher or user matches the token; make their conditions exclude each other; it says "invalid_grant: Ambiguous match" (status 400)`},
+		"verification":         {"oauth", line{400, `{"error": "invalid_grant", "error_description": "could not verify token signature"}`, nil}, refused + ": it could not verify the token; compare the clocks, and the issuer that it trusts with the token's" + `; it says "invalid_grant: could not verify token signature" (status 400)`},
+		"no match":             {"oauth", line{400, `{"error": "invalid_grant", "error_description": "no service principal found"}`, nil}, refused + `: no trusted publisher matches the token; check the content's access and audience; it says "invalid_grant: no service principal found" (status 400)`},
+		"no description":       {"oauth", line{400, `{"error": "invalid_grant"}`, nil}, refused + `: no trusted publisher matches the token; check the content's access and audience; it says "invalid_grant" (status 400)`},
+		"no user":              {"federation", line{400, `{"error": "invalid_grant", "error_description": "x"}`, nil}, refused + `: no user matches the token; check the integration's match claim and audience, users are not made; it says "invalid_grant: x" (status 400)`},
+		"no such audience":     {"federation", line{400, `{"error": "invalid_target"}`, nil}, refused + `: it has no such audience; check the parameter integration; it says "invalid_target" (status 400)`},
+		"no such grant":        {"oauth", line{400, `{"error": "unsupported_grant_type"}`, nil}, refused + `: it does not support this exchange of tokens; it says "unsupported_grant_type" (status 400)`},
+		"a client is wanted":   {"oauth", line{401, `{"error": "invalid_client"}`, nil}, refused + `: it wants a client to identify itself, which this exchange does not do; it says "invalid_client" (status 401)`},
+		"federation is off":    {"federation", line{404, `{"code": 4, "error": "x"}`, nil}, refused + `: identity federation is switched off there, or the integration is unknown; it says "x" (status 404)`},
+		"another code":         {"oauth", line{400, `{"error": "another"}`, nil}, refused + `: it says "another" (status 400)`},
 		"a code that is a map": {"oauth", line{400, `{"error": {"a": 1}}`, nil}, refused + " (status 400)"},
-		"html":                 {"oauth", line{403, loginPage, nil}, refused + " (status 403)"},
+		"the token in it":      {"oauth", line{400, `{"error": "another", "error_description": "t0ken"}`, nil}, refused + " (status 400)"},
+		"a list":               {"oauth", line{400, `["another"]`, nil}, refused + ": the answer is not Connect's; is a login page in front of the server? (status 400)"},
+		"html":                 {"oauth", line{403, loginPage, nil}, refused + ": the answer is not Connect's; is a login page in front of the server? (status 403)"},
+		"an older server":      {"oauth", line{404, "", nil}, refused + ": its token endpoint is not there; flow oauth needs Connect 2026.07.0 or newer with its OAuth server switched on (status 404)"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := scripted(t, map[string][]line{wellKnown: {{200, metadata, nil}}, tokenPath: {c.line}, federated: {c.line}})
@@ -196,6 +199,17 @@ func TestConnectExpiry(t *testing.T) {
 				t.Errorf("got %v, %v; want %v", k.Expiry, err, want)
 			}
 		})
+	}
+}
+
+// Connect's own clients take any status of success.
+func TestConnectSuccess(t *testing.T) {
+	for _, status := range []int{200, 201, 202, 203} {
+		s := scripted(t, map[string][]line{federated: {{status, aKey, nil}}, whose: {{403, service, nil}}})
+		o := s.open(t, "", target.Config{Driver: "connect"})
+		if _, err := o.Exchange(t.Context(), ask(t, o, "t0ken", map[string]any{"flow": "federation"})); err != nil {
+			t.Errorf("%d: %v", status, err)
+		}
 	}
 }
 

@@ -65,7 +65,7 @@ func TestConnectOAuth(t *testing.T) {
 		Config: target.Config{Driver: "connect"},
 		Caps:   target.Caps{Check: true},
 		Token:  true, Expiry: true, MayLack: true, Optional: []string{"api_key"},
-		Denied: []int{400, 401, 403, 404, 405, 415, 422},
+		Denied: []int{400, 401, 403, 404, 405, 415, 422}, Quotes: true,
 		Header: "Authorization", HeaderValue: func(key string) string { return "Key " + key },
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {
@@ -102,7 +102,7 @@ func TestConnectFederation(t *testing.T) {
 		Params: map[string]any{"flow": "federation", "integration": "0b5a-1"},
 		Caps:   target.Caps{Check: true},
 		Token:  true, Expiry: true, MayLack: true, Optional: []string{"api_key"},
-		Denied: []int{400, 401, 403, 404, 405, 415, 422},
+		Denied: []int{400, 401, 403, 404, 405, 415, 422}, Quotes: true,
 		Header: "Authorization", HeaderValue: func(key string) string { return "Key " + key }, Fields: map[string]string{"username": "alice"},
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {

@@ -32,11 +32,12 @@ var (
 	ErrParameter = errors.New("request cannot be made")
 )
 
-// Error says which call failed and how. It holds no byte of what the target sent and nothing of what it was sent.
+// Error says which call failed and how. It holds nothing that the target was sent, and of what the target sent at most its
+// own words for a refusal (see withSaid): it is for the operator's log, not for callers.
 type Error struct {
 	Op         string        // exchange, renew, revoke, rotate, find or check
 	Status     int           // the HTTP status that decided; 0 = none
-	Text       string        // what happened, in this package's words
+	Text       string        // what happened, in this package's words but for a quotation
 	RetryAfter time.Duration // with ErrBusy: how long the target asks to be left alone; 0 = it does not say
 
 	outcome error // one of the sentinels above

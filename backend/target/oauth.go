@@ -287,29 +287,3 @@ func oneOf(field, value string, values ...string) (string, error) {
 	}
 	return value, nil
 }
-
-// errorHints are the errors that these endpoints may answer (RFC 6749 section 5.2, RFC 7009 section 2.2.1, RFC 8693 section
-// 2.2.2, RFC 6750 section 3.1), with what they ask to be mended. Only these are ever repeated: all else that a server says
-// may be what it was sent.
-var errorHints = map[string]string{
-	"invalid_request":        "a parameter is missing, or one that it does not take; in a token exchange also: it does not accept the subject or actor token",
-	"invalid_client":         "it does not accept the engine as its client; look at client_auth, client_id and the secret or key there",
-	"invalid_grant":          "it does not accept the subject token: of an issuer or for an audience that it does not trust, expired, or used before",
-	"unauthorized_client":    "this client may not use the grant, or not for this",
-	"unsupported_grant_type": "it does not have the grant",
-	"invalid_scope":          "a scope of the role is unknown there, or more than this client or subject may have",
-	"invalid_target":         "audience or resource of the role is unknown there, or not for this client or subject",
-	"unsupported_token_type": "it does not revoke tokens of this kind, which live until they expire",
-	"invalid_token":          "it does not accept the engine's token",
-	"insufficient_scope":     "the engine's client lacks a scope for this",
-	"access_denied":          "its own rules refuse this",
-}
-
-// errorHint tells what a refusal asks to be mended.
-func errorHint(a answer) string {
-	code, _ := objectOf(a.body)["error"].(string)
-	if hint, known := errorHints[code]; known {
-		return code + ": " + hint
-	}
-	return ""
-}

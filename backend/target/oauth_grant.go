@@ -253,8 +253,8 @@ func (o *oauth) grant(ctx context.Context, op string, h hop, subject, subjectTyp
 		form.Set("actor_token_type", tokenTypes+"jwt")
 	}
 	c := call{
-		op: op, url: h.endpoint, wantBody: true, hint: errorHint,
-		ok: []int{200, 201}, busy: []int{429, 503}, denied: slices.Concat(clientRefuses, []int{404, 405, 413, 415, 422}),
+		op: op, url: h.endpoint, wantBody: true,
+		ok: anySuccess, busy: []int{429, 503}, denied: slices.Concat(clientRefuses, []int{404, 405, 413, 415, 422}),
 	}
 	if err := o.prepare(ctx, &c, h, form); err != nil {
 		return granted{}, err
@@ -281,6 +281,11 @@ func (o *oauth) prepare(ctx context.Context, c *call, h hop, form url.Values) er
 		return err
 	}
 	c.body = []byte(form.Encode())
+	sent := []string{o.secret, url.QueryEscape(o.secret), c.header.Get("Authorization"), c.url.RawQuery}
+	for _, name := range secretMembers {
+		sent = append(sent, form.Get(name))
+	}
+	c.hint = func(a answer) string { return errorHint(a, sent) }
 	return nil
 }
 

@@ -9,8 +9,8 @@ import (
 	"time"
 )
 
-// revoke ends a token (RFC 7009). The server answers 200 for a token that it does not know, too; a status such as 404 says
-// nothing of the token, for the endpoint may have gone.
+// revoke ends a token (RFC 7009). The server answers 200, or as some do 204, for a token that it does not know, too; a status
+// such as 404 says nothing of the token, for the endpoint may have gone.
 func (o *oauth) revoke(ctx context.Context, h Handle) error {
 	const op = "revoke"
 	if h.Secret == "" {
@@ -77,7 +77,7 @@ func (o *oauth) check(ctx context.Context) error {
 
 // tell shows a token to an endpoint about tokens.
 func (o *oauth) tell(ctx context.Context, c call, token string) (answer, error) {
-	c.ok, c.busy, c.denied, c.hint = []int{200}, []int{429, 503}, clientRefuses, errorHint
+	c.ok, c.busy, c.denied = []int{200, 204}, []int{429, 503}, clientRefuses
 	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}
 	if err := o.prepare(ctx, &c, o.hops[len(o.hops)-1], form); err != nil {
 		return answer{}, err

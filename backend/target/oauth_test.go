@@ -63,7 +63,7 @@ func TestOAuthExchange(t *testing.T) {
 		Complete: func(c *target.Config) { c.URL, c.OAuth.TokenURL = "", c.URL+"/oauth/token?tenant=a%2Fb" },
 		Params:   map[string]any{"audience": "https://api.example", "scopes": "read,write", "resource": "https://a.example/,urn:b", "requested_token_type": "jwt"},
 		Token:    true, Expiry: true,
-		Denied: oauthDenied, Header: "Authorization", HeaderValue: func(key string) string { return "Bearer " + key }, Fields: map[string]string{"scope": "read"},
+		Denied: oauthDenied, Quotes: true, Header: "Authorization", HeaderValue: func(key string) string { return "Bearer " + key }, Fields: map[string]string{"scope": "read"},
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {
 				form, ok := formOf(r, body, "/oauth/token?tenant=a%2Fb")
@@ -97,7 +97,7 @@ func TestOAuthDiscovered(t *testing.T) {
 		Complete: func(c *target.Config) { c.URL += prefix },
 		Token:    true, Expiry: true, NeedsKey: true, Gone: targettest.Answer{Status: 200}, Fixed: true,
 		Caps:   target.Caps{Revoke: true, Renew: true, Check: true},
-		Denied: oauthDenied, Header: "Authorization", HeaderValue: func(key string) string { return "Bearer " + key },
+		Denied: oauthDenied, Quotes: true, Header: "Authorization", HeaderValue: func(key string) string { return "Bearer " + key },
 		Wire: targettest.Wire{
 			Aside: func(r *http.Request, _ []byte, _ []targettest.Key) *targettest.Answer {
 				base := "http://" + r.Host
@@ -155,7 +155,7 @@ func TestOAuthClientCredentials(t *testing.T) {
 		Complete: func(c *target.Config) { c.OAuth.TokenURL, c.OAuth.RevocationURL = c.URL+"/token", c.URL+"/revoke" },
 		Params:   map[string]any{"audience": "https://api.example"},
 		Caps:     target.Caps{Revoke: true, Check: true}, NeedsKey: true, Gone: targettest.Answer{Status: 200},
-		Denied: oauthDenied, Header: "Authorization", HeaderValue: func(key string) string { return "Bearer " + key },
+		Denied: oauthDenied, Quotes: true, Header: "Authorization", HeaderValue: func(key string) string { return "Bearer " + key },
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {
 				client := map[string]string{"client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-spiffe", "client_assertion": own}
@@ -192,7 +192,7 @@ func TestOAuthJWTBearer(t *testing.T) {
 		Complete: func(c *target.Config) { c.OAuth.TokenURL = c.URL + "/token" },
 		Params:   map[string]any{"scopes": "read"},
 		Token:    true, Expiry: true,
-		Denied: oauthDenied, Header: "Authorization", HeaderValue: func(key string) string { return "Bearer " + key },
+		Denied: oauthDenied, Quotes: true, Header: "Authorization", HeaderValue: func(key string) string { return "Bearer " + key },
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {
 				form, ok := formOf(r, body, "/token")
@@ -206,4 +206,25 @@ func TestOAuthJWTBearer(t *testing.T) {
 			},
 		},
 	})
+}
+
+// Servers are not of one mind about the status of success: each that brings a whole answer does, and one that brings half of one
+// may have made a token.
+func TestOAuthSuccess(t *testing.T) {
+	for status, want := range map[int]string{
+		200: "", 201: "", 202: "", 203: "",
+		204: "outcome is unknown: it answered otherwise than expected (status 204)", 206: "outcome is unknown: it answered otherwise than expected (status 206)",
+	} {
+		s := scripted(t, map[string][]line{"POST /token": {{status, `{"access_token": "k3y", "expires_in": 60}`, nil}}, "POST /revoke": {{status, "", nil}}})
+		o := s.open(t, "", target.Config{Driver: "oauth", Audience: "x", OAuth: target.OAuth{TokenURL: s.url + "/token", RevocationURL: s.url + "/revoke"}})
+		key, err := o.Exchange(t.Context(), target.Request{SubjectToken: "t0ken"})
+		wantTold(t, err, want, want != "")
+		if want == "" && key.Secret != "k3y" {
+			t.Errorf("%d: got %v", status, key)
+		}
+		err = o.Revoke(t.Context(), target.Handle{Secret: "k3y"})
+		if ended := status == 200 || status == 204; ended != (err == nil) {
+			t.Errorf("revoking, %d: %v", status, err)
+		}
+	}
 }
