@@ -4,6 +4,7 @@
 package backend
 
 import (
+	"cmp"
 	"encoding/base64"
 	"net/http"
 	"os"
@@ -36,14 +37,15 @@ type example struct {
 	make       func(*world) (s standIn, living func() int)
 	op         string // of the stand-in, by which it makes keys
 
-	lifetime  time.Duration // of its keys; 0 = as long as the lease at most
-	revocable bool
-	lost      bool // a key whose answer was lost cannot be ended
-	header    func(key string) string
-	username  string
-	refused   map[string]any // claims that the engine trusts and the API does not
-	broken    map[string]any // or a target's path, and a credential that is wrong there
-	hint      string
+	lifetime   time.Duration // of its keys; 0 = as long as the lease at most, or by the minute
+	headerName string        // default Authorization
+	revocable  bool
+	lost       bool // a key whose answer was lost cannot be ended
+	header     func(key string) string
+	username   string
+	refused    map[string]any // claims that the engine trusts and the API does not
+	broken     map[string]any // or a target's path, and a credential that is wrong there
+	hint       string
 }
 
 func bearerHeader(key string) string { return "Bearer " + key }
@@ -57,6 +59,16 @@ func (w *world) registryOptions() lab.RegistryOptions {
 }
 
 var examples = map[string]example{
+	"nuget": {
+		page: "nuget.md", role: "nuget-widget", public: "www.nuget.org", audience: "https://www.nuget.org", op: lab.OpToken, lost: true, headerName: "X-NuGet-ApiKey",
+		refused: workflowX, hint: "no trust policy of this user matches the token: username is the user who made the policy, never an organization; look at repository and owner, too (status 401)",
+		make: func(w *world) (standIn, func() int) {
+			s := lab.NewNuGet(lab.NuGetOptions{Issuers: []string{w.issuerURL}, Client: w.client(), Now: w.clock.now})
+			s.SetUser(lab.User{Name: "jim"})
+			s.AddPolicy(lab.Policy{Name: "widget", User: "jim", Owner: "acme", Repository: "widget", Workflow: "release.yml"})
+			return s, func() int { return len(s.Live()) }
+		},
+	},
 	"pypi": {
 		page: "pypi.md", role: "pypi-widget", public: "pypi.org", audience: "pypi", op: lab.OpToken, lifetime: 15 * time.Minute, lost: true, username: "__token__",
 		header:  func(key string) string { return "Basic " + base64.StdEncoding.EncodeToString([]byte("__token__:"+key)) },
@@ -69,7 +81,7 @@ var examples = map[string]example{
 	},
 	"crates-io": {
 		page: "crates-io.md", role: "crate-widget", public: "crates.io", audience: "crates.io", op: lab.OpToken, lifetime: 30 * time.Minute, lost: true, revocable: true,
-		header: bearerHeader, refused: workflowX, hint: "the token was exchanged before, or no crate trusts its repository, workflow and environment (status 400)",
+		header: bearerHeader, refused: workflowX, hint: "the trusted publisher wants another workflow file (status 400)",
 		make: func(w *world) (standIn, func() int) {
 			s := lab.NewCratesIO(w.registryOptions())
 			s.AddPublisher(trusted)
@@ -261,7 +273,7 @@ func (e example) testLife(t *testing.T) {
 	if e.username != "" {
 		username = e.username
 	}
-	for field, want := range map[string]any{"revocable": e.revocable, "header_name": "Authorization", "header_value": header, "username": username} {
+	for field, want := range map[string]any{"revocable": e.revocable, "header_name": cmp.Or(e.headerName, "Authorization"), "header_value": header, "username": username} {
 		if got := resp.Data[field]; got != want {
 			t.Errorf("%s is %v; want %v", field, got, want)
 		}

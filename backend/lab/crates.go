@@ -6,6 +6,7 @@ package lab
 import (
 	"fmt"
 	"net/http"
+	"path"
 	"regexp"
 	"strings"
 	"time"
@@ -77,7 +78,7 @@ func (c *CratesIO) exchange(w http.ResponseWriter, r *http.Request) {
 	defer c.mu.Unlock()
 	found := c.matching(claims, "workflow_ref", "pull_request_target", "workflow_run")
 	if len(found) == 0 {
-		cratesRefusal(w, http.StatusBadRequest, "No Trusted Publishing config found for repository `%s`.", claims.text("repository"))
+		cratesRefusal(w, http.StatusBadRequest, "%s", c.mismatch(claims))
 		return
 	}
 	if !c.spend(claims, time.Minute) {
@@ -91,6 +92,28 @@ func (c *CratesIO) exchange(w http.ResponseWriter, r *http.Request) {
 	key := "cio_tp_" + randomHex(16)
 	c.add(key, cratesKeyTTL, crates...)
 	writeJSON(w, http.StatusOK, map[string]string{"token": key})
+}
+
+// mismatch says why no publisher accepts a token. The caller holds mu.
+func (c *CratesIO) mismatch(claims tokenClaims) string {
+	repository := claims.text("repository")
+	text := "No Trusted Publishing config found for repository `" + repository + "`."
+	const config = "The Trusted Publishing config for repository `%s` "
+	workflow, _, _ := strings.Cut(claims.text("workflow_ref"), "@")
+	for _, p := range c.publishers {
+		switch {
+		case !strings.EqualFold(repository, p.Owner+"/"+p.Repository):
+		case claims.text("repository_owner_id") != p.OwnerID:
+			text = fmt.Sprintf(config+"does not match the repository owner ID (%s) in the JWT. Expected owner IDs: %s.", repository, claims.text("repository_owner_id"), p.OwnerID)
+		case path.Base(workflow) != p.Workflow:
+			text = fmt.Sprintf(config+"does not match the workflow filename `%s` in the JWT. Expected workflow filenames: `%s`", repository, path.Base(workflow), p.Workflow)
+		case p.Environment != "" && claims.text("environment") == "":
+			text = fmt.Sprintf(config+"requires an environment, but the JWT does not specify one. Expected environments: `%s`", repository, p.Environment)
+		case p.Environment != "" && claims.text("environment") != p.Environment:
+			text = fmt.Sprintf(config+"does not match the environment `%s` in the JWT. Expected environments: `%s`", repository, claims.text("environment"), p.Environment)
+		}
+	}
+	return text
 }
 
 // presented returns the key of a request, and answers if there is none that could be one.

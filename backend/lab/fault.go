@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 )
 
@@ -155,6 +156,7 @@ func (f Fault) send(w http.ResponseWriter, a *answer) {
 type answer struct {
 	header http.Header
 	status int
+	reason string // the phrase beside the status; "" = the usual one
 	body   bytes.Buffer
 }
 
@@ -201,8 +203,28 @@ func (a *answer) pad(n int) {
 }
 
 func (a *answer) send(w http.ResponseWriter) {
+	if a.reason != "" && a.sendWithReason(w) {
+		return
+	}
 	a.writeHead(w, a.body.Len())
 	_, _ = w.Write(a.body.Bytes())
+}
+
+// sendWithReason writes the answer with its own phrase beside the status, which net/http cannot. It reports whether it has
+// the connection that this takes.
+func (a *answer) sendWithReason(w http.ResponseWriter) bool {
+	conn, out, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		return false
+	}
+	defer conn.Close()
+	a.header.Set("Content-Length", strconv.Itoa(a.body.Len()))
+	a.header.Set("Connection", "close")
+	fmt.Fprintf(out, "HTTP/1.1 %d %s\r\n", a.status, strings.NewReplacer("\r", " ", "\n", " ").Replace(a.reason))
+	_ = a.header.Write(out)
+	fmt.Fprintf(out, "\r\n%s", a.body.Bytes())
+	_ = out.Flush()
+	return true
 }
 
 func (a *answer) sendHalf(w http.ResponseWriter) {

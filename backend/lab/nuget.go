@@ -70,8 +70,8 @@ type NuGetKey struct {
 // It makes the gallery's checks in the gallery's order with the gallery's texts, and verifies tokens for real. As there, a
 // token works once (its jti is remembered for ever, whoever issued it) and nobody can end a key before its time.
 //
-// Left out: the policies for Entra ID and GitLab, feature flags, the scopes of policies, and add-in validators. The gallery
-// also puts the text of an error into the HTTP reason phrase; net/http cannot, so clients must read the body.
+// Left out: the policies for Entra ID and GitLab, feature flags, the scopes of policies, and add-in validators. As there, the
+// text of a refusal is the HTTP reason phrase, too.
 // Make one with NewNuGet.
 type NuGet struct {
 	Control
@@ -208,6 +208,9 @@ func (g *NuGet) token(w http.ResponseWriter, r *http.Request) {
 	if refused != nil {
 		if refused.status == http.StatusUnauthorized {
 			w.Header().Set("WWW-Authenticate", "Bearer")
+		}
+		if a, controlled := w.(*answer); controlled {
+			a.reason = refused.text
 		}
 		writeError(w, refused.status, refused.text)
 		return

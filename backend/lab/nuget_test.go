@@ -4,6 +4,7 @@
 package lab
 
 import (
+	"io"
 	"maps"
 	"net/http"
 	"net/http/httptest"
@@ -186,6 +187,21 @@ func TestNuGetKey(t *testing.T) {
 	wantError(t, "push with an expired key", push(key), 403, refused)
 	if g.Valid(key) || len(g.Live()) != 0 {
 		t.Errorf("the expired key is valid %v, live %d", g.Valid(key), len(g.Live()))
+	}
+}
+
+// What a refusal says stands beside the status, too, where NuGet's own client looks for it.
+func TestNuGetReasonPhrase(t *testing.T) {
+	t.Parallel()
+	url := serve(t, newGallery(t, NuGetOptions{}).NuGet)
+	res, err := plainClient().Post(url+"/api/v2/token", "application/json", strings.NewReader("{}"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	if err != nil || res.Status != "401 The Authorization header is missing." || string(body) != `{"error":"The Authorization header is missing."}` || res.Header.Get("WWW-Authenticate") != "Bearer" {
+		t.Errorf("%s %q %v %s, %v", res.Status, res.Header.Get("WWW-Authenticate"), res.Header, body, err)
 	}
 }
 

@@ -153,12 +153,25 @@ func TestCratesIO(t *testing.T) {
 			return 400, refusal("Unsupported JWT issuer: https://other.example")
 		case "repository":
 			return 400, refusal("No Trusted Publishing config found for repository `acme/other`.")
-		case "owner", "workflow", "fork's flow":
-			return 400, refusal("No Trusted Publishing config found for repository `acme/widget`.")
+		case "owner":
+			return 400, refusal("The Trusted Publishing config for repository `acme/widget` does not match the repository owner ID (666) in the JWT. Expected owner IDs: 90210.")
+		case "workflow":
+			return 400, refusal("The Trusted Publishing config for repository `acme/widget` does not match the workflow filename `x.yml` in the JWT. Expected workflow filenames: `release.yml`")
+		case "fork's flow":
+			return 400, ""
 		}
 		return 400, refusal("Failed to decode JWT")
 	})
 	wantReply(t, "event", exchange(p.issuer.Token(p.claims(map[string]any{"event_name": "workflow_run"}))), 400, "")
+	prod := widget
+	prod.Repository, prod.Environment = "prod", "prod"
+	crates.AddPublisher(prod)
+	for environment, want := range map[any]string{
+		nil: "requires an environment, but the JWT does not specify one", "test": "does not match the environment `test` in the JWT",
+	} {
+		token := p.issuer.Token(p.claims(map[string]any{"repository": "acme/prod", "workflow_ref": "acme/prod/.github/workflows/release.yml@x", "environment": environment}))
+		wantReply(t, want, exchange(token), 400, refusal("The Trusted Publishing config for repository `acme/prod` "+want+". Expected environments: `prod`"))
+	}
 	wantReply(t, "no agent", p.do(t, "POST", path, `{"jwt":"x"}`, "User-Agent", ""), 403, "")
 	wantReply(t, "PUT", p.do(t, "PUT", path, "{}"), 405, "")
 

@@ -70,6 +70,7 @@ type call struct {
 // answer is what came back with a status in ok or gone.
 type answer struct {
 	status int
+	reason string // the phrase beside the status, if a refusal has one
 	header http.Header
 	body   []byte // nil unless the call wanted it
 }
@@ -226,7 +227,8 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 	gone := in(c.gone)
 	if !gone && (c.hint != nil || c.absent != nil) && in(c.denied) {
 		body, _ := egress.ReadAll(resp.Body, min(a.maxBytes, maxRefusalBytes))
-		refused := answer{status: resp.StatusCode, header: resp.Header, body: body}
+		_, reason, _ := strings.Cut(resp.Status, " ")
+		refused := answer{status: resp.StatusCode, reason: reason, header: resp.Header, body: body}
 		if gone = c.absent != nil && c.absent(refused); !gone && c.hint != nil {
 			e.Text = c.hint(refused)
 		}

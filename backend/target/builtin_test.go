@@ -57,7 +57,7 @@ func TestPyPI(t *testing.T) {
 	s := registry("pypi", wire{"POST /_/oidc/mint-token", "token", 200, func(k targettest.Key) map[string]any {
 		return map[string]any{"success": true, "token": k.Secret, "expires": k.Expiry.Unix()}
 	}})
-	s.Fields = map[string]string{"username": "__token__"}
+	s.Fields, s.MayLack = map[string]string{"username": "__token__"}, true
 	s.HeaderValue = func(secret string) string {
 		return "Basic " + base64.StdEncoding.EncodeToString([]byte("__token__:"+secret))
 	}

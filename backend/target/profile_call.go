@@ -56,6 +56,7 @@ func (o *operation) call(op string, b *expr.Budget, vars map[string]any) (call, 
 // refusals have.
 func (o *operation) hint(op string, b *expr.Budget, a answer) string {
 	refusal := answerOf(op, b, a, map[string]any{})
+	refusal.vars["response"].(map[string]any)["text"] = a.reason + "\n" + strings.ToValidUTF8(string(a.body), "?")
 	for _, h := range o.hints {
 		if holds, err := h.value.Eval(b, refusal.vars); err == nil && holds == true {
 			return h.name

@@ -28,6 +28,12 @@ var examples = []struct {
 	make         func(*world) issuing
 	roles        []exampleRole
 }{
+	{"nuget.md", "www.nuget.org", func(w *world) issuing {
+		s := lab.NewNuGet(lab.NuGetOptions{Issuers: []string{w.issuerURL}, Client: w.http})
+		s.SetUser(lab.User{Name: "jim"})
+		s.AddPolicy(lab.Policy{Name: "widget", User: "jim", Owner: "acme", Repository: "widget", Workflow: "release.yml"})
+		return s
+	}, []exampleRole{{"nuget-widget", "https://www.nuget.org", false}}},
 	{"pypi.md", "pypi.org", func(w *world) issuing {
 		s := lab.NewPyPI(w.registry())
 		s.AddPublisher(trusted("widget"))
