@@ -64,6 +64,7 @@ type engine struct {
 
 	ledger  ledger
 	replay  replay
+	runs    runs
 	counts  sync.Mutex // one count at a time
 	sweeps  sync.Mutex // one sweep at a time
 	sweptTo string     // the open entry at which the last sweep stopped
@@ -96,13 +97,14 @@ func newEngine(now func() time.Time) *engine {
 		PathsSpecial: &logical.Paths{
 			Unauthenticated: []string{"oidc" + discoveryPath, "oidc" + keysPath},
 			SealWrapStorage: []string{b.targetNoun.table.prefix, sealedKeys, selfName},
-			LocalStorage:    []string{openEntries, plainKeys, sealedKeys, usedTokens},
+			LocalStorage:    []string{openEntries, plainKeys, sealedKeys, usedTokens, revocationTable.prefix},
 		},
 		Secrets:      []*framework.Secret{b.keySecret()},
 		PeriodicFunc: b.tick,
 		Invalidate:   b.invalidate,
 		InitializeFunc: func(_ context.Context, req *logical.InitializationRequest) error {
 			b.count(req.Storage)
+			b.resume(req.Storage)
 			return nil
 		},
 		Clean: func(context.Context) { b.end(); b.configChanged() },
@@ -110,7 +112,7 @@ func newEngine(now func() time.Time) *engine {
 	b.Paths = framework.PathAppend(
 		[]*framework.Path{b.configPath()},
 		b.issuerNoun.paths(b), b.trustNoun.paths(b), b.targetNoun.paths(b), b.roleNoun.paths(b), b.blockNoun.paths(b),
-		b.selfPaths(), b.keysPaths(), b.credsPaths(), b.statusPaths(),
+		b.selfPaths(), b.keysPaths(), b.revocationPaths(), b.credsPaths(), b.statusPaths(),
 		[]*framework.Path{b.explainPath(), b.checkPath(), b.sweepPath(), b.metricsPath()},
 	)
 	return b

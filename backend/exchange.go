@@ -103,6 +103,9 @@ func (b *engine) ready(ctx context.Context, s logical.Storage, o *order, replace
 	if err == nil {
 		err = b.unchanged(ctx, s, o.who)
 	}
+	if err == nil { // a revocation blocks before it looks for keys: it meets the intent, or this meets the block
+		err = b.unblocked(ctx, s, o.asks)
+	}
 	if err == nil {
 		token, err = b.present(ctx, o)
 	}

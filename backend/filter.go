@@ -70,7 +70,8 @@ func parseFilter(d *framework.FieldData) (*filter, error) {
 			return nil, badField(name, "is empty; leave it out to match every key")
 		}
 	}
-	f, err := overlay(filter{}, filter{}, d)
+	none := filter{Claim: map[string]string{}}
+	f, err := overlay(none, none, d)
 	if err == nil {
 		err = f.check()
 	}
@@ -88,13 +89,28 @@ func (f *filter) check() error {
 }
 
 // empty reports whether the filter matches every key.
-func (f *filter) empty() bool {
-	for _, text := range filterTexts {
-		if text.want(f) != "" {
-			return false
+func (f *filter) empty() bool { return len(f.given()) == 0 }
+
+// given returns the conditions that were given, by name.
+func (f *filter) given() map[string]any {
+	given := map[string]any{}
+	for name, text := range filterTexts {
+		if want := text.want(f); want != "" {
+			given[name] = want
 		}
 	}
-	return len(f.Claim) == 0 && f.RevisionBefore == 0 && f.IssuedBefore == nil && f.IssuedAfter == nil
+	if len(f.Claim) > 0 {
+		given["claim"] = f.Claim
+	}
+	if f.RevisionBefore > 0 {
+		given["revision_before"] = f.RevisionBefore
+	}
+	for name, at := range map[string]*time.Time{"issued_before": f.IssuedBefore, "issued_after": f.IssuedAfter} {
+		if at != nil {
+			given[name] = timeOrNil(*at)
+		}
+	}
+	return given
 }
 
 // judge never guesses: a claim that was not recorded leaves a key unjudged, unless another condition rules it out.

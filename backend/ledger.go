@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"hash/fnv"
 	"slices"
 	"strings"
 	"sync"
@@ -91,7 +92,16 @@ func (e *entry) sealed() bool { return e.Handle.Secret != "" }
 // ledger is the store of entries, and its tally in memory.
 type ledger struct {
 	tally
-	changes sync.Mutex // a change reads before it writes: what was removed meanwhile must not come back
+	changes [64]sync.Mutex // of keys by their rand: a change reads before it writes, and what was removed meanwhile must not come back
+}
+
+// change lets one change of a key be made at a time; the caller unlocks what it returns.
+func (l *ledger) change(rand string) *sync.Mutex {
+	h := fnv.New32a()
+	_, _ = h.Write([]byte(rand)) // a hash takes everything
+	lock := &l.changes[h.Sum32()%uint32(len(l.changes))]
+	lock.Lock()
+	return lock
 }
 
 var openTable = table[entry]{prefix: openEntries}
@@ -158,8 +168,8 @@ func (l *ledger) owe(ctx context.Context, s logical.Storage, e *entry) error {
 
 // update changes a filed entry, unless it is gone: found tells.
 func (l *ledger) update(ctx context.Context, s logical.Storage, id string, change func(*entry)) (found bool, err error) {
-	l.changes.Lock()
-	defer l.changes.Unlock()
+	_, rand, _ := splitID(id)
+	defer l.change(rand).Unlock()
 	e, err := l.filed(ctx, s, id)
 	if err != nil || e == nil {
 		return false, err
@@ -170,12 +180,11 @@ func (l *ledger) update(ctx context.Context, s logical.Storage, id string, chang
 
 // dead removes a key that is known to be dead.
 func (l *ledger) dead(ctx context.Context, s logical.Storage, e *entry) error {
-	l.changes.Lock()
-	defer l.changes.Unlock()
 	hour, rand, ok := splitID(e.ID)
 	if !ok {
 		return storageError(fmt.Errorf("%q is no ledger id", e.ID))
 	}
+	defer l.change(rand).Unlock()
 	if err := keyTable(hour, e.sealed()).delete(ctx, s, rand); err != nil {
 		return err
 	}
@@ -214,93 +223,4 @@ func (l *ledger) filed(ctx context.Context, s logical.Storage, id string) (*entr
 		}
 	}
 	return nil, nil
-}
-
-// hours lists the hours under which keys are filed, in order of time.
-func (l *ledger) hours(ctx context.Context, s logical.Storage, sealed bool) ([]string, error) {
-	prefix := plainKeys
-	if sealed {
-		prefix = sealedKeys
-	}
-	found, err := s.List(ctx, prefix)
-	if err != nil {
-		return nil, storageError(err)
-	}
-	hours := found[:0]
-	for _, hour := range found {
-		if hour, isFolder := strings.CutSuffix(hour, "/"); isFolder {
-			hours = append(hours, hour)
-		}
-	}
-	return hours, nil
-}
-
-// each calls visit for the id of every key until it returns false. It lists, but reads no entry that is filed.
-func (l *ledger) each(ctx context.Context, s logical.Storage, visit func(id string) (bool, error)) error {
-	for _, sealed := range []bool{false, true} {
-		hours, err := l.hours(ctx, s, sealed)
-		if err != nil {
-			return err
-		}
-		for _, hour := range hours {
-			rands, err := keyTable(hour, sealed).list(ctx, s)
-			if err != nil {
-				return err
-			}
-			for _, rand := range rands {
-				if goOn, err := visit(hour + "-" + rand); err != nil || !goOn {
-					return err
-				}
-			}
-		}
-	}
-	return l.eachOpen(ctx, s, func(e *entry) (bool, error) {
-		if filed, err := l.filed(ctx, s, e.ID); err != nil || filed != nil {
-			return true, err // visited above
-		}
-		return visit(e.ID)
-	})
-}
-
-func (l *ledger) eachOpen(ctx context.Context, s logical.Storage, visit func(*entry) (bool, error)) error {
-	rands, err := openTable.list(ctx, s)
-	if err != nil {
-		return err
-	}
-	for _, rand := range rands {
-		e, err := openTable.get(ctx, s, rand)
-		if err != nil {
-			return err
-		}
-		if e == nil {
-			continue
-		}
-		if goOn, err := visit(e); err != nil || !goOn {
-			return err
-		}
-	}
-	return nil
-}
-
-// count completes the tally with what the ledger had when this process began.
-func (l *ledger) count(ctx context.Context, s logical.Storage) error {
-	var found []counted
-	err := l.each(ctx, s, func(id string) (bool, error) {
-		if ctx.Err() != nil {
-			return false, ctx.Err()
-		}
-		e, err := l.filed(ctx, s, id)
-		if err == nil && e == nil {
-			_, rand, _ := splitID(id)
-			e, err = openTable.get(ctx, s, rand)
-		}
-		if err == nil && e != nil {
-			found = append(found, counted{newHeld(e), e.IssuedAt})
-		}
-		return true, err
-	})
-	if err == nil {
-		l.complete(found)
-	}
-	return err
 }

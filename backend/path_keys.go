@@ -37,15 +37,15 @@ func (b *engine) keysPaths() []*framework.Path {
 }
 
 func (b *engine) listKeys(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	var ids []string
-	err := b.ledger.each(ctx, req.Storage, func(id string) (bool, error) {
+	ids, limit := []string{}, d.Get("limit").(int)
+	err := b.ledger.each(ctx, req.Storage, d.Get("after").(string), func(id string, _ bool) (bool, error) {
 		ids = append(ids, id)
-		return true, nil
+		return len(ids) != limit, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return logical.ListResponse(page(ids, d.Get("after").(string), d.Get("limit").(int))), nil
+	return logical.ListResponse(ids), nil
 }
 
 func (b *engine) readKey(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -62,32 +62,18 @@ func (b *engine) findKeys(ctx context.Context, req *logical.Request, d *framewor
 	if err != nil {
 		return nil, err
 	}
-	var ids []string
-	if err := b.ledger.each(ctx, req.Storage, func(id string) (bool, error) {
-		ids = append(ids, id)
-		return true, nil
-	}); err != nil {
-		return nil, err
-	}
 	limit := d.Get("limit").(int)
 	found, unrecorded := []map[string]any{}, 0
-	for _, id := range page(ids, d.Get("after").(string), 0) {
-		e, err := b.ledger.get(ctx, req.Storage, id)
-		switch {
-		case err != nil:
-			return nil, err
-		case e == nil: // it died while we looked
-			continue
-		}
-		switch f.judge(e) {
-		case matched:
-			found = append(found, e.view())
-		case unjudged:
+	err = b.ledger.scan(ctx, req.Storage, f, d.Get("after").(string), func(e *entry, v verdict) bool {
+		if v == unjudged {
 			unrecorded++
+			return true
 		}
-		if limit > 0 && len(found) == limit {
-			break
-		}
+		found = append(found, e.view())
+		return len(found) != limit
+	})
+	if err != nil {
+		return nil, err
 	}
 	return &logical.Response{Data: map[string]any{"keys": found, "matched": len(found), "unrecorded": unrecorded}}, nil
 }

@@ -59,6 +59,7 @@ func (b *engine) tick(ctx context.Context, req *logical.Request) error {
 	b.rotateSelf(ctx, req)
 	defer b.recovered(req, nil, new(error))
 	b.count(req.Storage)
+	defer b.resume(req.Storage) // after the sweep, which may have paid what one waits for
 	if !b.sweeps.TryLock() {
 		return nil // one is running, and this one would hold Vault's lock while it waits
 	}
@@ -177,8 +178,7 @@ func (w *sweeper) openEntry(ctx context.Context, e *entry) error {
 func (w *sweeper) postpone(ctx context.Context, rand string) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout) // a try may have taken all the time there was
 	defer cancel()
-	w.ledger.changes.Lock()
-	defer w.ledger.changes.Unlock()
+	defer w.ledger.change(rand).Unlock()
 	e, err := openTable.get(ctx, w.s, rand)
 	if err != nil || e == nil {
 		return err
@@ -353,6 +353,7 @@ func (b *engine) sweepPath() *framework.Path {
 func (b *engine) sweepNow(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	b.sweeps.Lock()
 	defer b.sweeps.Unlock()
+	defer b.resume(req.Storage)
 	done, faults := b.sweep(ctx, req.Storage, true)
 	open, err := b.openWork(ctx, req.Storage)
 	if err != nil {

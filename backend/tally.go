@@ -35,11 +35,11 @@ type held struct {
 	id             string
 	role, target   unique.Handle[string]
 	holder         unique.Handle[holder]
-	needsTarget    bool  // it may have to be revoked there
-	revocable      bool  // and can be
-	issued         bool  // a lease holds it, or is about to
-	flying         bool  // this process is working on it: the sweeper leaves it alone
-	place          int64 // among all keys by age: one that was taken out of the lists goes back to it
+	needsTarget    bool          // it may have to be revoked there
+	revocable      bool          // and can be
+	issued         bool          // a lease holds it, or is about to
+	flight         chan struct{} // not nil while this process asks for it; closed when that has ended. The sweeper leaves it alone
+	place          int64         // among all keys by age: one that was taken out of the lists goes back to it
 	ofRole, ofUser *list.Element
 }
 
@@ -65,7 +65,7 @@ func (t *tally) admit(e *entry, c ceilings) (replaced []*held, err error) {
 	for _, h := range replaced {
 		t.unlist(h)
 	}
-	t.add(e).flying = true
+	t.add(e).flight = make(chan struct{})
 	return replaced, nil
 }
 
@@ -112,7 +112,7 @@ func (t *tally) room(e *entry, c ceilings) (replaced []*held, err error) {
 // oldest returns the n oldest keys that can be replaced, or fewer: what is in flight, or cannot be revoked, cannot.
 func oldest(keys *list.List, n int, except []*held) (found []*held) {
 	for at := keys.Front(); at != nil && len(found) < n; at = at.Next() {
-		if h := at.Value.(*held); h.issued && h.needsTarget && !h.flying && !slices.Contains(except, h) {
+		if h := at.Value.(*held); h.issued && h.needsTarget && h.flight == nil && !slices.Contains(except, h) {
 			found = append(found, h)
 		}
 	}
@@ -147,15 +147,50 @@ func (t *tally) land(e *entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if h := t.keys[e.rand()]; h != nil {
-		h.flying = false
+		h.endFlight()
 	}
 }
 
-func (t *tally) inFlight(rand string) bool {
+func (h *held) endFlight() {
+	if h.flight != nil {
+		close(h.flight)
+		h.flight = nil
+	}
+}
+
+func (t *tally) inFlight(rand string) bool { return t.flight(rand) != nil }
+
+// flight is closed when the request that asks for a key has ended; nil if there is none.
+func (t *tally) flight(rand string) <-chan struct{} {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h := t.keys[rand]; h != nil {
+		return h.flight
+	}
+	return nil
+}
+
+// id returns the id of a key that is counted, or "".
+func (t *tally) id(rand string) string {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h := t.keys[rand]; h != nil {
+		return h.id
+	}
+	return ""
+}
+
+// rulesOut reports whether what is kept in memory of a key suffices to know that a filter does not match it.
+func (t *tally) rulesOut(rand string, f *filter) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	h := t.keys[rand]
-	return h != nil && h.flying
+	if h == nil {
+		return false
+	}
+	who := h.holder.Value()
+	differs := func(want, is string) bool { return want != "" && want != is }
+	return differs(f.Role, who.role) || differs(f.Target, h.target.Value()) || differs(f.Issuer, who.issuer) || differs(f.Subject, who.subject)
 }
 
 // put counts an entry that the ledger writes.
@@ -181,6 +216,7 @@ func (t *tally) drop(rand string) {
 	}
 	if h := t.keys[rand]; h != nil {
 		t.unlist(h)
+		h.endFlight()
 		delete(t.keys, rand)
 	}
 }

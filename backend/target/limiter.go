@@ -71,6 +71,16 @@ func (l *Limiter) set(to limits) {
 	l.signal()
 }
 
+// width is how many calls may be made at once so that none waits for its turn longer than patience.
+func (l *Limiter) width(patience time.Duration) int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.rate == nil {
+		return l.most
+	}
+	return min(l.most, max(1, int(float64(l.rate.Limit())*patience.Seconds())))
+}
+
 // enter waits for the call's turn. After a nil error the caller must call leave when the call is over. The only errors are
 // ErrBusy: the target is dead, it is paused (an urgent call waits for the end of the pause if ctx lasts that long), ctx
 // ended, or an ordinary call has waited for maxWait.

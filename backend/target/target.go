@@ -114,6 +114,9 @@ func (t *Target) Caps() Caps {
 	}
 }
 
+// Width returns how many calls may be made at once so that none waits for its turn longer than patience; at least 1.
+func (t *Target) Width(patience time.Duration) int { return t.api.limiter.width(patience) }
+
 // Exchange asks for a key, once: most targets accept a subject token only once. See MayLive for what an error leaves
 // behind; with one there is never a key. Exchange returns at once when ctx ends.
 func (t *Target) Exchange(ctx context.Context, r Request) (Key, error) {
