@@ -35,6 +35,8 @@ var acceptance = []struct {
 	{"KeyByLogin", testKeyByLogin},
 	{"KeyByToken", testKeyByToken},
 	{"RenewalExtendsKey", testRenewalExtendsKey},
+	{"Runbook", testRunbook},
+	{"RevokeScriptOfExposedKeys", testRevokeScriptOfExposedKeys},
 	{"RevokePrefix", testRevokePrefix},
 	{"EndOfLogin", testEndOfLogin},
 	{"Ledger", testLedger},

@@ -1,0 +1,74 @@
+#!/usr/bin/env bash
+# Copyright (c) the oidcexchange authors
+# SPDX-License-Identifier: MPL-2.0
+#
+# Revokes the keys that a filter matches: shows what that would end, asks, starts, and shows how far it is until nothing is
+# left that can be revoked.
+#
+#   bootstrap/revoke.sh oidcexchange claim=repository=acme/widget
+#
+# The first word is the mount's path, the others are fields of PATH/revocations (see: vault path-help PATH/revocations).
+# The Vault is the one that VAULT_ADDR and VAULT_TOKEN name. Whoever interrupts this script stops watching, and nothing else.
+# Exit status: 0 nothing is left, 1 nothing was started, 2 not all of it has ended.
+set -euo pipefail
+
+die() { printf 'revoke.sh: %s\n' "$*" >&2; exit 1; }
+
+if (($# < 2)); then
+	die "usage: revoke.sh PATH FIELD=VALUE…, such as: revoke.sh oidcexchange claim=repository=acme/widget"
+fi
+readonly path=${1%/}
+shift
+for word in "$@"; do
+	[[ $word == *=* ]] || die "$word is no FIELD=VALUE"
+	[[ $word != dry_run=* ]] || die "leave dry_run out; the keys are shown before anything is revoked"
+done
+command -v vault >/dev/null || die "the vault command is missing; put it on PATH"
+
+# field prints a member of an answer of Vault's, in its table form.
+field() { awk -v name="$1" '$1 == name { sub(/^[^ ]+ +/, ""); print; exit }' <<<"$2"; }
+
+would=$(vault write "$path/revocations" "$@") || die "nothing was started; see above"
+printf '%s\n' "$would"
+matched=$(field matched "$would")
+if (($(field unrecorded "$would") > 0)); then
+	echo "Of the unrecorded it is not known whether the filter matches them: include_unrecorded=true takes them too."
+fi
+read -rp "This revokes $matched keys, and blocks who has them. Type $matched to go on: " answer || answer=
+[[ $answer == "$matched" ]] || die "nothing was started"
+
+started=$(vault write "$path/revocations" "$@" dry_run=false) || die "nothing was started, unless a revocation is listed; see above, and: vault list $path/revocations"
+id=$(field id "$started")
+readonly id
+printf 'Revocation %s has started; its block is %s.\n' "$id" "$(field block "$started")"
+
+# watch shows how far the revocation is, in one line that changes, or on no terminal in a line for each change.
+watch() {
+	local now line last='' end='\n'
+	[[ ! -t 1 ]] || end='\r'
+	while :; do
+		if now=$(vault read "$path/revocations/$id"); then
+			state=$(field state "$now")
+			line=$(printf '%s: %s of %s revoked, %s owed, %s exposed' "$state" "$(field revoked "$now")" "$(field matched "$now")" "$(field debt "$now")" "$(field exposed "$now")")
+			# shellcheck disable=SC2059 # the end is part of the format
+			[[ $line == "$last" ]] || printf "%s   $end" "$line"
+			last=$line
+			[[ $state == running || $state == waiting ]] || break
+		fi # else it goes on without us
+		sleep 1
+	done
+	[[ $end == '\n' ]] || echo
+	exposed=$(field exposed "$now")
+	until=$(field exposed_until "$now")
+}
+
+watch
+if [[ $state != "done" ]]; then
+	echo "It was stopped by somebody; what is left lives."
+	exit 2
+fi
+if ((exposed > 0)); then
+	echo "$exposed keys cannot be revoked here and live until $until at the latest: end them at their API, see bootstrap/runbook.md."
+	exit 2
+fi
+echo "Nothing is left."

@@ -1,0 +1,144 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/vault/api"
+)
+
+// runbook runs the commands of bootstrap/runbook.md in a world's mount, as whoever follows it.
+type runbook struct {
+	*world
+	blocks []string
+	bin    string // a directory with the vault command
+}
+
+func newRunbook(t *testing.T, w *world) *runbook {
+	t.Helper()
+	r := &runbook{world: w, bin: t.TempDir()}
+	for _, block := range shellBlocks.FindAllStringSubmatch(readFile(t, filepath.Join("..", "..", "bootstrap"), "runbook.md"), -1) {
+		r.blocks = append(r.blocks, block[1])
+	}
+	if err := os.Symlink(w.bin, filepath.Join(r.bin, "vault")); err != nil {
+		t.Fatal(err)
+	}
+	return r
+}
+
+// run runs a shell command, what is typed being its input, and returns what it says and its exit status.
+func (r *runbook) run(t *testing.T, token, typed, command string) (out string, code int) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), "sh", "-eu", "-c", strings.NewReplacer(
+		"oidcexchange-security", r.path+"-security", "bootstrap/revoke.sh oidcexchange", "bootstrap/revoke.sh "+r.path, "oidcexchange/", r.path+"/",
+		"trust/widget-main", "trust/main", "roles/release", "roles/deploy").Replace(command))
+	cmd.Dir = filepath.Join("..", "..")
+	cmd.Env = []string{"VAULT_ADDR=" + r.addr, "VAULT_TOKEN=" + token, "HOME=" + r.bin, "PATH=" + r.bin + ":" + os.Getenv("PATH")}
+	cmd.Stdin = strings.NewReader(typed)
+	said, err := cmd.CombinedOutput()
+	if err != nil && cmd.ProcessState == nil {
+		t.Fatal(err)
+	}
+	return string(said), cmd.ProcessState.ExitCode()
+}
+
+// follow runs the next block of the runbook, which must work, and returns what it says.
+func (r *runbook) follow(t *testing.T, token, typed string, replace ...string) string {
+	t.Helper()
+	out, code := r.run(t, token, typed, strings.NewReplacer(replace...).Replace(r.blocks[0]))
+	if code != 0 {
+		t.Fatalf("exit status %d\n%s%s", code, r.blocks[0], out)
+	}
+	r.blocks = r.blocks[1:]
+	return out
+}
+
+// Who follows the runbook from its first line to its last, with the policy that it writes and no other right, ends all that
+// the workflow has, and nothing else.
+func testRunbook(t *testing.T, s *server) {
+	w := newWorld(t, s, pluginName)
+	r := newRunbook(t, w)
+	var stolen []*api.Secret
+	for range 25 {
+		stolen = append(stolen, w.issue(t, "deploy"))
+	}
+	spared, err := w.user.Logical().ReadWithContext(t.Context(), w.path+"/creds/deploy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.hold(spared)
+	r.follow(t, w.root.Token(), "")
+	made, err := w.root.Auth().Token().CreateWithContext(t.Context(), &api.TokenCreateRequest{Policies: []string{w.path + "-security"}, NoDefaultPolicy: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	me := made.Auth.ClientToken
+	w.canary(me)
+
+	if out := r.follow(t, me, ""); !strings.Contains(out, `"repository": "acme/widget"`) {
+		t.Errorf("a key's record:\n%s", out)
+	}
+	if out, code := r.run(t, me, "24\n", r.blocks[0]); code != 1 || !strings.Contains(out, "nothing was started") || len(w.live()) != 26 {
+		t.Errorf("another number than that of the keys: exit status %d\n%s", code, out)
+	}
+	out := r.follow(t, me, "25\n")
+	if !strings.Contains(out, "done: 25 of 25 revoked, 0 owed, 0 exposed") || !strings.HasSuffix(out, "Nothing is left.\n") {
+		t.Errorf("revoke.sh:\n%s", out)
+	}
+	for _, secret := range stolen {
+		if status := w.use(t, secret.Data["api_key"].(string)); status != http.StatusUnauthorized {
+			t.Errorf("the target answers a stolen key with %d", status)
+		}
+	}
+	if status := w.use(t, spared.Data["api_key"].(string)); status != http.StatusOK {
+		t.Errorf("the target answers another's key with %d", status)
+	}
+	_, err = w.exchange(t, "deploy", w.token(nil))
+	wantRefused(t, err, http.StatusForbidden, "blocked")
+
+	first := w.list(t, w.path+"/revocations")[0]
+	r.follow(t, me, "", "revocations/ID", "revocations/"+first) // the same by hand
+	if out := r.follow(t, me, ""); !strings.Contains(out, "matched       0") {
+		t.Errorf("what is alive:\n%s", out)
+	}
+	r.follow(t, me, "") // the wider switches
+	_, err = w.user.Logical().ReadWithContext(t.Context(), w.path+"/creds/deploy")
+	wantRefused(t, err, http.StatusForbidden, "disabled")
+	r.follow(t, me, "", "-ID", "-"+first, "/ID", "/"+first)
+	if len(r.blocks) != 0 {
+		t.Errorf("not run: %q", r.blocks)
+	}
+	for _, command := range []string{"vault write oidcexchange/roles/release enabled=true", "vault read oidcexchange/creds/deploy", "vault read oidcexchange/targets/acme"} {
+		if out, code := r.run(t, me, "", command); code == 0 || !strings.Contains(out, "permission denied") {
+			t.Errorf("the security team may %s: exit status %d\n%s", command, code, out)
+		}
+	}
+}
+
+// What cannot be revoked is told, and is no success.
+func testRevokeScriptOfExposedKeys(t *testing.T, s *server) {
+	w := newWorld(t, s, pluginName)
+	r := newRunbook(t, w)
+	if _, err := w.exchange(t, "publish", w.token(map[string]any{"aud": nugetAudience})); err != nil {
+		t.Fatal(err)
+	}
+	out, code := r.run(t, w.root.Token(), "1\n", "bootstrap/revoke.sh oidcexchange target=nuget")
+	if code != 2 || !strings.Contains(out, "1 keys cannot be revoked here and live until 20") {
+		t.Errorf("exit status %d\n%s", code, out)
+	}
+	for _, wrong := range []string{"", " claim", " role=x dry_run=false", " rolle=x", " subject="} {
+		if out, code := r.run(t, w.root.Token(), "0\n", "bootstrap/revoke.sh oidcexchange"+wrong); code != 1 {
+			t.Errorf("%q: exit status %d\n%s", wrong, code, out)
+		}
+	}
+	if started := w.list(t, w.path+"/revocations"); len(started) != 1 {
+		t.Errorf("%q", started)
+	}
+}
