@@ -90,21 +90,23 @@ func TestRefusedLimitsAreNotUsed(t *testing.T) {
 func TestLimiterBesideWrites(t *testing.T) {
 	w := newWorld(t)
 	var all sync.WaitGroup
+	ask := func(op logical.Operation, path string, data map[string]any) {
+		if reason, _ := reasonOf(w.request(t.Context(), path, op, path, data)); reason != "" {
+			t.Errorf("%s: %s", path, reason)
+		}
+	}
 	for i := range 4 {
-		all.Add(2)
-		go func() {
-			defer all.Done()
+		all.Go(func() {
 			for range 5 {
-				w.read("check/acme")
-				w.read("status")
+				ask(logical.ReadOperation, "check/acme", nil)
+				ask(logical.ReadOperation, "status", nil)
 			}
-		}()
-		go func() {
-			defer all.Done()
+		})
+		all.Go(func() {
 			for n := range 5 {
-				w.write("targets/acme", map[string]any{"concurrency": 1 + i, "rate": 1000 + n})
+				ask(logical.UpdateOperation, "targets/acme", map[string]any{"concurrency": 1 + i, "rate": 1000 + n})
 			}
-		}()
+		})
 	}
 	all.Wait()
 	w.wantCheck("acme", "ok", "")
