@@ -321,6 +321,13 @@ func (f *fake) living() []Key {
 	return out
 }
 
+// made is the key that was made last.
+func (f *fake) made() Key {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.minted[len(f.minted)-1]
+}
+
 func (f *fake) keyCanaries() []string {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -67,6 +67,11 @@ func (s Suite) testRevoke(t *testing.T) {
 	before = b.fake.requests()
 	b.expect(b.target.Revoke(t.Context(), first.Handle), nil) // it is gone: that is success, and the server was asked
 	b.times(1+s.Doubts, before)
+	if s.Doubts > 0 {
+		b.fake.suffer(after(1, cutBefore))
+		b.expect(b.target.Revoke(t.Context(), first.Handle), target.ErrUnknown)
+		b.fake.suffer(nil)
+	}
 
 	unknown, empty := second.Handle, target.Handle{Name: second.Handle.Name, Params: second.Handle.Params}
 	if s.ByName {
@@ -116,6 +121,12 @@ func (s Suite) testRenew(t *testing.T) {
 	b.fake.ends(-time.Hour)
 	_, err = b.target.Renew(t.Context(), key.Handle, end)
 	b.expect(err, target.ErrProtocol)
+	b.fake.ends(0)
+	gone := b.issue()
+	b.fake.kill(b.fake.made().Accessor)
+	if got, err := b.target.Renew(t.Context(), gone.Handle, end); err == nil {
+		t.Errorf("Renew of a key that is gone says %v", got)
+	}
 	if len(s.Credential) > 0 {
 		_, err = b.stranger().Renew(t.Context(), key.Handle, end)
 		b.expect(err, target.ErrDenied)
