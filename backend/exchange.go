@@ -223,7 +223,11 @@ func (o *order) request(e *entry, token string) target.Request {
 			subject[name] = value
 		}
 	}
-	return target.Request{Name: e.Name, Params: o.params, Subject: subject, SubjectToken: token, NotAfter: e.NotAfter, TTL: o.ttl}
+	notAfter := e.NotAfter
+	if life := o.target.Lifetime(); life > 0 && notAfter.After(e.IssuedAt.Add(life)) { // for so long the ledger shows a lost key
+		notAfter = e.IssuedAt.Add(life)
+	}
+	return target.Request{Name: e.Name, Params: o.params, Subject: subject, SubjectToken: token, NotAfter: notAfter, TTL: o.ttl}
 }
 
 // failed ends an exchange that yielded no key. If the target may have made one all the same, the intent stays for the

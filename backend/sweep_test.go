@@ -315,3 +315,27 @@ func TestSweepGoesOnAfterAnUnreadableOpenRecord(t *testing.T) {
 		t.Error("the sweep calls itself complete")
 	}
 }
+
+// A key that was lost where nobody can find it is shown as exposed for as long as it can live: no longer end is asked for
+// than the target's lifetime, however long the role's leases may be.
+func TestLostKeyIsShownForItsWholeLife(t *testing.T) {
+	w := newWorld(t)
+	start, end := strings.Index(acme, "find:\n"), strings.Index(acme, "check:\n")
+	w.write("targets/plain", map[string]any{"driver": "http", "url": w.keysURL, "profile": acme[:start] + acme[end:] + "lifetime: 30m\n", "ca_pem": w.ca, "credential": "token=" + adminToken, "allowed_roles": "*"})
+	w.write("roles/plain", map[string]any{"trust": "main", "target": "plain", "parameters": "project=widget", "ttl": "15m", "max_ttl": "2h"})
+	w.keys.Fault(lab.OpCreate, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
+	if reason, _ := reasonOf(w.exchange("plain", w.token(nil))); reason != reasonOutcomeUnknown {
+		t.Fatalf("refused for %q", reason)
+	}
+	w.clock.advance(10 * time.Minute)
+	w.settleAll()
+	ids, living := w.list("keys"), w.keys.Live()
+	if len(ids) != 1 || len(living) != 1 {
+		t.Fatalf("%d keys in the ledger, %d live; want the lost one in both", len(ids), len(living))
+	}
+	shown := w.read("keys/" + ids[0])
+	until, err := time.Parse(time.RFC3339, shown["not_after"].(string))
+	if err != nil || shown["state"] != stateExposed || living[0].ExpiresAt.After(until) {
+		t.Errorf("the key lives until %v; the ledger shows it as %v until %v (%v)", living[0].ExpiresAt, shown["state"], shown["not_after"], err)
+	}
+}
