@@ -71,6 +71,10 @@ func testTargetFaults(t *testing.T, s *server) {
 		} else {
 			wantRefused(t, err, http.StatusForbidden, "replayed")
 		}
+		// An answer in between: each fault is one by itself, and a target with many in a row is asked no more for a while.
+		if state := w.read(t, "check/acme")["state"]; state != "ok" {
+			t.Errorf("%s: the target's state is %v", name, state)
+		}
 	}
 	close(late)
 	eventually(t, "the late answer", func() (bool, string) { return len(w.live()) == lost+1, strings.Join(w.live(), " ") })
