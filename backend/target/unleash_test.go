@@ -24,7 +24,7 @@ func TestUnleash(t *testing.T) {
 	const tokens = "/api/admin/api-tokens"
 	targettest.Run(t, targettest.Suite{
 		Config: target.Config{Driver: "http", Profile: string(profile)}, Params: map[string]any{"environment": "production", "projects": "default"},
-		Caps: target.Caps{Revoke: true, Check: true}, Credential: []string{"token"}, Expiry: true, NeedsKey: true,
+		Caps: target.Caps{Revoke: true, Check: true}, Credential: []string{"token"}, Expiry: true, NeedsKey: true, KeyInURL: true,
 		Gone: targettest.Answer{Status: http.StatusOK}, Denied: []int{400, 401, 403, 404}, Header: "Authorization",
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {

@@ -43,6 +43,7 @@ type Suite struct {
 	MayLack    bool     // with Expiry: it need not
 	Asked      bool     // it does not: a key ends when that was asked for
 	NeedsKey   bool     // renew or revoke take the key itself, so that handles hold it
+	KeyInURL   bool     // with NeedsKey: the API takes it in a URL, and nowhere else
 	ByName     bool     // revoke takes the key's name alone, so that Find need not ask
 	Named      bool     // a key's accessor is its name
 	Doubts     int      // requests beyond the first that revoke makes before it believes that a key is gone
