@@ -49,7 +49,7 @@ func (b *engine) checkPath() *framework.Path {
 		HelpSynopsis: "Ask a target whether it is there and takes the engine's credential, and what it can do.",
 		HelpDescription: "One call that changes nothing, in its turn among the others. state is ok, failed, or unsupported where the API has no such call; reason is a reason code, hint what its operator is to do, detail what happened. " +
 			"A target that is down is an answer, not an error: errors are this mount's own. subject_token says the same of the token that the target is shown, where that is not the caller's. " +
-			"revoke, renew, find and check are what the target can do.",
+			"revoke, renew, find and check, rotate and identify (a key), and rotate_root (the credential) are what the target can do.",
 	}
 }
 
@@ -88,7 +88,10 @@ func (b *engine) check(ctx context.Context, req *logical.Request, d *framework.F
 // abilities are what a target can do, as operators read it.
 func abilities(t *openTarget) map[string]any {
 	can := t.Caps()
-	return map[string]any{"revoke": can.Revoke, "renew": can.Renew, "find": can.Find, "check": can.Check}
+	return map[string]any{
+		"revoke": can.Revoke, "renew": can.Renew, "find": can.Find, "check": can.Check,
+		"rotate": can.Rotate, "identify": can.Identify, "rotate_root": can.RotateRoot,
+	}
 }
 
 // checkToken says whether the token that a target is shown can be had; nil where it is shown none. An error is this mount's

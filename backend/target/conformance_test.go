@@ -86,6 +86,28 @@ find:
   found: 'response.json.keys.filter(k, k.name == name).map(k, string(k.id))'
   next: '"x-next" in response.headers ? {"page": page + 1} : {}'
 check: {method: GET, path: '["v1", "whoami"]', headers: {Authorization: '"Bearer " + credential.token'}, ok: [200]}
+rotate:
+  method: POST
+  path: '["v1", "projects", params.project, "keys", accessor, "rotate"]'
+  json: '{"expires_at": not_after}'
+  ok: [200]
+  denied: [400, 401, 403, 404, 415, 422]
+  key: {secret: response.json.secret, accessor: string(response.json.id), expires: timestamp(response.json.expires_at)}
+identify:
+  method: GET
+  path: '["v1", "key"]'
+  headers: {X-Acme-Key: key.secret}
+  ok: [200]
+  key: {name: response.json.name, accessor: string(response.json.id), expires: timestamp(response.json.expires_at)}
+rotate_credential:
+  method: POST
+  path: '["v1", "credentials"]'
+  json: '{"name": name, "expires_at": not_after}'
+  ok: [201]
+  denied: [400, 401, 403, 404, 415, 422]
+  credential: {token: response.json.secret}
+  expires: timestamp(response.json.expires_at)
+retire_credential: {method: DELETE, path: '["v1", "credentials", "mine"]', ok: [204], gone: [401]}
 `
 
 // acmeSuite is the suite of a profile that speaks to that API. alone says that an exchange presents a subject token, and the
@@ -112,7 +134,16 @@ func acmeSuite(profile string, alone bool) targettest.Suite {
 					return c
 				}
 				id, isKey := strings.CutPrefix(r.URL.Path, keys+"/")
+				old, isRotated := strings.CutSuffix(id, "/rotate")
 				switch {
+				case r.Method == http.MethodPost && isKey && isRotated:
+					c.Op, c.Key, c.NotAfter = targettest.Rotate, old, in.ExpiresAt
+				case r.Method == http.MethodGet && r.URL.Path == "/v1/key":
+					c.Op, c.Key, c.Credential = targettest.Identify, r.Header.Get("X-Acme-Key"), nil
+				case r.Method == http.MethodPost && r.URL.Path == "/v1/credentials":
+					c.Op, c.Name, c.NotAfter = targettest.RotateCredential, in.Name, in.ExpiresAt
+				case r.Method == http.MethodDelete && r.URL.Path == "/v1/credentials/mine":
+					c.Op = targettest.Retire
 				case r.Method == http.MethodPost && r.URL.Path == keys && len(in.Scopes) == 1 && in.Scopes[0] == "read":
 					c.Op, c.Name, c.NotAfter = targettest.Exchange, in.Name, in.ExpiresAt
 					if alone {
@@ -136,14 +167,17 @@ func acmeSuite(profile string, alone bool) targettest.Suite {
 					list = append(list, map[string]any{"id": k.Accessor, "name": k.Name, "expires_at": k.Expiry})
 				}
 				switch op {
-				case targettest.Exchange:
+				case targettest.Exchange, targettest.RotateCredential:
 					list[0]["secret"] = keys[0].Secret
 					return 201, list[0]
-				case targettest.Renew:
+				case targettest.Rotate:
+					list[0]["secret"] = keys[0].Secret
 					return 200, list[0]
 				case targettest.Find:
 					return 200, map[string]any{"keys": list}
-				case targettest.Revoke:
+				case targettest.Renew, targettest.Identify:
+					return 200, list[0]
+				case targettest.Revoke, targettest.Retire:
 					return 204, nil
 				}
 				return 200, map[string]any{"name": "engine"}
@@ -154,6 +188,7 @@ func acmeSuite(profile string, alone bool) targettest.Suite {
 
 func TestProfileOfOnesOwn(t *testing.T) {
 	s := acmeSuite(acme, false)
+	s.Caps.Rotate, s.Caps.Identify, s.Caps.RotateRoot, s.Caps.Retire, s.Rotated = true, true, true, true, "token"
 	s.Wire.Page = func(keys []targettest.Key, next int) targettest.Answer {
 		status, body := s.Wire.Write(targettest.Find, keys)
 		a := targettest.Answer{Status: status, Header: http.Header{}, Body: body}

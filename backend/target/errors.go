@@ -9,15 +9,16 @@ import (
 	"time"
 )
 
-// How a call ended, where it did not succeed. Every error of Exchange, Renew, Revoke, Find and Check is an [*Error] that
-// wraps exactly one of these, and perhaps ErrInactive.
+// How a call ended, where it did not succeed. Every error of a Target's calls is an [*Error] that wraps exactly one of these,
+// and perhaps ErrInactive.
 var (
 	// ErrDenied means that the target refused, and nothing was issued or changed. Repeating the call does not help; for
 	// calls other than Exchange it is the engine's own credential that was refused.
 	ErrDenied = errors.New("denied by the target")
 	// ErrBusy means that nothing happened and that the same call may be made again later: see Error.RetryAfter.
 	ErrBusy = errors.New("target is busy")
-	// ErrUnknown means that the call may have had its effect: after Exchange a key may exist.
+	// ErrUnknown means that the call may have had its effect: after Exchange a key may exist. See Rotate for what must not be
+	// done then.
 	ErrUnknown = errors.New("outcome is unknown")
 	// ErrProtocol means that the target's answer made no sense: after Exchange a key may exist.
 	ErrProtocol = errors.New("target's answer makes no sense")
@@ -35,7 +36,7 @@ var (
 // Error says which call failed and how. It holds nothing that the target was sent, and of what the target sent at most its
 // own words for a refusal (see withSaid): it is for the operator's log, not for callers.
 type Error struct {
-	Op         string        // exchange, renew, revoke, rotate, find or check
+	Op         string        // exchange, renew, revoke, find, check, rotate, identify, rotate_credential or retire_credential
 	Status     int           // the HTTP status that decided; 0 = none
 	Text       string        // what happened, in this package's words but for a quotation
 	RetryAfter time.Duration // with ErrBusy: how long the target asks to be left alone; 0 = it does not say
@@ -62,7 +63,8 @@ func (e *Error) Unwrap() []error {
 	return []error{e.outcome}
 }
 
-// MayLive reports whether a key may exist after Exchange returned err. Only an error that is known to exclude it says no.
+// MayLive reports whether a key may exist after Exchange returned err, and whether Rotate or RotateCredential may have had
+// their effect. Only an error that is known to exclude it says no.
 func MayLive(err error) bool {
 	for _, nothing := range []error{ErrDenied, ErrBusy, ErrUnsupported, ErrEgress, ErrParameter} {
 		if errors.Is(err, nothing) {

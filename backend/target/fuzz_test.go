@@ -28,13 +28,13 @@ func FuzzProfile(f *testing.F) {
 			}
 			return
 		}
-		if p.exchange == nil || p.secret == nil || len(p.exchange.ok) == 0 {
+		if p.exchange == nil || p.made.secret == nil || len(p.exchange.ok) == 0 {
 			t.Fatal("the profile cannot issue a key")
 		}
 		if p.lifetime == 0 && !p.endsByName && (p.find == nil || p.revoke == nil) {
 			t.Fatal("a lost key would live for ever")
 		}
-		for _, op := range []*operation{p.exchange, p.renew, p.revoke, p.find, p.check} {
+		for _, op := range []*operation{p.exchange, p.renew, p.revoke, p.find, p.check, p.rotate, p.identify, p.rotateCredential, p.retire} {
 			if op == nil {
 				continue
 			}

@@ -85,7 +85,10 @@ func (unlimited) Wait(context.Context) error { return nil }
 
 func connectGitLab(t *Target) driver {
 	g := newGitLabDriver(t)
-	return driver{exchange: g.exchange, revoke: g.revoke, find: g.find, check: g.check}
+	return driver{
+		exchange: g.exchange, revoke: g.revoke, find: g.find, check: g.check,
+		rotate: g.rotateKey, identify: g.identify, rotateCredential: g.rotateCredential,
+	}
 }
 
 func newGitLabDriver(t *Target) *gitlabDriver {

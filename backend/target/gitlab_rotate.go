@@ -38,12 +38,33 @@ func (g *gitlabDriver) rotateKey(ctx context.Context, h Handle, notAfter time.Ti
 	return g.key(op, made, Handle{Name: h.Name, Params: at.within(h.Params)})
 }
 
-// rotateCredential has the credential replace itself; the key that it returns is the new one. It sends at most one request
-// whose outcome is not known to be a refusal: from then on this driver's credential is taken for ended.
-func (g *gitlabDriver) rotateCredential(ctx context.Context, notAfter time.Time) (Key, error) {
-	const op = "rotate"
+// identify asks GitLab, by a token, about that token, which it tells to each.
+func (g *gitlabDriver) identify(ctx context.Context, secret string, params map[string]any) (Key, error) {
+	const op = "identify"
+	_, at, err := g.place(ctx, op, params)
+	if err != nil {
+		return Key{}, err
+	}
+	self, err := g.one(ctx, gitlabCall(op, http.StatusOK, ""), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
+		self, _, err := g.client.PersonalAccessTokens.GetSinglePersonalAccessToken(with, gitlab.WithToken(gitlab.PrivateToken, secret))
+		return self, err
+	})
+	switch {
+	case err != nil:
+		return Key{}, err
+	case self.Revoked:
+		return Key{}, &Error{Op: op, Text: "the key is revoked", outcome: ErrDenied}
+	}
+	self.Token = secret
+	return g.key(op, self, Handle{Name: self.Name, Params: at.within(params)})
+}
+
+// rotateCredential has the credential replace itself. It sends at most one request whose outcome is not known to be a
+// refusal: from then on this driver's credential is taken for ended.
+func (g *gitlabDriver) rotateCredential(ctx context.Context, _ string, notAfter time.Time) (Credential, error) {
+	const op = "rotate_credential"
 	if !g.spent.CompareAndSwap(false, true) {
-		return Key{}, unbuildable(op, "the credential was rotated before, or may have been: rotating it again could end its successor; write a new one")
+		return Credential{}, unbuildable(op, "the credential was rotated before, or may have been: rotating it again could end its successor; write a new one")
 	}
 	until := gitlab.ISOTime(midnight(notAfter))
 	made, err := g.one(ctx, gitlabCall(op, http.StatusOK, ""), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
@@ -52,7 +73,11 @@ func (g *gitlabDriver) rotateCredential(ctx context.Context, notAfter time.Time)
 	})
 	if err != nil {
 		g.spent.Store(MayLive(err))
-		return Key{}, err
+		return Credential{}, err
 	}
-	return g.key(op, made, Handle{Name: made.Name})
+	k, err := g.key(op, made, Handle{})
+	if err != nil {
+		return Credential{}, err
+	}
+	return Credential{Fields: map[string]string{"token": k.Secret}, Expiry: k.Expiry}, nil
 }

@@ -30,7 +30,7 @@ func TestGitLabRotatesKeysOfEachKind(t *testing.T) {
 				t.Fatal(err)
 			}
 			was := g.Live()[0]
-			got, err := newGitLabDriver(opened).rotateKey(t.Context(), old.Handle, g.now.AddDate(0, 0, 9))
+			got, err := opened.Rotate(t.Context(), old.Handle, g.now.AddDate(0, 0, 9))
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -47,7 +47,7 @@ func TestGitLabRotatesKeysOfEachKind(t *testing.T) {
 			if err := opened.Revoke(t.Context(), got.Handle); err != nil || len(g.Live()) != 0 {
 				t.Errorf("revoking the new one: %v, live %v", err, g.Live())
 			}
-			if _, err := newGitLabDriver(opened).rotateKey(t.Context(), got.Handle, g.now.AddDate(0, 0, 9)); !errors.Is(err, ErrDenied) {
+			if _, err := opened.Rotate(t.Context(), got.Handle, g.now.AddDate(0, 0, 9)); !errors.Is(err, ErrDenied) {
 				t.Errorf("rotating a dead one: %v; want ErrDenied", err)
 			}
 		})
@@ -63,7 +63,7 @@ func TestGitLabLostRotationOfAKey(t *testing.T) {
 		t.Fatal(err)
 	}
 	g.Fault(lab.OpRotate, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
-	if _, err := newGitLabDriver(opened).rotateKey(t.Context(), old.Handle, g.now.AddDate(0, 0, 9)); !errors.Is(err, ErrUnknown) || g.Calls(lab.OpRotate) != 1 {
+	if _, err := opened.Rotate(t.Context(), old.Handle, g.now.AddDate(0, 0, 9)); !errors.Is(err, ErrUnknown) || g.Calls(lab.OpRotate) != 1 {
 		t.Errorf("got %v after %d calls; want ErrUnknown after one", err, g.Calls(lab.OpRotate))
 	}
 	found, err := opened.Find(t.Context(), old.Handle)
@@ -80,15 +80,16 @@ func TestGitLabRotatesItsCredential(t *testing.T) {
 	credential := g.AddToken(g.ana, 3, "api")
 	opened := g.open(credential)
 	d := newGitLabDriver(opened)
-	got, err := d.rotateCredential(t.Context(), g.now.AddDate(0, 0, 30))
-	if err != nil || got.Accessor != "3" || !got.Expiry.Equal(time.Date(2031, 6, 6, 0, 0, 0, 0, time.UTC)) || g.Valid(credential) {
+	got, err := d.rotateCredential(t.Context(), "", g.now.AddDate(0, 0, 30))
+	fresh := got.Fields["token"]
+	if err != nil || len(got.Fields) != 1 || !got.Expiry.Equal(time.Date(2031, 6, 6, 0, 0, 0, 0, time.UTC)) || g.Valid(credential) {
 		t.Fatalf("got %v, %v, %v; the old one lives: %v", got, got.Expiry, err, g.Valid(credential))
 	}
-	if err := g.open(got.Secret).Check(t.Context()); err != nil {
+	if err := g.open(fresh).Check(t.Context()); err != nil {
 		t.Errorf("the new one: %v", err)
 	}
-	if _, err := d.rotateCredential(t.Context(), g.now.AddDate(0, 0, 30)); !errors.Is(err, ErrParameter) || !g.Valid(got.Secret) {
-		t.Errorf("rotating the old one again: %v, the new one lives: %v; want ErrParameter, true", err, g.Valid(got.Secret))
+	if _, err := d.rotateCredential(t.Context(), "", g.now.AddDate(0, 0, 30)); !errors.Is(err, ErrParameter) || !g.Valid(fresh) {
+		t.Errorf("rotating the old one again: %v, the new one lives: %v; want ErrParameter, true", err, g.Valid(fresh))
 	}
 }
 
@@ -115,10 +116,10 @@ func TestGitLabNeverRotatesItsCredentialTwice(t *testing.T) {
 			d := newGitLabDriver(g.open(g.AddToken(g.ana, 3, "api")))
 			c.fault.Count = 1
 			g.Fault(lab.OpRotate, c.fault)
-			if _, err := d.rotateCredential(t.Context(), g.now.AddDate(0, 0, 30)); !errors.Is(err, c.want) {
+			if _, err := d.rotateCredential(t.Context(), "", g.now.AddDate(0, 0, 30)); !errors.Is(err, c.want) {
 				t.Errorf("got %v; want %v", err, c.want)
 			}
-			_, err := d.rotateCredential(t.Context(), g.now.AddDate(0, 0, 30))
+			_, err := d.rotateCredential(t.Context(), "", g.now.AddDate(0, 0, 30))
 			calls := 2
 			if c.again != nil {
 				calls = 1

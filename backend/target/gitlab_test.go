@@ -20,6 +20,7 @@ import (
 type gitlabKind struct {
 	params              map[string]any
 	made, listed, ended string
+	rotated             string // where they are rotated, if that is elsewhere than ended
 	gone                string
 }
 
@@ -47,9 +48,10 @@ var gitlabKinds = map[string]gitlabKind{
 		gone:   "404 Not Found",
 	},
 	"impersonation": {
-		params: map[string]any{"kind": "impersonation", "id": "42", "scopes": "read_api,write_repository"},
-		made:   "/api/v4/users/42/impersonation_tokens",
-		gone:   "404 Impersonation Token Not Found",
+		params:  map[string]any{"kind": "impersonation", "id": "42", "scopes": "read_api,write_repository"},
+		made:    "/api/v4/users/42/impersonation_tokens",
+		rotated: "/api/v4/personal_access_tokens",
+		gone:    "404 Impersonation Token Not Found",
 	},
 	"service account": {
 		params: map[string]any{"kind": "service_account", "id": "acme", "user": "42", "scopes": "read_api,write_repository"},
@@ -64,9 +66,9 @@ func TestGitLab(t *testing.T) {
 			targettest.Run(t, targettest.Suite{
 				Config:     target.Config{Driver: "gitlab"},
 				Params:     k.params,
-				Caps:       target.Caps{Revoke: true, Find: true, Check: true},
-				Credential: []string{"token"},
-				Accessor:   true, Numeric: true, Expiry: true,
+				Caps:       target.Caps{Revoke: true, Find: true, Check: true, Rotate: true, Identify: true, RotateRoot: true},
+				Credential: []string{"token"}, Rotated: "token",
+				Accessor: true, Numeric: true, Expiry: true,
 				Denied: []int{400, 401, 403, 404, 405, 422},
 				Header: "PRIVATE-TOKEN",
 				End: func(asked time.Time) time.Time {
@@ -96,7 +98,21 @@ func (k gitlabKind) read(r *http.Request, body []byte) targettest.Call {
 		listed, ended = k.listed, k.ended
 	}
 	id, isToken := strings.CutPrefix(path, ended+"/")
+	rotated, isRotated := strings.CutSuffix(id, "/rotate")
+	if k.rotated != "" {
+		rotated, isRotated = strings.CutSuffix(strings.TrimPrefix(path, k.rotated+"/"), "/rotate")
+	}
+	if strings.HasSuffix(path, "/rotate") {
+		if json.Unmarshal(body, &in) != nil || r.Header.Get("Content-Type") != "application/json" {
+			return c
+		}
+		c.NotAfter, _ = time.Parse(time.DateOnly, in.ExpiresAt)
+	}
 	switch {
+	case r.Method == http.MethodPost && path == "/api/v4/personal_access_tokens/self/rotate":
+		c.Op = targettest.RotateCredential
+	case r.Method == http.MethodPost && isRotated:
+		c.Op, c.Key = targettest.Rotate, rotated
 	case r.Method == http.MethodPost && path == k.made:
 		wantLevel := 0
 		if k.params["access_level"] != nil {
@@ -112,6 +128,8 @@ func (k gitlabKind) read(r *http.Request, body []byte) targettest.Call {
 	case r.Method == http.MethodGet && path == listed && r.URL.Query().Get("state") == "active" && r.URL.Query().Get("per_page") == "100":
 		c.Op = targettest.Find
 		c.Page, _ = strconv.Atoi(r.URL.Query().Get("page"))
+	case r.Method == http.MethodGet && path == "/api/v4/personal_access_tokens/self" && strings.HasPrefix(c.Credential["token"], "key-"):
+		c.Op, c.Key, c.Credential = targettest.Identify, c.Credential["token"], nil
 	case r.Method == http.MethodGet && path == "/api/v4/personal_access_tokens/self":
 		c.Op = targettest.Check
 	case r.Method == http.MethodDelete && isToken:
@@ -123,6 +141,9 @@ func (k gitlabKind) read(r *http.Request, body []byte) targettest.Call {
 func (k gitlabKind) write(op targettest.Op, keys []targettest.Key) (int, any) {
 	list := []map[string]any{}
 	for _, key := range keys {
+		if key.Name == "" {
+			key.Name = "engine"
+		}
 		id, _ := strconv.Atoi(key.Accessor)
 		list = append(list, map[string]any{
 			"id": id, "name": key.Name, "revoked": false, "active": true, "user_id": 42, "last_used_at": nil, "description": nil,
@@ -133,6 +154,11 @@ func (k gitlabKind) write(op targettest.Op, keys []targettest.Key) (int, any) {
 	case targettest.Exchange:
 		list[0]["token"] = keys[0].Secret
 		return 201, list[0]
+	case targettest.Rotate, targettest.RotateCredential:
+		list[0]["token"] = keys[0].Secret
+		return 200, list[0]
+	case targettest.Identify:
+		return 200, list[0]
 	case targettest.Find:
 		return 200, list
 	case targettest.Revoke:

@@ -23,13 +23,16 @@ type profile struct {
 	facts
 	header *expr.Program // nil = the key itself
 
-	exchange, renew, revoke, find, check *operation // all but exchange may be nil
+	exchange, renew, revoke, find, check       *operation // all but exchange may be nil
+	rotate, identify, rotateCredential, retire *operation
 
-	secret, accessor, expires *expr.Program // of exchange; all but secret may be nil
+	made, rotated, identified keyParts      // of exchange, rotate and identify
+	keyName                   *expr.Program // of identify
 	renewed                   *expr.Program // of renew: the new expiry
-	fields                    []entry       // of exchange: further public facts
 	found                     *expr.Program // of find: the accessors on a page
 	next                      *expr.Program // of find: the query of the next page, {} after the last; nil = there is one page
+	newCredential             []entry       // of rotate_credential: the fields that are new
+	credentialExpires         *expr.Program // of the same; may be nil
 
 	endsByAccessor, endsByKey bool // what renew and revoke need of a key
 	endsByName                bool // revoke needs its name alone, and there is no find
@@ -88,6 +91,18 @@ func (p *profileDriver) driver() driver {
 	if p.check != nil {
 		d.check = p.doCheck
 	}
+	if p.rotate != nil {
+		d.rotate = p.doRotate
+	}
+	if p.identify != nil {
+		d.identify = p.doIdentify
+	}
+	if p.rotateCredential != nil {
+		d.rotateCredential = p.doRotateCredential
+	}
+	if p.retire != nil {
+		d.retire = p.doRetire
+	}
 	return d
 }
 
@@ -128,50 +143,6 @@ func (p *profile) visible(subject map[string]any) map[string]any {
 		}
 	}
 	return out
-}
-
-// key takes the key out of an answer. From here on a key exists, so every fault is ErrProtocol.
-func (p *profileDriver) key(a *reading, r Request, sent time.Time) (Key, error) {
-	k := Key{
-		Secret:   a.text("key.secret", p.secret),
-		Accessor: a.text("key.accessor", p.accessor),
-		Expiry:   a.expiry("key.expires", p.expires, sent),
-	}
-	for _, f := range p.fields {
-		if text := a.text("key.fields."+f.name, f.value); text != "" {
-			if k.Fields == nil {
-				k.Fields = map[string]string{}
-			}
-			k.Fields[f.name] = text
-		}
-	}
-	if p.expires == nil && p.lifetime > 0 {
-		k.Expiry = sent.Add(p.lifetime).UTC()
-	}
-	if p.accessor != nil && k.Accessor == "" {
-		a.failf("key.accessor: yields nothing")
-	}
-	if a.err != nil {
-		return Key{}, a.err
-	}
-	if fault := k.check(p.now()); fault != "" {
-		return Key{}, protocol(a.op, "%s", fault)
-	}
-	a.vars = map[string]any{"key": map[string]any{"secret": k.Secret, "accessor": k.Accessor}}
-	if k.Header = a.text("header.value", p.header); a.err != nil || !printable(k.Header) {
-		return Key{}, protocol(a.op, "header.value: yields no printable text for this key")
-	}
-	if k.Header == k.Secret {
-		k.Header = ""
-	}
-	k.Handle = Handle{Name: r.Name, Params: r.Params}
-	if p.endsByAccessor {
-		k.Handle.Accessor = k.Accessor
-	}
-	if p.endsByKey {
-		k.Handle.Secret = k.Secret
-	}
-	return k, nil
 }
 
 func (p *profileDriver) doRenew(ctx context.Context, h Handle, notAfter time.Time) (time.Time, error) {

@@ -29,6 +29,10 @@ var (
 	revokeScope   = scope{url: []string{"params", "name", "accessor", "key"}, inside: []string{"credential"}}
 	findScope     = scope{url: []string{"params", "name"}, inside: []string{"credential"}}
 	checkScope    = scope{inside: []string{"credential"}}
+
+	rotateScope           = scope{url: []string{"params", "name", "not_after", "accessor"}, inside: []string{"credential", "key"}}
+	identifyScope         = scope{url: []string{"params"}, inside: []string{"credential", "key"}}
+	rotateCredentialScope = scope{url: []string{"name", "not_after"}, inside: []string{"credential"}}
 )
 
 // What the expressions that read an answer may use.
@@ -39,6 +43,10 @@ var (
 	nextVariables   = []string{"response", "params", "name", "page"}
 	hintVariables   = []string{"response"}
 	headerVariables = []string{"key"}
+
+	rotatedVariables    = []string{"response", "params", "name", "not_after"}
+	identifiedVariables = []string{"response", "params"}
+	credentialVariables = []string{"response", "name", "not_after"}
 )
 
 // takenFields are what creds/ answers with for every key, so that no profile can speak for the engine.
@@ -62,7 +70,7 @@ func parseProfile(text string) (*profile, error) {
 		return nil, doc.fault
 	}
 	s.only("name", "url", "subject_token_source", "audience", "audience_from", "params", "credential", "claims", "lifetime", "header",
-		"exchange", "renew", "revoke", "find", "check")
+		"exchange", "renew", "revoke", "find", "check", "rotate", "identify", "rotate_credential", "retire_credential")
 	p := &profile{facts: facts{
 		name: s.text("name"), url: s.text("url"),
 		source: s.text("subject_token_source"), audience: s.text("audience"),
@@ -130,18 +138,7 @@ func (p *profile) parseOperations(s section) {
 		s.fault("exchange", "is missing")
 		return
 	}
-	key := s.section("exchange").section("key")
-	key.only("secret", "accessor", "expires", "fields")
-	p.secret = key.required("secret", expr.String, keyVariables...)
-	p.accessor = key.cel("accessor", expr.String, keyVariables...)
-	p.expires = key.cel("expires", expr.Any, keyVariables...)
-	fields := key.section("fields")
-	for _, name := range fields.names {
-		if !fieldName.MatchString(name) || slices.Contains(takenFields, name) {
-			fields.fault(name, "cannot be the name of a field of its own")
-		}
-	}
-	p.fields = entries(fields, expr.String, keyVariables)
+	p.made = parseKeyParts(s.section("exchange").section("key"), keyVariables, "secret", "accessor", "expires", "fields")
 
 	if p.renew = parseOperation(s, "renew", renewScope, "denied", "expires"); p.renew != nil {
 		p.renewed = s.section("renew").required("expires", expr.Any, renewVariables...)
@@ -153,6 +150,7 @@ func (p *profile) parseOperations(s section) {
 		p.next = find.cel("next", expr.Any, nextVariables...)
 	}
 	p.check = parseOperation(s, "check", checkScope)
+	p.parseRotation(s)
 }
 
 // required reads an expression that must be there.
@@ -194,10 +192,13 @@ func parseOperation(s section, name string, scope scope, own ...string) *operati
 	return op
 }
 
+// bringsNew are the operations that make something: net/http repeats a GET by itself, and these must not be.
+var bringsNew = []string{"exchange", "rotate", "rotate_credential"}
+
 func parseMethod(o section, name string) string {
 	method := o.text("method")
 	allowed := []string{http.MethodPost, http.MethodPut, http.MethodPatch}
-	if name != "exchange" {
+	if !slices.Contains(bringsNew, name) {
 		allowed = append(allowed, http.MethodGet, http.MethodDelete)
 	}
 	if !slices.Contains(allowed, method) {
@@ -251,7 +252,7 @@ func validHeaderName(name string) bool {
 }
 
 // parseStatuses reads what an operation's statuses mean. A status that is written down somewhere leaves the defaults of
-// the other lists. Only exchange and renew can be denied for what they ask; for the others a refusal is one of the
+// the other lists. Only what makes something, and renew, can be denied for what they ask; for the others a refusal is one of the
 // engine's credential, and that is never taken for a key that is gone.
 func parseStatuses(op *operation, o section, name string) {
 	lists := []struct {
@@ -265,10 +266,10 @@ func parseStatuses(op *operation, o section, name string) {
 		{"busy", &op.busy, 400, 599, []int{429, 503}},
 		{"denied", &op.denied, 400, 599, []int{401, 403}},
 	}
-	if name == "exchange" {
+	if slices.Contains(bringsNew, name) {
 		lists[3].def = []int{400, 401, 403, 404, 422}
 		if !o.has("ok") {
-			o.fault("ok", "is missing: the statuses that bring a key")
+			o.fault("ok", "is missing: the statuses of success")
 		}
 	}
 	written := map[int]string{}
@@ -280,7 +281,7 @@ func parseStatuses(op *operation, o section, name string) {
 				o.fault(l.member, "want statuses from %d to %d", l.least, l.most)
 			case written[status] != "":
 				o.fault(l.member, "has %d, which stands in %s already", status, written[status])
-			case l.member == "gone" && slices.Contains([]int{401, 403}, status):
+			case l.member == "gone" && slices.Contains([]int{401, 403}, status) && name != "retire_credential": // which is what ends there
 				o.fault(l.member, "has %d, which refuses the credential and says nothing of the key", status)
 			}
 			written[status] = l.member
@@ -302,15 +303,22 @@ func (p *profile) checkWhole(s section) {
 	if s.doc.fault != nil {
 		return
 	}
-	p.endsByAccessor = p.endsBy(func(e *expr.Program) bool { return e.Uses("accessor") || readsMember(e, "key", "accessor") })
+	byAccessor := func(e *expr.Program) bool { return e.Uses("accessor") || readsMember(e, "key", "accessor") }
+	p.endsByAccessor = p.endsBy(byAccessor) || p.rotate != nil && slices.ContainsFunc(p.rotate.programs(), byAccessor)
 	p.endsByKey = p.endsBy(func(e *expr.Program) bool { return readsMember(e, "key", "secret") })
 	p.endsByName = p.find == nil && p.revoke != nil && p.revoke.uses("name") && !p.revoke.uses("accessor") && !p.revoke.uses("key")
 	p.wantsToken = p.exchange.uses("subject_token")
 	switch {
 	case p.lifetime == 0 && !p.endsByName && (p.find == nil || p.revoke == nil):
 		s.fault("lifetime", "is missing: without find and revoke, a key that was lost lives that long")
-	case p.endsByAccessor && p.accessor == nil:
-		s.fault("exchange", "key.accessor is missing: renew or revoke uses it")
+	case p.endsByAccessor && p.made.accessor == nil:
+		s.fault("exchange", "key.accessor is missing: renew, revoke or rotate uses it")
+	case p.endsByAccessor && p.rotate != nil && p.rotated.accessor == nil:
+		s.fault("rotate", "key.accessor is missing: renew, revoke or rotate uses it")
+	case p.endsByAccessor && p.identify != nil && p.identified.accessor == nil:
+		s.fault("identify", "key.accessor is missing: renew, revoke or rotate uses it")
+	case p.identify != nil && !p.identify.uses("key"):
+		s.fault("identify", "does not present key.secret, so the API cannot tell which key is meant")
 	case p.endsByKey && p.find != nil:
 		s.fault("find", "is of no use: what it finds are accessors, but renew or revoke needs the key itself")
 	case p.source == SourceNone && p.wantsToken:

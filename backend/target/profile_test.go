@@ -67,7 +67,7 @@ func TestDocumentedProfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.renew == nil || p.revoke == nil || p.find == nil || p.check == nil || len(p.fields) == 0 || len(p.exchange.hints) == 0 {
+	if p.renew == nil || p.revoke == nil || p.find == nil || p.check == nil || len(p.made.fields) == 0 || len(p.exchange.hints) == 0 {
 		t.Error("the README does not show every operation, fields and hints")
 	}
 }
@@ -91,7 +91,7 @@ func TestProfileFaults(t *testing.T) {
 		"duplicate":       {"url: https", "name: b\nurl: https", "line 2: name: stands here twice"},
 		"duplicate below": {"  method: DELETE", "  method: DELETE\n  method: GET", "line 18: revoke.method: stands here twice"},
 		"complex name":    {"name: acme", "? [a]\n: b", "line 1: profile: has a member whose name is not plain text"},
-		"unknown":         {"url: https", "uri: https", "line 2: uri: is not known here; known are name, url, subject_token_source, audience, audience_from, params, credential, claims, lifetime, header, exchange, renew, revoke, find, check"},
+		"unknown":         {"url: https", "uri: https", "line 2: uri: is not known here; known are name, url, subject_token_source, audience, audience_from, params, credential, claims, lifetime, header, exchange, renew, revoke, find, check, rotate, identify, rotate_credential, retire_credential"},
 		"unknown below":   {"{secret:", "{secert:", "line 15: exchange.key.secert: is not known here; known are secret, accessor, expires, fields"},
 		"no name":         {"name: acme\n", "", "line 1: name: want 1 to 64 of a-z, 0-9 and hyphens"},
 		"name":            {"acme\n", "Acme Inc\n", "line 1: name: want 1 to 64 of a-z, 0-9 and hyphens"},
@@ -166,7 +166,7 @@ func TestProfileFaults(t *testing.T) {
 		"header with space": {"{Authorization:", "{'A B':", "line 12: exchange.headers.A B: cannot be set by a profile"},
 		"header number":     {`'"Bearer " + credential.token'`, "'1'", "line 12: exchange.headers.Authorization: yields int; want string"},
 
-		"no ok":           {"  ok: [201]\n", "", "line 9: exchange.ok: is missing: the statuses that bring a key"},
+		"no ok":           {"  ok: [201]\n", "", "line 9: exchange.ok: is missing: the statuses of success"},
 		"ok empty":        {"ok: [201]", "ok: []", "line 14: exchange.ok: is empty"},
 		"ok redirect":     {"ok: [201]", "ok: [201, 302]", "line 14: exchange.ok: want statuses from 200 to 299"},
 		"ok text":         {"ok: [201]", "ok: [created]", "line 14: exchange.ok: want statuses from 200 to 299"},
@@ -189,12 +189,25 @@ func TestProfileFaults(t *testing.T) {
 		"no find, by name":       {`"keys", accessor]'` + "\n  gone: [404]\nfind:\n  method: GET\n  path: '[\"keys\"]'\n  found: response.json.map(k, k.id)\n  next: '{}'\n", `"keys", name]'` + "\n", ""},
 		"no find, by nothing":    {`"keys", accessor]'` + "\n  gone: [404]\nfind:\n  method: GET\n  path: '[\"keys\"]'\n  found: response.json.map(k, k.id)\n  next: '{}'\n", `"keys"]'` + "\n", "line 1: lifetime: is missing: without find and revoke, a key that was lost lives that long"},
 		"no lifetime, no find":   {"find:\n  method: GET\n  path: '[\"keys\"]'\n  found: response.json.map(k, k.id)\n  next: '{}'\n", "", "line 1: lifetime: is missing: without find and revoke, a key that was lost lives that long"},
-		"no accessor":            {", accessor: response.json.id", "", "line 9: exchange: key.accessor is missing: renew or revoke uses it"},
+		"no accessor":            {", accessor: response.json.id", "", "line 9: exchange: key.accessor is missing: renew, revoke or rotate uses it"},
 		"no accessor, by key":    {`"keys", accessor]'` + "\n  gone: [404]", `"keys", key.accessor]'` + "\n  gone: [404]", ""},
 		"find without use":       {`"keys", accessor]`, `"keys", key.secret]`, "line 20: find: is of no use: what it finds are accessors, but renew or revoke needs the key itself"},
 		"token but source none":  {`'{"name": name}'`, `'{"name": subject_token}'`, "line 1: subject_token_source: is none, but exchange uses subject_token"},
 		"long expression":        {`'{"name": name}'`, `'"` + strings.Repeat("x", 5000) + `"'`, "line 13: exchange.json: expression has 5002 bytes; at most 4096 are allowed"},
 		"second line of a block": {`  json: '{"name": name}'`, "  json: |\n    {\"name\": name,\n     \"x\": nam}", "line 13: exchange.json: line 2, column 7: undeclared reference to 'nam' (did you mean 'name'?)"},
+
+		"rotate":                     {"find:", "rotate: {method: POST, path: '[accessor]', json: key.secret, ok: [200], key: {secret: response.json.secret, accessor: response.json.id}}\nfind:", ""},
+		"rotate by GET":              {"find:", "rotate: {method: GET, path: '[accessor]', ok: [200], key: {secret: response.json.secret, accessor: response.json.id}}\nfind:", "line 20: rotate.method: want one of POST, PUT, PATCH"},
+		"rotate, key in path":        {"find:", "rotate: {method: POST, path: '[key.secret]', ok: [200], key: {secret: response.json.secret, accessor: response.json.id}}\nfind:", `line 20: rotate.path: "key" cannot be used here; what can is params, name, not_after, accessor`},
+		"rotate, no accessor":        {"find:", "rotate: {method: POST, path: '[name]', ok: [200], key: {secret: response.json.secret}}\nfind:", "line 20: rotate: key.accessor is missing: renew, revoke or rotate uses it"},
+		"rotate, no secret":          {"find:", "rotate: {method: POST, path: '[name]', ok: [200], key: {accessor: response.json.id}}\nfind:", "line 20: rotate.key.secret: is missing"},
+		"identify without the key":   {"find:", "identify: {method: GET, path: '[\"me\"]', key: {accessor: response.json.id}}\nfind:", "line 20: identify: does not present key.secret, so the API cannot tell which key is meant"},
+		"identify, key in path":      {"find:", "identify: {method: GET, path: '[key.secret]', key: {accessor: response.json.id}}\nfind:", `line 20: identify.path: "key" cannot be used here; what can is params`},
+		"identify, no accessor":      {"find:", "identify: {method: GET, path: '[\"me\"]', headers: {K: key.secret}}\nfind:", "line 20: identify: key.accessor is missing: renew, revoke or rotate uses it"},
+		"credential of other fields": {"find:", "rotate_credential: {method: POST, path: '[name]', ok: [200], credential: {secret: response.json.secret}}\nfind:", "line 20: rotate_credential.credential.secret: is no field of the credential"},
+		"credential of none":         {"find:", "rotate_credential: {method: POST, path: '[name]', ok: [200]}\nfind:", "line 20: rotate_credential.credential: is missing: the fields that are new"},
+		"credential in rotation url": {"find:", "rotate_credential: {method: POST, path: '[credential.token]', ok: [200], credential: {token: response.json.secret}}\nfind:", `line 20: rotate_credential.path: "credential" cannot be used here; what can is name, not_after`},
+		"retire alone":               {"find:", "retire_credential: {method: DELETE, path: '[\"me\"]', gone: [401]}\nfind:", "line 20: retire_credential: is of no use without rotate_credential"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if !strings.Contains(base, c.from) {

@@ -4,6 +4,8 @@
 // Package target speaks to the APIs that issue keys: it exchanges a subject token or the engine's own credential for a
 // key, renews and revokes keys, finds lost ones, and checks that the target can be reached.
 //
+// It also replaces what must not live for ever: a key, or the engine's credential, by a new one (rotate.go).
+//
 // A [Target] is opened from a [Config] and knows nothing of roles, leases or trust: when it is called, the decision has
 // been made. Its one promise is to tell what happened. Every call is sent at most once, and its error says whether the
 // target refused, nothing happened, or nobody knows (see [ErrDenied], [ErrBusy], [ErrUnknown], [MayLive]); it is the
@@ -29,6 +31,11 @@ type Caps struct {
 	Renew  bool // move a key's end
 	Find   bool // find keys by the name that they were asked under, after a lost answer
 	Check  bool // say that it is there and takes our credential
+
+	Rotate     bool // put a new key in the place of an old one, which is dead from then on
+	Identify   bool // say which key a key is
+	RotateRoot bool // make a new credential for the engine
+	Retire     bool // the old credential lives until it is retired
 }
 
 // driver is one way to speak to a target; a nil member is what it cannot do.
@@ -40,6 +47,11 @@ type driver struct {
 	check    func(context.Context) error
 
 	renewAsks bool // see Target.RenewAsks
+
+	rotate           func(context.Context, Handle, time.Time) (Key, error)
+	identify         func(ctx context.Context, secret string, params map[string]any) (Key, error)
+	rotateCredential func(ctx context.Context, name string, notAfter time.Time) (Credential, error)
+	retire           func(context.Context) error
 }
 
 // facts are what is known of a kind of target without asking it.
@@ -111,6 +123,8 @@ func (t *Target) Caps() Caps {
 	return Caps{
 		Revoke: t.driver.revoke != nil, Renew: t.driver.renew != nil,
 		Find: t.driver.find != nil, Check: t.driver.check != nil,
+		Rotate: t.driver.rotate != nil, Identify: t.driver.identify != nil,
+		RotateRoot: t.driver.rotateCredential != nil, Retire: t.driver.retire != nil,
 	}
 }
 

@@ -26,14 +26,16 @@ type fake struct {
 	t          *testing.T
 	suite      Suite
 	server     *httptest.Server
-	credential map[string]string
+	credential map[string]string // the first
 	now        func() time.Time
 	released   chan struct{}
 	release    func() // lets blocked answers go; may be called more than once
 
 	mu      sync.Mutex
-	live    map[string]Key // by accessor
-	minted  []Key          // all that were ever made
+	good    []map[string]string // the credentials that are taken
+	renewed int                 // credentials that were made
+	live    map[string]Key      // by accessor
+	minted  []Key               // all that were ever made
 	calls   []Call
 	agents  []string
 	fault   fault
@@ -50,6 +52,7 @@ func newFake(t *testing.T, s Suite, now func() time.Time) *fake {
 	for _, name := range s.Credential {
 		f.credential[name] = credentialCanary + name
 	}
+	f.good = []map[string]string{f.credential}
 	f.server = httptest.NewServer(f)
 	t.Cleanup(func() {
 		f.release()
@@ -143,16 +146,25 @@ var (
 
 // act does what the call asks.
 func (f *fake) act(c Call) Answer {
-	want := f.credential
-	if c.Op == Exchange && f.suite.Alone {
-		want = nil
-	}
-	if c.Op == Exchange && f.suite.Token && c.Token != tokenCanary || !maps.Equal(c.Credential, want) {
+	if c.Op == Exchange && f.suite.Token && c.Token != tokenCanary || !f.takes(c) {
 		return f.refusal(http.StatusUnauthorized)
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch c.Op {
+	case Rotate, Identify:
+		key, found := f.lookup(c.Key)
+		switch {
+		case !found || c.Op == Identify && c.Key != key.Secret:
+			return Answer{Status: http.StatusUnauthorized, Body: map[string]any{"error": wireCanary}}
+		case c.Op == Identify:
+			return f.answer(c.Op, key)
+		}
+		delete(f.live, key.Accessor)
+		c.Name = key.Name
+		return f.mint(c)
+	case RotateCredential, Retire:
+		return f.renewCredential(c)
 	case Exchange:
 		return f.mint(c)
 	case Renew, Revoke:
@@ -196,6 +208,33 @@ func (f *fake) act(c Call) Answer {
 	return Answer{Status: http.StatusNotImplemented, Body: map[string]any{"error": wireCanary}}
 }
 
+// takes reports whether the call's credential is good. Who presents a key to learn which it is need have none.
+func (f *fake) takes(c Call) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if c.Op == Exchange && f.suite.Alone {
+		return c.Credential == nil
+	}
+	return c.Op == Identify && c.Credential == nil ||
+		slices.ContainsFunc(f.good, func(good map[string]string) bool { return maps.Equal(good, c.Credential) })
+}
+
+// renewCredential makes a credential, or ends the one that asks. Where the old one is not retired it ends with the new one.
+func (f *fake) renewCredential(c Call) Answer {
+	isOld := func(good map[string]string) bool { return maps.Equal(good, c.Credential) }
+	if c.Op == Retire || !f.suite.Caps.Retire {
+		f.good = slices.DeleteFunc(f.good, isOld)
+	}
+	if c.Op == Retire {
+		return f.answer(Retire)
+	}
+	f.renewed++
+	next := maps.Clone(c.Credential)
+	next[f.suite.Rotated] = fmt.Sprintf("%s%s-%d", credentialCanary, f.suite.Rotated, f.renewed)
+	f.good = append(f.good, next)
+	return f.answer(RotateCredential, Key{Secret: next[f.suite.Rotated], Name: c.Name, Accessor: f.suite.accessor(5000 + f.renewed), Expiry: f.end(c)})
+}
+
 // mint makes a key. Where keys can be found they must have a name, and where they can be extended an end.
 func (f *fake) mint(c Call) Answer {
 	if (f.suite.Caps.Find || f.suite.ByName) && c.Name == "" || f.suite.Caps.Renew && !f.suite.Fixed && c.NotAfter.IsZero() {
@@ -210,7 +249,7 @@ func (f *fake) mint(c Call) Answer {
 	}
 	f.minted = append(f.minted, key)
 	f.live[key.Accessor] = key
-	return f.answer(Exchange, key)
+	return f.answer(c.Op, key)
 }
 
 // accessor is the id of the nth key.

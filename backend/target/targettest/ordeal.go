@@ -20,7 +20,10 @@ import (
 )
 
 // reads reports whether a call takes more from its answer than the status.
-func reads(op Op) bool { return op == Exchange || op == Renew || op == Find }
+func reads(op Op) bool { return !slices.Contains([]Op{Revoke, Check, Retire}, op) }
+
+// makes reports whether a call makes something that lives on if nobody learns of it.
+func makes(op Op) bool { return slices.Contains([]Op{Exchange, Rotate, RotateCredential}, op) }
 
 // testFaults checks what every call of a target has in common.
 func (s Suite) testFaults(t *testing.T, op Op) {
@@ -52,6 +55,9 @@ func (s Suite) testStatuses(t *testing.T, op Op) {
 		if http.StatusText(status) == "" && status%100 != 99 || len(want) == 0 {
 			continue
 		}
+		if slices.Contains([]Op{Rotate, RotateCredential, Retire}, op) { // the one before used up what it was called for
+			b, key = s.ready(t)
+		}
 		before := b.fake.requests()
 		b.fake.suffer(b.fake.status(status))
 		err := b.call(t.Context(), op, key)
@@ -64,10 +70,13 @@ func (s Suite) testStatuses(t *testing.T, op Op) {
 		}
 		b.clean(err)
 		b.once(before)
-		if op == Exchange && target.MayLive(err) != errors.Is(err, target.ErrUnknown) {
+		if makes(op) && target.MayLive(err) != errors.Is(err, target.ErrUnknown) {
 			t.Errorf("MayLive(%v) is %v", err, target.MayLive(err))
 		}
 		b.fake.suffer(nil)
+		if op == RotateCredential && target.MayLive(err) { // a target may know that this must not be repeated
+			continue
+		}
 		if err := b.call(t.Context(), op, key); err != nil {
 			t.Fatalf("after %d: %v", status, err)
 		}
@@ -79,11 +88,13 @@ func (s Suite) outcomes(op Op, status int) []error {
 	switch {
 	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
 		return []error{target.ErrBusy}
-	case op == Exchange && slices.Contains(s.Denied, status), status == http.StatusUnauthorized, status == http.StatusForbidden:
+	case op == Retire && status == http.StatusUnauthorized: // it is the credential that is to end
+		return nil
+	case makes(op) && slices.Contains(s.Denied, status), status == http.StatusUnauthorized, status == http.StatusForbidden:
 		return []error{target.ErrDenied}
 	case op == Revoke && status == s.gone().Status && s.Gone.Body == nil, op == Find && s.Named && status == http.StatusNotFound:
 		return nil
-	case op == Exchange, status >= 500 && status != http.StatusNotImplemented:
+	case makes(op), status >= 500 && status != http.StatusNotImplemented:
 		return []error{target.ErrUnknown}
 	}
 	return []error{target.ErrUnknown, target.ErrDenied} // nobody acts on the difference
@@ -197,7 +208,7 @@ func (s Suite) testConnections(t *testing.T, op Op) {
 			b.fake.suffer(hurt)
 			err := b.call(t.Context(), op, key)
 			b.expect(err, target.ErrUnknown)
-			if op != Find && op != Check { // those change nothing, and net/http may repeat them
+			if op != Find && op != Check && op != Identify { // those change nothing, and net/http may repeat them
 				b.once(before)
 			}
 			if op == Exchange && !target.MayLive(err) {

@@ -51,6 +51,7 @@ type Suite struct {
 	Fixed      bool     // renew asks when the key ends, and does not move that
 	Denied     []int    // statuses by which an exchange is denied
 	Quotes     bool     // the error of a refusal says what the server says of it
+	Rotated    string   // the field of the credential that RotateCredential makes anew
 
 	Header      string                     // HeaderName
 	HeaderValue func(secret string) string // how that header presents a key; nil = the key itself
@@ -68,11 +69,11 @@ type Suite struct {
 // Wire is how an API is spoken, seen from its server.
 type Wire struct {
 	// Read says what a request asks for, and with what. It must take token and credential from where the API wants them,
-	// and leave out what it does not find: the suite compares.
+	// and leave out what it does not find: the suite compares. Who asks which key a key is may do so without a credential.
 	Read func(r *http.Request, body []byte) Call
-	// Write is the answer to a call that succeeded: one key for Exchange, Renew and Revoke, none for Check; for Find all that
-	// live, with their names, for the target must not rely on the server to sort out others' keys. body is encoded as JSON;
-	// nil is no body.
+	// Write is the answer to a call that succeeded: one key for Exchange, Renew, Revoke, Rotate and Identify, none for Check
+	// and Retire; for Find all that live, with their names, for the target must not rely on the server to sort out others'
+	// keys; for RotateCredential the new value of the field Rotated as a key's secret. body is encoded as JSON; nil is no body.
 	Write func(op Op, keys []Key) (status int, body any)
 	// Page is Write for Find, where the API answers with a page at a time: next is the number of the page after this one, 0 if
 	// this is the last. nil = it answers with all of them.
@@ -100,7 +101,14 @@ const (
 	Revoke   Op = "revoke"
 	Find     Op = "find"
 	Check    Op = "check"
+
+	Rotate           Op = "rotate"
+	Identify         Op = "identify"
+	RotateCredential Op = "rotate_credential"
+	Retire           Op = "retire_credential"
 )
+
+var ops = []Op{Exchange, Renew, Revoke, Find, Check, Rotate, Identify, RotateCredential, Retire}
 
 // Call is a request as the API understands it.
 type Call struct {
@@ -108,9 +116,9 @@ type Call struct {
 	Token      string            // the subject token
 	Credential map[string]string // by field; nil = none
 	Name       string            // Exchange: the key's name
-	Key        string            // Renew, Revoke: the key's accessor, or the key itself, or with ByName its name; Find: the accessor, if one key is asked for
+	Key        string            // Renew, Revoke, Rotate: the key's accessor, or the key itself, or with ByName its name; Identify: the key itself; Find: the accessor, if one key is asked for
 	Page       int               // Find: the number of the page, from 1; 0 = the first one
-	NotAfter   time.Time         // Exchange, Renew: the end asked for
+	NotAfter   time.Time         // Exchange, Renew, Rotate, RotateCredential: the end asked for
 }
 
 // Key is a key in the suite's ledger.
@@ -150,9 +158,12 @@ func Run(t *testing.T, s Suite) {
 	t.Run("find", s.testFind)
 	t.Run("pages", s.testPages)
 	t.Run("check", s.testCheck)
+	t.Run("rotate", s.testRotate)
+	t.Run("identify", s.testIdentify)
+	t.Run("rotate credential", s.testRotateCredential)
 	t.Run("secrets", s.testSecrets)
 	t.Run("concurrency", s.testConcurrency)
-	for _, op := range []Op{Exchange, Renew, Revoke, Find, Check} {
+	for _, op := range ops {
 		if s.supports(op) && s.asks(op) {
 			t.Run(string(op)+" under faults", func(t *testing.T) { s.testFaults(t, op) })
 		}
@@ -164,7 +175,10 @@ func Run(t *testing.T, s Suite) {
 }
 
 func (s Suite) supports(op Op) bool {
-	return map[Op]bool{Exchange: true, Renew: s.Caps.Renew, Revoke: s.Caps.Revoke, Find: s.Caps.Find, Check: s.Caps.Check}[op]
+	return map[Op]bool{
+		Exchange: true, Renew: s.Caps.Renew, Revoke: s.Caps.Revoke, Find: s.Caps.Find, Check: s.Caps.Check,
+		Rotate: s.Caps.Rotate, Identify: s.Caps.Identify, RotateCredential: s.Caps.RotateRoot, Retire: s.Caps.Retire,
+	}[op]
 }
 
 // asks reports whether the call is one of the target's server.
@@ -288,8 +302,23 @@ func (b *bench) call(ctx context.Context, op Op, key target.Key) error {
 		_, err = b.target.Find(ctx, key.Handle)
 	case Check:
 		err = b.target.Check(ctx)
+	case Rotate:
+		_, err = b.target.Rotate(ctx, whole(key), b.clock.now().Add(3*time.Hour))
+	case Identify:
+		_, err = b.target.Identify(ctx, key.Secret, key.Handle.Params)
+	case RotateCredential:
+		_, err = b.target.RotateCredential(ctx, fmt.Sprintf("oidcx-test-%d", b.names.Add(1)), b.clock.now().Add(3*time.Hour))
+	case Retire:
+		err = b.target.RetireCredential(ctx)
 	}
 	return err
+}
+
+// whole is a key's handle with the key in it, as rotating wants it.
+func whole(key target.Key) target.Handle {
+	h := key.Handle
+	h.Secret = key.Secret
+	return h
 }
 
 // promptly runs f, which must not hang.

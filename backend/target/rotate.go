@@ -1,0 +1,186 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package target
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
+)
+
+// Credential is a new credential of the engine at a target. It prints and logs without what it is, as all secrets here.
+type Credential struct {
+	Fields map[string]string // exactly those of the credential that it takes the place of
+	Expiry time.Time         // UTC; zero = it does not end by itself
+}
+
+// String says that it is one.
+func (Credential) String() string { return "credential" }
+
+// Format implements fmt.Formatter.
+func (c Credential) Format(s fmt.State, _ rune) { show(s, c) }
+
+// LogValue implements slog.LogValuer.
+func (c Credential) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
+// Rotate puts a new key in the place of the one that h names, which is dead from then on; notAfter is the latest end that
+// the new one may have. Of h it needs what Revoke needs, and Secret.
+//
+// Where MayLive says so of an error, the old key may be dead and a new one may live that nobody has. Rotate must then never
+// be called for the old one again: some targets take that for theft and end the new one too. Find finds it under the same
+// name.
+func (t *Target) Rotate(ctx context.Context, h Handle, notAfter time.Time) (Key, error) {
+	if t.driver.rotate == nil {
+		return Key{}, unsupported("rotate")
+	}
+	return t.driver.rotate(ctx, h, notAfter)
+}
+
+// Identify asks the target, with a key itself, which key it is; params say where it should belong, and whether it does is
+// for Find to tell. ErrDenied means that the key is not good.
+func (t *Target) Identify(ctx context.Context, secret string, params map[string]any) (Key, error) {
+	if t.driver.identify == nil {
+		return Key{}, unsupported("identify")
+	}
+	return t.driver.identify(ctx, secret, params)
+}
+
+// RotateCredential makes a new credential for the engine, under a name where the target has names. The old one is dead from
+// then on, unless Caps.Retire says that it lives until RetireCredential. The same holds of errors as with Rotate, and nobody
+// finds a credential that was lost.
+func (t *Target) RotateCredential(ctx context.Context, name string, notAfter time.Time) (Credential, error) {
+	if t.driver.rotateCredential == nil {
+		return Credential{}, unsupported("rotate_credential")
+	}
+	return t.driver.rotateCredential(ctx, name, notAfter)
+}
+
+// RetireCredential ends the credential that this target was opened with. It may be called again: one that the target takes
+// no longer is success.
+func (t *Target) RetireCredential(ctx context.Context) error {
+	if t.driver.retire == nil {
+		return unsupported("retire_credential")
+	}
+	return t.driver.retire(ctx)
+}
+
+// check says what is wrong with a credential that a target claims to have made.
+func (c Credential) check(now time.Time) string {
+	for _, value := range c.Fields {
+		if value == "" || len(value) > maxCredentialBytes || !printable(value) {
+			return fmt.Sprintf("the new credential is not printable ASCII of 1 to %d bytes", maxCredentialBytes)
+		}
+	}
+	if !c.Expiry.IsZero() && !c.Expiry.After(now) {
+		return "the new credential has already expired"
+	}
+	return ""
+}
+
+// The part of profiles.
+
+func (p *profileDriver) doRotate(ctx context.Context, h Handle, notAfter time.Time) (Key, error) {
+	vars := p.handleVars(h)
+	vars["not_after"] = notAfter.UTC().Truncate(time.Second)
+	a, sent, err := p.ask(ctx, "rotate", p.rotate, vars)
+	if err != nil {
+		return Key{}, err
+	}
+	return p.finish(a, p.read(a, p.rotated, sent), h.Name, h.Params)
+}
+
+func (p *profileDriver) doIdentify(ctx context.Context, secret string, params map[string]any) (Key, error) {
+	vars := map[string]any{"params": numbers(params), "credential": p.credential, "key": map[string]any{"secret": secret}}
+	a, sent, err := p.ask(ctx, "identify", p.identify, vars)
+	if err != nil {
+		return Key{}, err
+	}
+	name := a.text("key.name", p.keyName)
+	k := p.read(a, p.identified, sent)
+	k.Secret = secret
+	return p.finish(a, k, name, params)
+}
+
+func (p *profileDriver) doRotateCredential(ctx context.Context, name string, notAfter time.Time) (Credential, error) {
+	vars := map[string]any{"name": name, "not_after": notAfter.UTC().Truncate(time.Second), "credential": p.credential}
+	a, sent, err := p.ask(ctx, "rotate_credential", p.rotateCredential, vars)
+	if err != nil {
+		return Credential{}, err
+	}
+	c := Credential{Fields: map[string]string{}, Expiry: a.expiry("expires", p.credentialExpires, sent)}
+	for field, value := range p.credential {
+		c.Fields[field] = value.(string)
+	}
+	for _, e := range p.newCredential {
+		c.Fields[e.name] = a.text("credential."+e.name, e.value)
+	}
+	if fault := c.check(p.now()); a.err == nil && fault != "" {
+		a.failf("%s", fault)
+	}
+	if a.err != nil {
+		return Credential{}, a.err
+	}
+	return c, nil
+}
+
+func (p *profileDriver) doRetire(ctx context.Context) error {
+	c, err := p.retire.call("retire_credential", expr.NewBudget(), map[string]any{"credential": p.credential})
+	if err != nil {
+		return err
+	}
+	_, err = p.api.do(ctx, c)
+	return err
+}
+
+// ask makes a call whose answer is read, and tells when it was sent. The answer's reader sees what the request's expressions
+// saw, but no secret.
+func (p *profileDriver) ask(ctx context.Context, op string, o *operation, vars map[string]any) (*reading, time.Time, error) {
+	b := expr.NewBudget()
+	c, err := o.call(op, b, vars)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	sent := p.now()
+	c.wantBody = true
+	answered, err := p.api.do(ctx, c)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	for _, secret := range []string{"credential", "key"} {
+		delete(vars, secret)
+	}
+	return answerOf(op, b, answered, vars), sent, nil
+}
+
+// parseRotation reads the operations that replace keys and credentials.
+func (p *profile) parseRotation(s section) {
+	if p.rotate = parseOperation(s, "rotate", rotateScope, "denied", "key"); p.rotate != nil {
+		p.rotated = parseKeyParts(s.section("rotate").section("key"), rotatedVariables, "secret", "accessor", "expires", "fields")
+	}
+	if p.identify = parseOperation(s, "identify", identifyScope, "denied", "key"); p.identify != nil {
+		key := s.section("identify").section("key")
+		p.identified = parseKeyParts(key, identifiedVariables, "name", "accessor", "expires", "fields")
+		p.keyName = key.cel("name", expr.String, identifiedVariables...)
+	}
+	if p.rotateCredential = parseOperation(s, "rotate_credential", rotateCredentialScope, "denied", "credential", "expires"); p.rotateCredential != nil {
+		o := s.section("rotate_credential")
+		fields := o.section("credential")
+		for _, name := range fields.names {
+			if !slices.Contains(p.credential, name) {
+				fields.fault(name, "is no field of the credential")
+			}
+		}
+		if p.newCredential = entries(fields, expr.String, credentialVariables); len(p.newCredential) == 0 {
+			o.fault("credential", "is missing: the fields that are new")
+		}
+		p.credentialExpires = o.cel("expires", expr.Any, credentialVariables...)
+	}
+	if p.retire = parseOperation(s, "retire_credential", checkScope, "gone"); p.retire != nil && p.rotateCredential == nil {
+		s.fault("retire_credential", "is of no use without rotate_credential")
+	}
+}
