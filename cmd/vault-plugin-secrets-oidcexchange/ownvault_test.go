@@ -71,15 +71,15 @@ func testVaultIssuer(t *testing.T, s *server) {
 
 	w.testVaultProvider(t)
 
-	withdrawn := token(w.user)
-	w.rootWrite(t, "identity/oidc/key/"+w.path+"/rotate", map[string]any{"verification_ttl": "1s"})
-	eventually(t, "the end of the key that signed", func() (bool, string) {
-		w.write(t, "refresh/identity", nil)
-		_, err := w.exchange(t, "deploy", withdrawn)
-		return reasonOf(err) == "unknown_key", reasonOf(err)
+	before := token(w.user)
+	w.rootWrite(t, "identity/oidc/key/"+w.path+"/rotate", nil)
+	eventually(t, "the new key", func() (bool, string) {
+		after := token(w.user)
+		_, err := w.exchange(t, "deploy", after)
+		return err == nil && kid(t, after) != kid(t, before), reasonOf(err)
 	})
-	if _, err := w.exchange(t, "deploy", token(w.user)); err != nil {
-		t.Errorf("a token of the new key: %v", err)
+	if _, err := w.exchange(t, "deploy", before); err != nil {
+		t.Errorf("what the former key has signed: %v", err)
 	}
 	w.must(t, w.root.Token(), "lease", "revoke", "-prefix", w.path+"/creds")
 	w.wantNone(t)
