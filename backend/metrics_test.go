@@ -76,6 +76,7 @@ func TestMetrics(t *testing.T) {
 		"info{version=" + Version + "}", "issuer_fetches_total{issuer=github,outcome=failed}", "issuer_fetches_total{issuer=github,outcome=ok}",
 		"issuer_keys{issuer=github}", "ledger_counted", "ledger_open_oldest_seconds",
 		"ledger_open{state=debt}", "ledger_open{state=in_flight}", "ledger_open{state=pending}",
+		"revocations{state=done}", "revocations{state=running}", "revocations{state=stopped}", "revocations{state=waiting}", "target_breaker_open{target=acme}",
 	}; !slices.Equal(want, before) {
 		t.Errorf("of an engine that has done nothing (-want +got):\n%s", cmp.Diff(want, before))
 	}
@@ -130,6 +131,21 @@ func TestMetrics(t *testing.T) {
 		if got[name] != want {
 			t.Errorf("after a sweep %s is %v; want %v", name, got[name], want)
 		}
+	}
+}
+
+func TestMetricsOfTroubles(t *testing.T) {
+	w := newWorld(t)
+	w.issue("deploy")
+	w.keys.Fault(lab.OpAny, lab.Fault{Kind: lab.KindStatus, Status: 500})
+	for range 8 {
+		_, _ = w.exchange("deploy", w.token(nil))
+	}
+	w.write("revocations", map[string]any{"role": "no-such", "dry_run": false})
+	got := w.scrape()
+	runs := got["revocations{state=running}"] + got["revocations{state=waiting}"] + got["revocations{state=done}"]
+	if got["target_breaker_open{target=acme}"] != 1 || runs != 1 {
+		t.Errorf("a breaker is %v, %v revocations; want 1 and 1", got["target_breaker_open{target=acme}"], runs)
 	}
 }
 

@@ -77,6 +77,8 @@ var (
 	oldestGauge   = desc("ledger_open_oldest_seconds", "Age of the oldest that is not settled; 0 if there is none.")
 	sweptGauge    = desc("sweep_last_run_timestamp_seconds", "When the sweeper last ran on this node.")
 	completeGauge = desc("sweep_complete", "Whether the last sweep got through everything without a fault.")
+	breakerGauge  = desc("target_breaker_open", "Whether a target failed so often that it is asked only now and then.", "target")
+	runsGauge     = desc("revocations", "Revocations by filter that the mount remembers: running, waiting for what could not be revoked yet, done, stopped.", "state")
 	issuerKeys    = desc("issuer_keys", "Usable keys of an issuer.", "issuer")
 	issuerFetched = desc("issuer_keys_fetched_timestamp_seconds", "When the keys in use were asked for.", "issuer")
 	issuerFetches = desc("issuer_fetches_total", "Fetches of an issuer's keys, since its entry was last written.", "issuer", "outcome")
@@ -121,7 +123,42 @@ func (b *engine) gauges(ctx context.Context, s logical.Storage) (readings, error
 		r.gauge(sweptGauge, float64(last.at.Unix()))
 		r.gauge(completeGauge, boolean(last.complete))
 	}
-	return r, b.issuerReadings(ctx, s, &r)
+	for _, read := range []func(context.Context, logical.Storage, *readings) error{b.targetReadings, b.runReadings, b.issuerReadings} {
+		if err := read(ctx, s, &r); err != nil {
+			return nil, err
+		}
+	}
+	return r, nil
+}
+
+func (b *engine) targetReadings(ctx context.Context, s logical.Storage, r *readings) error {
+	names, err := b.targetNoun.table.list(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, name := range names {
+		if t, err := b.target(ctx, s, name); err == nil && t != nil { // else status says what is wrong with it
+			r.gauge(breakerGauge, boolean(t.State().Open), name)
+		}
+	}
+	return nil
+}
+
+func (b *engine) runReadings(ctx context.Context, s logical.Storage, r *readings) error {
+	ids, err := revocationTable.list(ctx, s)
+	if err != nil {
+		return err
+	}
+	states := map[string]int{runRunning: 0, runWaiting: 0, runDone: 0, runStopped: 0}
+	for _, id := range ids {
+		if rec, err := b.revocation(ctx, s, id); err == nil && rec != nil {
+			states[rec.State]++
+		}
+	}
+	for state, n := range states {
+		r.gauge(runsGauge, float64(n), state)
+	}
+	return nil
 }
 
 func (b *engine) issuerReadings(ctx context.Context, s logical.Storage, r *readings) error {
