@@ -343,3 +343,13 @@ func TestProfileWithoutRevoke(t *testing.T) {
 	w.revoke(lease)
 	w.write("targets/acme", without)
 }
+
+// An operator learns what a target takes for granted.
+func TestProfileThatTakesOnePageForAll(t *testing.T) {
+	w := newWorld(t)
+	for profile, want := range map[string]int{acme: 0, w.profile("  next: '{}'                      # the list is whole\n", ""): 1} {
+		if got := w.write("targets/acme", map[string]any{"profile": profile, "credential": "token=" + adminToken}); got == nil && want != 0 || got != nil && len(got.Warnings) != want {
+			t.Errorf("got %v; want %d warnings", got, want)
+		}
+	}
+}

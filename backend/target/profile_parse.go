@@ -148,6 +148,9 @@ func (p *profile) parseOperations(s section) {
 		find := s.section("find")
 		p.found = find.required("found", expr.Any, foundVariables...)
 		p.next = find.cel("next", expr.Any, nextVariables...)
+		if p.next == nil {
+			p.advice = append(p.advice, "the profile's find has no next, so its answer is taken for the whole list of keys: a key that was lost and is on a further page would be taken for dead")
+		}
 	}
 	p.check = parseOperation(s, "check", checkScope)
 	p.parseRotation(s)

@@ -63,7 +63,8 @@ type facts struct {
 	optional                    []string // fields that it may have
 	claims                      []string // of the subject, that it looks at
 	lifetime                    time.Duration
-	guessed                     bool // lifetime is no more than a guess: Config.Lifetime may replace it
+	guessed                     bool     // lifetime is no more than a guess: Config.Lifetime may replace it
+	advice                      []string // what whoever configures it should make sure of
 	headerName                  string
 	wantsToken                  bool     // an exchange presents a subject token
 	subjectHosts                []string // to which it may present that; nil = the URL's
@@ -114,6 +115,9 @@ func (t *Target) Lifetime() time.Duration { return t.kind.lifetime }
 func (t *Target) CredentialFields() []string {
 	return slices.Concat(t.kind.credential, t.kind.optional)
 }
+
+// Advice returns what whoever configures the target should make sure of, a sentence each.
+func (t *Target) Advice() []string { return slices.Clone(t.kind.advice) }
 
 // SubjectClaims returns the claims that the target's expressions read: beside them, only issuer and subject are looked at.
 func (t *Target) SubjectClaims() []string { return slices.Clone(t.kind.claims) }
