@@ -109,13 +109,17 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 	if err != nil {
 		return nil, err
 	}
+	lag, err := b.lag(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
 	last := b.lastSweep.Load()
 	if last == nil {
 		last = &sweepReport{}
 	}
 	return &logical.Response{Data: map[string]any{
 		"version": Version, "issuers": issuers, "targets": targets, "ledger": ledger, "self": self.health(),
-		"sweeper": map[string]any{"last_run": timeOrNil(last.at), "complete": last.complete},
+		"sweeper": map[string]any{"last_run": timeOrNil(last.at), "complete": last.complete, "lag_seconds": int(lag / time.Second)},
 	}}, nil
 }
 
@@ -144,22 +148,62 @@ func healthOf[T any](ctx context.Context, s logical.Storage, t table[T], describ
 
 // openWork counts what is not settled.
 func (b *engine) openWork(ctx context.Context, s logical.Storage) (map[string]any, error) {
-	pending, inFlight, debt, oldest := 0, 0, 0, b.now()
+	pending, inFlight, debt, now := 0, 0, 0, b.now()
+	oldest, oldestDebt := now, now
 	err := b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
 		switch {
 		case e.State == stateDebt:
 			debt++
+			oldestDebt = earlier(oldestDebt, e.DebtSince)
 		case b.ledger.inFlight(e.rand()):
 			inFlight++
 		default:
 			pending++
 		}
-		if e.IssuedAt.Before(oldest) {
-			oldest = e.IssuedAt
-		}
+		oldest = earlier(oldest, e.IssuedAt)
 		return true, nil
 	})
 	return map[string]any{
-		"pending": pending, "in_flight": inFlight, "debt": debt, "oldest_seconds": int(b.now().Sub(oldest) / time.Second),
+		"pending": pending, "in_flight": inFlight, "debt": debt, "oldest_seconds": int(now.Sub(oldest) / time.Second),
+		"oldest_debt_seconds": int(now.Sub(oldestDebt) / time.Second),
 	}, err
+}
+
+func earlier(a, b time.Time) time.Time {
+	if b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// lag is how long the sweeper is late with what it has come to least: a try that was due, or an hour that has passed.
+func (b *engine) lag(ctx context.Context, s logical.Storage) (time.Duration, error) {
+	conf, err := b.config(ctx, s)
+	if err != nil {
+		return 0, err
+	}
+	now := b.now()
+	due := now
+	err = b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
+		next := e.NextTry
+		if e.State == statePending && next.IsZero() {
+			next = e.IssuedAt.Add(conf.SweepGrace.duration())
+		}
+		if !b.ledger.inFlight(e.rand()) {
+			due = earlier(due, next)
+		}
+		return true, nil
+	})
+	for _, sealed := range []bool{false, true} {
+		hours, hoursErr := b.ledger.hours(ctx, s, sealed)
+		if hoursErr != nil {
+			return 0, hoursErr
+		}
+		for _, hour := range hours {
+			if start, parseErr := time.Parse(hourLayout, hour); parseErr == nil {
+				due = earlier(due, start.Add(time.Hour+hourMargin))
+			}
+		}
+	}
+	return now.Sub(due), err
 }

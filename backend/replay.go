@@ -147,8 +147,11 @@ func (r *replay) forgetOne(ctx context.Context, s logical.Storage, hour, name st
 	return hourTable(hour).delete(ctx, s, name)
 }
 
+// hourMargin is more than the largest leeway of clocks.
+const hourMargin = 5 * time.Minute
+
 // passed reports whether the whole hour, and a margin for the largest leeway of clocks, lies before now.
 func passed(hour string, now time.Time) bool {
 	start, err := time.Parse(hourLayout, hour)
-	return err == nil && now.After(start.Add(time.Hour+5*time.Minute))
+	return err == nil && now.After(start.Add(time.Hour+hourMargin))
 }

@@ -366,14 +366,15 @@ func TestRevocationStoresItsProgress(t *testing.T) {
 	}
 }
 
-// seed files n keys of a role that their target need not know: ending one that is gone is success.
+// seed files n keys of a role, which end within a day, and that their target need not know: ending one that is gone is success.
 func (w *world) seed(target, role string, n int) {
 	w.t.Helper()
 	for i := range n {
 		now := w.clock.now().UTC()
+		end := now.Add(time.Duration(1+i%24) * time.Hour)
 		e := &entry{
-			ID: newID(now.Add(time.Hour)), State: stateIssued, Role: role, Target: target, Issuer: "github", Subject: fmt.Sprint("s", i%100), Trust: "main",
-			Claims: map[string]any{"repository": "acme/widget"}, Revocable: true, IssuedAt: now, NotAfter: now.Add(time.Hour), ExpiresAt: now.Add(time.Hour),
+			ID: newID(end), State: stateIssued, Role: role, Target: target, Issuer: "github", Subject: fmt.Sprint("s", i%100), Trust: "main",
+			Claims: map[string]any{"repository": "acme/widget"}, Revocable: true, IssuedAt: now, NotAfter: end, ExpiresAt: end.Add(24 * time.Hour),
 		}
 		e.Handle.Accessor, e.Handle.Params = fmt.Sprint("key-", i), map[string]any{"project": "widget"}
 		if err := w.ledger.file(w.t.Context(), w.store, e); err != nil {

@@ -5,13 +5,18 @@ package backend
 
 import (
 	"context"
+	"fmt"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
 // countingStorage counts what is asked of it.
@@ -38,6 +43,140 @@ func (s *countingStorage) Put(ctx context.Context, e *logical.StorageEntry) erro
 func (s *countingStorage) Delete(ctx context.Context, key string) error {
 	s.deletes.Add(1)
 	return s.Storage.Delete(ctx, key)
+}
+
+// total is how many calls there were, and begins to count anew.
+func (s *countingStorage) total() (n [4]int64) {
+	for i, counter := range []*atomic.Int64{&s.lists, &s.gets, &s.puts, &s.deletes} {
+		n[i] = counter.Swap(0)
+	}
+	return n
+}
+
+// ledgerCosts returns what an issue, a tick and some reads ask of storage while the ledger has n keys: lists, gets, puts,
+// deletes.
+func ledgerCosts(t testing.TB, n int) map[string][4]int64 {
+	t.Helper()
+	w := newWorld(t)
+	counted := &countingStorage{Storage: w.store.Storage}
+	w.store.Storage = counted
+	w.write("roles/deploy", map[string]any{"max_keys": 2 * n, "max_keys_per_subject": n})
+	w.seed("acme", "other", n)
+	w.restart() // so that the keys are counted by a scan
+	w.issue("deploy")
+	w.periodic() // caches are warm
+	ids := w.list("keys")
+	if len(ids) != n+1 {
+		t.Fatalf("%d keys are listed", len(ids))
+	}
+	find := func(filter map[string]any, want int) func() {
+		return func() {
+			if resp, err := w.do(logical.ReadOperation, "keys", filter); err != nil || resp.IsError() || resp.Data["matched"] != want {
+				t.Fatalf("%v: %v %v", filter, err, resp)
+			}
+		}
+	}
+	costs := map[string][4]int64{}
+	for _, c := range []struct {
+		name string
+		do   func()
+	}{
+		{"issue", func() { w.issue("deploy") }},
+		{"tick", w.periodic},
+		{"find by role", find(map[string]any{"role": "deploy"}, 2)},
+		{"find a page", find(map[string]any{"role": "other", "limit": 10, "after": ids[n/2]}, 10)},
+		{"status", func() { w.read("status") }},
+	} {
+		counted.total()
+		c.do()
+		costs[c.name] = counted.total()
+	}
+	return costs
+}
+
+// What issuing and sweeping ask of storage does not grow with the number of live keys, nor does what is read to show some.
+// See BenchmarkLedger for a million.
+func TestLedgerAtScale(t *testing.T) {
+	few, many := ledgerCosts(t, 100), ledgerCosts(t, 10_000)
+	for _, costs := range []map[string][4]int64{few, many} {
+		if n := costs["find a page"]; n[0] > 10 || n[1] != 10 { // how many hours it lists depends on how many keys they have
+			t.Errorf("a page of 10 keys takes %d lists and %d gets", n[0], n[1])
+		}
+		delete(costs, "find a page")
+	}
+	if diff := cmp.Diff(few, many); diff != "" {
+		t.Errorf("lists, gets, puts and deletes with 100 keys and 10,000 (-100 +10,000):\n%s", diff)
+	}
+	if n := many["issue"]; n[0] != 0 || n[2] > 5 || n[3] > 1 {
+		t.Errorf("an issue makes %d lists, %d gets, %d puts and %d deletes", n[0], n[1], n[2], n[3])
+	}
+	if n := many["find by role"]; n[1] > 6 {
+		t.Errorf("finding 2 keys of 10,000 reads %d entries", n[1])
+	}
+}
+
+// BenchmarkLedger tells the same with a hundred keys and a million. It needs 3 GB of memory.
+func BenchmarkLedger(b *testing.B) {
+	for _, n := range []int{100, 1_000_000} {
+		b.Run(fmt.Sprint(n), func(b *testing.B) {
+			for range b.N {
+				for what, n := range ledgerCosts(b, n) {
+					b.ReportMetric(float64(n[0]+n[1]), strings.ReplaceAll(what, " ", "-")+"-reads")
+					b.ReportMetric(float64(n[2]+n[3]), strings.ReplaceAll(what, " ", "-")+"-writes")
+				}
+			}
+		})
+	}
+}
+
+// A tick ends what has outlived its lease as far as its time goes, and the next one goes on.
+func TestTickIsBoundedAndGoesOn(t *testing.T) {
+	w := newWorld(t)
+	w.seed("acme", "deploy", 50)
+	w.clock.advance(26 * time.Hour)
+	ctx, cancel := context.WithCancel(t.Context())
+	var calls atomic.Int32
+	w.keys.OnRequest(func(op string, stage lab.Stage) {
+		if op == lab.OpRevoke && stage == lab.StageDone && calls.Add(1) == 20 {
+			cancel() // as if its time were over
+		}
+	})
+	_, _ = w.sweep(ctx, w.store, false) // its error says so
+	if left := len(w.ledgerEntries()); left != 30 && left != 31 {
+		t.Fatalf("%d keys are left after 20 calls", left)
+	}
+	if lag := w.read("status")["sweeper"].(map[string]any)["lag_seconds"].(int); lag < 12*3600 || lag > 22*3600 {
+		t.Errorf("lag %d s", lag)
+	}
+	w.periodic()
+	if left := w.ledgerEntries(); len(left) != 0 || calls.Load() > 51 {
+		t.Errorf("%d keys are left after %d calls", len(left), calls.Load())
+	}
+	if lag := w.read("status")["sweeper"].(map[string]any)["lag_seconds"]; lag != 0 {
+		t.Errorf("lag %v s with nothing to do", lag)
+	}
+}
+
+// What is owed is late once its next try is due and has not been made.
+func TestLagOfDebts(t *testing.T) {
+	w := newWorld(t)
+	lease := w.issue("deploy")
+	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 403})
+	if _, err := w.lease(logical.RevokeOperation, lease); err == nil {
+		t.Fatal("revoking works")
+	}
+	status := func() (debt, age, lag any) {
+		all := w.read("status")
+		ledger := all["ledger"].(map[string]any)
+		return ledger["debt"], ledger["oldest_debt_seconds"], all["sweeper"].(map[string]any)["lag_seconds"]
+	}
+	if debt, age, lag := status(); debt != 1 || age != 0 || lag != 0 {
+		t.Errorf("at once: debt %v of %v s, lag %v s", debt, age, lag)
+	}
+	w.clock.advance(debtPatience + 7*time.Second)
+	if debt, age, lag := status(); debt != 1 || age != 307 || lag != 7 {
+		t.Errorf("later: debt %v of %v s, lag %v s", debt, age, lag)
+	}
 }
 
 // deleting is an API that ends whatever key it is told to, once.

@@ -91,18 +91,18 @@ func TestStatusOfTargetsAndLedger(t *testing.T) {
 	if diff := cmp.Diff(want, got["targets"]); diff != "" {
 		t.Errorf("targets (-want +got):\n%s", diff)
 	}
-	ledger := map[string]any{"pending": 1, "in_flight": 0, "debt": 1, "oldest_seconds": 60, "keys": 2, "counted": true}
+	ledger := map[string]any{"pending": 1, "in_flight": 0, "debt": 1, "oldest_seconds": 60, "oldest_debt_seconds": 60, "keys": 2, "counted": true}
 	if diff := cmp.Diff(ledger, got["ledger"]); diff != "" {
 		t.Errorf("ledger (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(map[string]any{"last_run": nil, "complete": false}, got["sweeper"]); diff != "" {
+	if diff := cmp.Diff(map[string]any{"last_run": nil, "complete": false, "lag_seconds": 0}, got["sweeper"]); diff != "" {
 		t.Errorf("sweeper (-want +got):\n%s", diff)
 	}
 	w.keys.ClearFaults()
 	w.clock.advance(10 * time.Minute)
 	w.settleAll()
 	got = w.read("status")
-	if diff := cmp.Diff(map[string]any{"last_run": w.clock.now().UTC().Format(time.RFC3339), "complete": true}, got["sweeper"]); diff != "" {
+	if diff := cmp.Diff(map[string]any{"last_run": w.clock.now().UTC().Format(time.RFC3339), "complete": true, "lag_seconds": 0}, got["sweeper"]); diff != "" {
 		t.Errorf("sweeper (-want +got):\n%s", diff)
 	}
 	if n := got["ledger"].(map[string]any)["keys"]; n != 0 {
