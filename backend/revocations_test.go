@@ -225,7 +225,16 @@ func TestRevocationMeetsIssuesInFlight(t *testing.T) {
 			var wait sync.WaitGroup
 			wait.Go(func() { reason, _ = reasonOf(w.HandleRequest(context.Background(), req)) })
 			<-arrived
+			met := make(chan struct{})
+			first := sync.OnceFunc(func() { close(met) })
+			w.store.set(func(op, key string) error {
+				if op == "get" && strings.HasSuffix(key, w.flying()) {
+					first()
+				}
+				return nil
+			})
 			id := w.starts(map[string]any{"claim": "repository=acme/widget"})
+			<-met
 			close(gate)
 			wait.Wait()
 			w.wantRun(w.works(id), map[string]any{"state": runDone, "debt": 0})
@@ -235,6 +244,18 @@ func TestRevocationMeetsIssuesInFlight(t *testing.T) {
 			w.wantSettled()
 		})
 	}
+}
+
+// flying is the key that a request asks for now.
+func (w *world) flying() string {
+	w.ledger.mu.Lock()
+	defer w.ledger.mu.Unlock()
+	for rand, h := range w.ledger.keys {
+		if h.flight != nil {
+			return rand
+		}
+	}
+	return "nothing"
 }
 
 // pausingStorage waits after the writes of one kind.
