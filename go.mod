@@ -14,6 +14,7 @@ require (
 	github.com/prometheus/client_golang v1.23.2 // metrics
 	github.com/prometheus/client_model v0.6.2 // tests only
 	github.com/prometheus/common v0.66.1 // the text format of metrics
+	github.com/robfig/cron/v3 v3.0.1 // rotation schedules, as the sdk reads them
 	github.com/spiffe/go-spiffe/v2 v2.9.0 // SPIFFE IDs, and the protocol of the Workload API
 	gitlab.com/gitlab-org/api/client-go/v2 v2.64.0 // GitLab's own client: paths, options and types; of its tree only go-querystring is new to the plugin
 	go.yaml.in/yaml/v3 v3.0.6 // profiles, with line numbers
@@ -99,7 +100,6 @@ require (
 	github.com/pierrec/lz4 v2.6.1+incompatible // indirect
 	github.com/pkg/errors v0.9.1 // indirect
 	github.com/prometheus/procfs v0.16.1 // indirect
-	github.com/robfig/cron/v3 v3.0.1 // indirect
 	github.com/ryanuber/go-glob v1.0.0 // indirect
 	github.com/sasha-s/go-deadlock v0.3.5 // indirect
 	github.com/stretchr/testify v1.12.1 // indirect

@@ -58,10 +58,12 @@ type engine struct {
 	targetNoun noun[targetRecord]
 	roleNoun   noun[roleRecord]
 	blockNoun  noun[blockRecord]
+	staticNoun noun[staticRecord]
 
 	workload  workloadAPI
 	tokenDirs string // the plugin's environment: where token files may be
 
+	turns   locks // one rotation of a secret at a time
 	ledger  ledger
 	replay  replay
 	runs    runs
@@ -89,14 +91,14 @@ func newEngine(now func() time.Time) *engine {
 	b.replay.now = now
 	b.targets.kept, b.targets.dropped = func(t *openTarget) { t.Use() }, func(t *openTarget) { t.Close() }
 	b.issuerNoun, b.trustNoun, b.targetNoun = b.newIssuerNoun(), b.newTrustNoun(), b.newTargetNoun()
-	b.roleNoun, b.blockNoun = b.newRoleNoun(), b.newBlockNoun()
+	b.roleNoun, b.blockNoun, b.staticNoun = b.newRoleNoun(), b.newBlockNoun(), b.newStaticNoun()
 	b.Backend = &framework.Backend{
 		Help:           help,
 		BackendType:    logical.TypeLogical,
 		RunningVersion: Version,
 		PathsSpecial: &logical.Paths{
 			Unauthenticated: []string{"oidc" + discoveryPath, "oidc" + keysPath},
-			SealWrapStorage: []string{b.targetNoun.table.prefix, sealedKeys, selfName},
+			SealWrapStorage: []string{b.targetNoun.table.prefix, sealedKeys, selfName, staticStates, rootStates},
 			LocalStorage:    []string{openEntries, plainKeys, sealedKeys, usedTokens, revocationTable.prefix},
 		},
 		Secrets:      []*framework.Secret{b.keySecret()},
@@ -112,8 +114,8 @@ func newEngine(now func() time.Time) *engine {
 	b.Paths = framework.PathAppend(
 		[]*framework.Path{b.configPath()},
 		b.issuerNoun.paths(b), b.trustNoun.paths(b), b.targetNoun.paths(b), b.roleNoun.paths(b), b.blockNoun.paths(b),
-		b.selfPaths(), b.keysPaths(), b.revocationPaths(), b.credsPaths(), b.statusPaths(),
-		[]*framework.Path{b.explainPath(), b.checkPath(), b.sweepPath(), b.metricsPath()},
+		b.selfPaths(), b.keysPaths(), b.revocationPaths(), b.credsPaths(), b.staticPaths(), b.statusPaths(),
+		[]*framework.Path{b.explainPath(), b.checkPath(), b.rotateRootPath(), b.sweepPath(), b.metricsPath()},
 	)
 	return b
 }

@@ -107,8 +107,9 @@ func view(record any, schema map[string]*framework.FieldSchema) (map[string]any,
 		return nil, fmt.Errorf("decoding a record: %w", err)
 	}
 	for name, field := range schema {
-		if field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive {
-			out[name+"_set"] = !empty(out[name])
+		value, kept := out[name]
+		if kept && field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive {
+			out[name+"_set"] = !empty(value)
 			delete(out, name)
 		}
 	}

@@ -32,6 +32,8 @@ type noun[T any] struct {
 	clear func(field string) bool
 	// remove is asked before a delete: who still needs the record, and whether it was kept as a hidden one.
 	remove func(ctx context.Context, s logical.Storage, name string, record *T, d *framework.FieldData) (users []string, kept bool, err error)
+	// saved, if there is one, is called after a write, under no lock; it returns warnings. The write stands whatever it says.
+	saved func(ctx context.Context, s logical.Storage, name string, d *framework.FieldData) ([]string, error)
 	// changed drops what was made of the record.
 	changed func(name string)
 	// hidden records are read as absent.
@@ -151,19 +153,29 @@ func (n *noun[T]) write(b *engine) framework.OperationFunc {
 				return nil, err
 			}
 		}
-		b.writes.Lock()
-		defer b.writes.Unlock()
-		record, warnings, err := n.merge(ctx, req, d)
-		if err != nil {
-			return nil, err
+		warnings, err := n.save(ctx, b, req, d)
+		if err == nil && n.saved != nil {
+			var more []string
+			more, err = n.saved(ctx, req.Storage, d.Get("name").(string), d)
+			warnings = append(warnings, more...)
 		}
-		name := d.Get("name").(string)
-		defer n.changed(name) // whatever storage says of it, the write may have been done
-		if err := n.table.put(ctx, req.Storage, name, record); err != nil || len(warnings) == 0 {
+		if err != nil || len(warnings) == 0 {
 			return nil, err
 		}
 		return &logical.Response{Warnings: warnings}, nil
 	}
+}
+
+func (n *noun[T]) save(ctx context.Context, b *engine, req *logical.Request, d *framework.FieldData) (warnings []string, err error) {
+	b.writes.Lock()
+	defer b.writes.Unlock()
+	record, warnings, err := n.merge(ctx, req, d)
+	if err != nil {
+		return nil, err
+	}
+	name := d.Get("name").(string)
+	defer n.changed(name) // whatever storage says of it, the write may have been done
+	return warnings, n.table.put(ctx, req.Storage, name, record)
 }
 
 // merge returns the record as it is to be: what is stored with the fields that the request gives, checked.

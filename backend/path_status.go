@@ -20,8 +20,9 @@ func (b *engine) statusPaths() []*framework.Path {
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.status), Summary: "Read the health of issuers, targets, ledger and sweeper.", DisplayAttrs: display("read", "status"), ForwardPerformanceStandby: true},
 		},
-		HelpSynopsis: "Health of issuers, targets, ledger and sweeper.",
+		HelpSynopsis: "Health of issuers, targets, static roles, ledger and sweeper.",
 		HelpDescription: "Of each issuer: when its keys were last fetched and tried, their ids, what of its key set is not used, and why the last fetch brought nothing. Of each target: what it can do, how many keys the ledger has there, how many calls in a row had no answer or a server's error (failures), whether there were so many that it is asked only now and then (breaker_open), and until when it is left alone (next_call_at). " +
+			"Of a target's credential and of each static role: when it was last rotated and is due, and how far a rotation is (rotation). " +
 			"Of self: the ids of the keys that it publishes, and when they rotate. Of ledger and sweeper: what is not settled, and since when. It asks nobody; it is about the node that answers, since its start.",
 	}, {
 		Pattern: "refresh/(?P<issuer>[^/]+)$",
@@ -90,7 +91,26 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 		}
 		known, met := abilities(t), t.State()
 		known["failures"], known["breaker_open"], known["next_call_at"] = met.Failures, met.Open, timeOrNil(met.Next)
+		r, err := b.openRoot(ctx, req.Storage, name)
+		if err != nil {
+			return nil, err
+		}
+		if r != nil && r.state != nil {
+			known["credential"] = r.view()
+		}
 		known["driver"], known["enabled"], known["deleted"], known["keys"] = record.Driver, record.Enabled, record.DeletedUntil != nil, keys[name]
+		return known, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	static, err := healthOf(ctx, req.Storage, b.staticNoun.table, func(name string, record *staticRecord) (map[string]any, error) {
+		r, err := b.openStatic(ctx, req.Storage, name)
+		if err != nil || r == nil {
+			return nil, err
+		}
+		known := r.view()
+		known["enabled"] = record.Enabled
 		return known, nil
 	})
 	if err != nil {
@@ -118,7 +138,7 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 		last = &sweepReport{}
 	}
 	return &logical.Response{Data: map[string]any{
-		"version": Version, "issuers": issuers, "targets": targets, "ledger": ledger, "self": self.health(),
+		"version": Version, "issuers": issuers, "targets": targets, "static_roles": static, "ledger": ledger, "self": self.health(),
 		"sweeper": map[string]any{"last_run": timeOrNil(last.at), "complete": last.complete, "lag_seconds": int(lag / time.Second)},
 	}}, nil
 }

@@ -54,6 +54,9 @@ type targetRecord struct {
 	Description        string            `json:"description"`
 	CustomMetadata     map[string]string `json:"custom_metadata"`
 
+	DisableAutomatedRotation bool `json:"disable_automated_rotation"`
+
+	schedule
 	oauthRecord
 }
 
@@ -67,46 +70,47 @@ type openTarget struct {
 	sourceErr error          // why there is no source: no key is issued, but what revokes needs none
 }
 
-var targetFields = described(map[string]*framework.FieldSchema{
-	"driver":               {Type: framework.TypeString, Description: "A built-in driver or profile by name, or http with a profile of your own. It cannot be changed."},
-	"url":                  {Type: framework.TypeString, Description: "Base address of the API; known public APIs have a default. Its origin cannot be changed."},
-	"profile":              {Type: framework.TypeString, Description: "http: the profile, as YAML."},
-	"credential":           {Type: framework.TypeKVPairs, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "What the driver needs to administer the API. Never read back."},
-	"allowed_roles":        {Type: framework.TypeCommaStringSlice, Description: "Roles that may use this target; globs (default none)."},
-	"condition":            {Type: framework.TypeString, Description: "CEL expression over params that every request must meet, whoever asks."},
-	"subject_token_source": {Type: framework.TypeString, Description: "What is sent as the subject token: request (the caller's), self (one that this mount signs for the caller), none, or the engine's own from a file, by client_credentials or as an svid; default by driver."},
-	"audience":             {Type: framework.TypeString, Description: "The aud that the API wants in a subject token; default by driver. A token for others too is not sent. With client_credentials it may be left out: the token then need not be a JWT."},
-	"self_subject":         {Type: framework.TypeString, Description: "With subject_token_source self, the sub of the token: role (default) for role:<role>, or entity for entity:<id of the caller's entity>."},
-	"token_file":           {Type: framework.TypeString, Description: "file, and for roles with actor_token_source=file at oauth: absolute path of the token, read for each key. It must be below a directory that OIDCEXCHANGE_TOKEN_DIRS in the plugin's registered environment names."},
-	"token_url":            {Type: framework.TypeString, Description: "client_credentials: the token endpoint. oauth: the same, taken with its query as it is; default what the document of the issuer at url says."},
-	"client_id":            {Type: framework.TypeString, Description: "client_credentials, oauth: the engine's id there."},
-	"client_secret":        {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "client_credentials, oauth: the secret of client_id. Never read back; changing what decides where it is sent asks for it again."},
-	"token_auth":           {Type: framework.TypeString, Description: "client_credentials: how the secret is sent, basic (default) or post."},
-	"token_scopes":         {Type: framework.TypeCommaStringSlice, Description: "client_credentials: scopes to ask for."},
-	"token_params":         {Type: framework.TypeKVPairs, Description: "client_credentials: further parameters of the request, such as resource or audience. They are read back."},
-	"spiffe_id":            {Type: framework.TypeString, Description: "svid, and for oauth whoever the engine is by an SVID: which of the SPIFFE ids that the agent has for the plugin; default its first."},
-	"grant":                {Type: framework.TypeString, Description: "oauth: token_exchange (default), client_credentials or jwt_bearer."},
-	"client_auth":          {Type: framework.TypeString, Description: "oauth: how the engine shows which client it is: none (default), client_secret_basic, client_secret_post, private_key_jwt, svid_jwt_bearer or svid_jwt_spiffe (its JWT-SVID as an assertion of the one type or the other), or tls_client_auth (client_cert)."},
-	"private_key":          {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "oauth: key (PEM; RSA, P-256, P-384, P-521 or Ed25519) of private_key_jwt. Never read back; changing what decides where its signature is sent asks for it again."},
-	"private_key_id":       {Type: framework.TypeString, Description: "oauth: kid of private_key at the server; default none is sent."},
-	"assertion_audience":   {Type: framework.TypeString, Description: "oauth: aud of what the engine shows of itself; default token_url, or the issuer if that is discovered."},
-	"subject_token_type":   {Type: framework.TypeString, Description: "oauth: type of the subject token: jwt (default), id_token, access_token, or a URN."},
-	"chain":                {Type: framework.TypeString, Description: "oauth: token exchanges before the grant, each with what the one before yields: a JSON list of at most three objects with token_url, assertion_audience, spiffe_id, audience (default the next hop's spiffe_id), resource, scopes, requested_token_type, or some of them."},
-	"revocation_url":       {Type: framework.TypeString, Description: "oauth: where tokens are revoked (RFC 7009): an address, discover (default where the token endpoint is discovered; nothing is issued if the server has none), or none."},
-	"introspection_url":    {Type: framework.TypeString, Description: "oauth: where each renewal asks whether a token lives, and until when (RFC 7662): an address, discover, or none (default)."},
-	"token_hosts":          {Type: framework.TypeCommaStringSlice, Description: "oauth: hosts beside url's that endpoints may be on, whoever names them."},
-	"lifetime":             {Type: framework.TypeDurationSecond, Description: "connect without a credential, oauth: life of a key whose end the target does not tell; default 1h with connect, while oauth refuses such an answer. A key whose answer was lost is shown as exposed for as long (oauth: or for a day)."},
-	"ca_pem":               {Type: framework.TypeString, Description: "Certificate authorities of the API's server, in place of the system's."},
-	"client_cert":          {Type: framework.TypeString, Description: "Client certificate (PEM) for mutual TLS."},
-	"client_key":           {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "Key (PEM) of client_cert. Never read back."},
-	"proxy_url":            {Type: framework.TypeString, Description: "HTTP proxy to reach the API; the environment's proxy variables are not used."},
-	"request_timeout":      {Type: framework.TypeDurationSecond, Description: "Limit of one call; default config's request_timeout."},
-	"rate":                 {Type: framework.TypeFloat, Description: "Calls a second; 0 = no limit."},
-	"burst":                {Type: framework.TypeInt, Description: "Calls that may exceed rate for a moment."},
-	"concurrency":          {Type: framework.TypeInt, Description: "Calls at a time; default 10."},
-	"enabled":              {Type: framework.TypeBool, Description: "Kill switch: false stops issue and renew; revoking goes on."},
-	"force":                {Type: framework.TypeBool, Query: true, Description: "On delete: delete although keys live there. What revoking them needs is kept until they are gone."},
-})
+var targetFields = scheduled("the credential", described(map[string]*framework.FieldSchema{
+	"driver":                     {Type: framework.TypeString, Description: "A built-in driver or profile by name, or http with a profile of your own. It cannot be changed."},
+	"url":                        {Type: framework.TypeString, Description: "Base address of the API; known public APIs have a default. Its origin cannot be changed."},
+	"profile":                    {Type: framework.TypeString, Description: "http: the profile, as YAML."},
+	"credential":                 {Type: framework.TypeKVPairs, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "What the driver needs to administer the API. Never read back."},
+	"allowed_roles":              {Type: framework.TypeCommaStringSlice, Description: "Roles that may use this target; globs (default none). A static role is named static/<name> here, and no star crosses the slash."},
+	"condition":                  {Type: framework.TypeString, Description: "CEL expression over params that every request must meet, whoever asks."},
+	"subject_token_source":       {Type: framework.TypeString, Description: "What is sent as the subject token: request (the caller's), self (one that this mount signs for the caller), none, or the engine's own from a file, by client_credentials or as an svid; default by driver."},
+	"audience":                   {Type: framework.TypeString, Description: "The aud that the API wants in a subject token; default by driver. A token for others too is not sent. With client_credentials it may be left out: the token then need not be a JWT."},
+	"self_subject":               {Type: framework.TypeString, Description: "With subject_token_source self, the sub of the token: role (default) for role:<role>, or entity for entity:<id of the caller's entity>."},
+	"token_file":                 {Type: framework.TypeString, Description: "file, and for roles with actor_token_source=file at oauth: absolute path of the token, read for each key. It must be below a directory that OIDCEXCHANGE_TOKEN_DIRS in the plugin's registered environment names."},
+	"token_url":                  {Type: framework.TypeString, Description: "client_credentials: the token endpoint. oauth: the same, taken with its query as it is; default what the document of the issuer at url says."},
+	"client_id":                  {Type: framework.TypeString, Description: "client_credentials, oauth: the engine's id there."},
+	"client_secret":              {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "client_credentials, oauth: the secret of client_id. Never read back; changing what decides where it is sent asks for it again."},
+	"token_auth":                 {Type: framework.TypeString, Description: "client_credentials: how the secret is sent, basic (default) or post."},
+	"token_scopes":               {Type: framework.TypeCommaStringSlice, Description: "client_credentials: scopes to ask for."},
+	"token_params":               {Type: framework.TypeKVPairs, Description: "client_credentials: further parameters of the request, such as resource or audience. They are read back."},
+	"spiffe_id":                  {Type: framework.TypeString, Description: "svid, and for oauth whoever the engine is by an SVID: which of the SPIFFE ids that the agent has for the plugin; default its first."},
+	"grant":                      {Type: framework.TypeString, Description: "oauth: token_exchange (default), client_credentials or jwt_bearer."},
+	"client_auth":                {Type: framework.TypeString, Description: "oauth: how the engine shows which client it is: none (default), client_secret_basic, client_secret_post, private_key_jwt, svid_jwt_bearer or svid_jwt_spiffe (its JWT-SVID as an assertion of the one type or the other), or tls_client_auth (client_cert)."},
+	"private_key":                {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "oauth: key (PEM; RSA, P-256, P-384, P-521 or Ed25519) of private_key_jwt. Never read back; changing what decides where its signature is sent asks for it again."},
+	"private_key_id":             {Type: framework.TypeString, Description: "oauth: kid of private_key at the server; default none is sent."},
+	"assertion_audience":         {Type: framework.TypeString, Description: "oauth: aud of what the engine shows of itself; default token_url, or the issuer if that is discovered."},
+	"subject_token_type":         {Type: framework.TypeString, Description: "oauth: type of the subject token: jwt (default), id_token, access_token, or a URN."},
+	"chain":                      {Type: framework.TypeString, Description: "oauth: token exchanges before the grant, each with what the one before yields: a JSON list of at most three objects with token_url, assertion_audience, spiffe_id, audience (default the next hop's spiffe_id), resource, scopes, requested_token_type, or some of them."},
+	"revocation_url":             {Type: framework.TypeString, Description: "oauth: where tokens are revoked (RFC 7009): an address, discover (default where the token endpoint is discovered; nothing is issued if the server has none), or none."},
+	"introspection_url":          {Type: framework.TypeString, Description: "oauth: where each renewal asks whether a token lives, and until when (RFC 7662): an address, discover, or none (default)."},
+	"token_hosts":                {Type: framework.TypeCommaStringSlice, Description: "oauth: hosts beside url's that endpoints may be on, whoever names them."},
+	"lifetime":                   {Type: framework.TypeDurationSecond, Description: "connect without a credential, oauth: life of a key whose end the target does not tell; default 1h with connect, while oauth refuses such an answer. A key whose answer was lost is shown as exposed for as long (oauth: or for a day)."},
+	"ca_pem":                     {Type: framework.TypeString, Description: "Certificate authorities of the API's server, in place of the system's."},
+	"client_cert":                {Type: framework.TypeString, Description: "Client certificate (PEM) for mutual TLS."},
+	"client_key":                 {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "Key (PEM) of client_cert. Never read back."},
+	"proxy_url":                  {Type: framework.TypeString, Description: "HTTP proxy to reach the API; the environment's proxy variables are not used."},
+	"request_timeout":            {Type: framework.TypeDurationSecond, Description: "Limit of one call; default config's request_timeout."},
+	"rate":                       {Type: framework.TypeFloat, Description: "Calls a second; 0 = no limit."},
+	"burst":                      {Type: framework.TypeInt, Description: "Calls that may exceed rate for a moment."},
+	"concurrency":                {Type: framework.TypeInt, Description: "Calls at a time; default 10."},
+	"enabled":                    {Type: framework.TypeBool, Description: "Kill switch: false stops issue and renew; revoking goes on."},
+	"force":                      {Type: framework.TypeBool, Query: true, Description: "On delete: delete although keys live there. What revoking them needs is kept until they are gone."},
+	"disable_automated_rotation": {Type: framework.TypeBool, Description: "Rotate the credential by rotate-root alone. What is scheduled still says how long a new one lives."},
+}))
 
 func (b *engine) newTargetNoun() noun[targetRecord] {
 	return noun[targetRecord]{
@@ -122,6 +126,7 @@ func (b *engine) newTargetNoun() noun[targetRecord] {
 		check:   b.checkTarget,
 		clear:   func(field string) bool { return field != "driver" && field != "condition" && field != "allowed_roles" },
 		remove:  b.removeTarget,
+		saved:   b.savedTarget,
 		changed: b.targets.drop,
 		hidden:  func(t *targetRecord) bool { return t.DeletedUntil != nil },
 	}
@@ -145,6 +150,12 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 		return nil, err
 	}
 	made.Close()
+	if err := record.schedule.check(); err != nil {
+		return nil, err
+	}
+	if record.set() && !made.Caps().RotateRoot {
+		return nil, badField("rotation_period", "this kind of target cannot rotate its credential")
+	}
 	if err := record.checkSourceFields(made.Source()); err != nil {
 		return nil, err
 	}
@@ -292,6 +303,15 @@ func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name strin
 	if err != nil || len(found) > 0 {
 		return found, false, err
 	}
+	if root, err := rootTable.get(ctx, s, name); err != nil {
+		return nil, false, err
+	} else if root != nil && (root.Turn.State == turnMade || !root.RetireAt.IsZero()) {
+		return []string{"a rotation of its credential, which is not over; see status"}, false, nil
+	}
+	found, err = users(ctx, s, b.staticNoun.table, "static role", func(r *staticRecord) bool { return r.Target == name })
+	if err != nil || len(found) > 0 {
+		return found, false, err
+	}
 	until, err := b.ledger.lastEnd(name)
 	switch {
 	case err != nil:
@@ -299,7 +319,7 @@ func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name strin
 	case until.IsZero():
 		b.meters.forget(name)
 		b.limiters.forget(name)
-		return nil, false, nil
+		return nil, false, rootTable.delete(ctx, s, name)
 	case !d.Get("force").(bool):
 		return []string{"keys that live there; revoke them first, or add force=true to keep what revoking them needs"}, false, nil
 	}
@@ -349,6 +369,9 @@ func (b *engine) bury(ctx context.Context, s logical.Storage, name string) error
 	defer b.meters.forget(name)
 	defer b.limiters.forget(name)
 	defer b.targets.drop(name)
+	if err := rootTable.delete(ctx, s, name); err != nil {
+		return err
+	}
 	return b.targetNoun.table.delete(ctx, s, name)
 }
 

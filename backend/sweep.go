@@ -57,6 +57,7 @@ func (b *engine) tick(ctx context.Context, req *logical.Request) error {
 		return nil
 	}
 	b.rotateSelf(ctx, req)
+	b.rotateDue(ctx, req) // before the sweep, which ends what that hands over
 	defer b.recovered(req, nil, new(error))
 	b.count(req.Storage)
 	defer b.resume(req.Storage) // after the sweep, which may have paid what one waits for

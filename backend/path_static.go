@@ -1,0 +1,353 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+// staticRecord is a static role as its operator writes it: which key, and when it is rotated.
+type staticRecord struct {
+	Target         string            `json:"target"`
+	Parameters     map[string]any    `json:"parameters"`
+	Overlap        seconds           `json:"overlap"`
+	RevokeOnDelete bool              `json:"revoke_on_delete"`
+	Enabled        bool              `json:"enabled"`
+	Description    string            `json:"description"`
+	CustomMetadata map[string]string `json:"custom_metadata"`
+
+	schedule
+}
+
+const (
+	defaultOverlap = 10 * 60
+	maxOverlap     = 30 * 24 * time.Hour
+	leastTTL       = 10 * time.Second // of a read while a rotation is overdue: readers come again after it
+)
+
+var staticFields = scheduled("the key", described(map[string]*framework.FieldSchema{
+	"target":           {Type: framework.TypeString, Description: "Target that has the key; it must list static/<name> in allowed_roles. It cannot be changed."},
+	"parameters":       {Type: framework.TypeMap, Description: "Which key: what to ask the target for. What is changed here comes with the next rotation."},
+	"import":           {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "The key's present value, where it exists already; it is not rotated before that is due. Default: the engine has one made. Never read back."},
+	"overlap":          {Type: framework.TypeDurationSecond, Description: "How long the old key lives on after a rotation; default 10m. 0: the target's own rotation replaces it at once, where it has one; else it is revoked within a minute or two."},
+	"revoke_on_delete": {Type: framework.TypeBool, Description: "Revoke the key when the static role is deleted; default false: it lives on at the target."},
+	"enabled":          {Type: framework.TypeBool, Description: "Kill switch: false stops reading and rotating. The key lives on."},
+}))
+
+func (b *engine) newStaticNoun() noun[staticRecord] {
+	return noun[staticRecord]{
+		table: table[staticRecord]{prefix: "static-roles/", defaults: func() staticRecord {
+			return staticRecord{Parameters: map[string]any{}, Overlap: defaultOverlap, Enabled: true, CustomMetadata: map[string]string{}}
+		}},
+		what:   "static role",
+		suffix: "static-role",
+		plural: "static-roles",
+		help: "A static role has one long-lived key of a target, which the engine rotates by rotation_period or rotation_schedule. Whom Vault's policies let read static-creds/<name> gets it: no trust policy is asked. " +
+			"For a caller of its own each, and a key that ends with its lease, see roles.",
+		fields: staticFields,
+		check:  b.checkStatic,
+		probe: func(ctx context.Context, s logical.Storage, record *staticRecord, d *framework.FieldData) error {
+			_, err := b.imported(ctx, s, record, d)
+			return err
+		},
+		clear:   func(field string) bool { return field != "target" && field != "import" && field != "revoke_on_delete" },
+		remove:  b.removeStatic,
+		saved:   b.savedStatic,
+		changed: func(string) {},
+	}
+}
+
+func (b *engine) checkStatic(ctx context.Context, s logical.Storage, name string, record, old *staticRecord, _ *framework.FieldData) ([]string, error) {
+	switch {
+	case old != nil && old.Target != record.Target:
+		return nil, badField("target", "cannot be changed, for the key lives there; make another static role")
+	case len(record.Parameters) > maxParameters:
+		return nil, badField("parameters", "at most %d parameters are allowed", maxParameters)
+	case record.Overlap.duration() > maxOverlap:
+		return nil, badField("overlap", "want at most %s", maxOverlap)
+	case !record.set():
+		return nil, badField("rotation_period", "missing; give rotation_period or rotation_schedule")
+	case record.RotationPeriod > 0 && record.Overlap >= record.RotationPeriod:
+		return nil, badField("overlap", "want less than rotation_period")
+	}
+	if err := record.check(); err != nil {
+		return nil, err
+	}
+	t, err := b.target(ctx, s, record.Target)
+	switch {
+	case err != nil:
+		return nil, err
+	case t == nil || t.record.DeletedUntil != nil:
+		return nil, badField("target", "there is no target %q", record.Target)
+	case !t.allows(staticPrefix + name):
+		return nil, badField("target", "target %q does not list %q in allowed_roles", record.Target, staticPrefix+name)
+	case !t.Caps().Revoke:
+		return nil, badField("target", "target %q cannot revoke keys, so an old one would live on after each rotation", record.Target)
+	case slices.Contains([]string{target.SourceRequest, target.SourceSelf}, t.Source()):
+		return nil, badField("target", "target %q wants a token for a caller, and a static role has none; see subject_token_source", record.Target)
+	}
+	_, err = t.Params(record.Parameters)
+	return nil, err
+}
+
+// imported asks the target which key an import is, and whether it is one of those that the parameters name: it will be
+// revoked by them. nil if there is no import.
+func (b *engine) imported(ctx context.Context, s logical.Storage, record *staticRecord, d *framework.FieldData) (*staticKey, error) {
+	value, given := d.GetOk("import")
+	if !given {
+		return nil, nil
+	}
+	t, err := b.target(ctx, s, record.Target)
+	if err != nil || t == nil {
+		return nil, err
+	}
+	if caps := t.Caps(); !caps.Identify || !caps.Find {
+		return nil, badField("import", "target %q cannot tell which key that is; leave it out to have one made", record.Target)
+	}
+	params, err := t.Params(record.Parameters)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
+	defer cancel()
+	key, err := t.Identify(ctx, value.(string), params)
+	if errors.Is(err, target.ErrDenied) || errors.Is(err, target.ErrParameter) {
+		return nil, badField("import", "the target does not take it as a key")
+	}
+	if err != nil {
+		return nil, err
+	}
+	found, err := t.Find(ctx, key.Handle)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(found, func(h target.Handle) bool { return h.Accessor == key.Handle.Accessor }) {
+		return nil, badField("import", "it is a key, but none of those that parameters name")
+	}
+	made := newStaticKey(key, params)
+	made.Imported = true
+	return made, nil
+}
+
+// savedStatic sees to it that the role has a key: the one that is imported, or a new one. That none could be had now is a
+// warning, for the engine tries again.
+func (b *engine) savedStatic(ctx context.Context, s logical.Storage, name string, d *framework.FieldData) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
+	defer cancel()
+	release, err := b.turns.take(ctx, staticPrefix+name)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	r, err := b.openStatic(ctx, s, name)
+	if err != nil || r == nil {
+		return nil, err
+	}
+	key, err := b.imported(ctx, s, r.record, d)
+	if err != nil {
+		return nil, err
+	}
+	isNew := r.state == nil
+	if isNew {
+		r.state = &staticState{}
+	}
+	switch {
+	case key != nil:
+		return nil, r.take(ctx, key)
+	case r.state.Current != nil:
+		return nil, nil
+	case isNew: // the tick may go on from here
+		if err := r.save(ctx); err != nil {
+			return nil, err
+		}
+	}
+	if err := b.rotate(ctx, r); err != nil {
+		return []string{"there is no key yet, the engine tries again: " + asRefusal(err).Error()}, nil
+	}
+	return nil, nil
+}
+
+// take puts an imported key in use. One that it takes the place of is retired like any other.
+func (r *staticRole) take(ctx context.Context, key *staticKey) error {
+	st := r.state
+	if err := r.abandon(ctx, key.Handle.Name); err != nil {
+		return err
+	}
+	for _, was := range []*staticKey{st.Current, st.Next} {
+		if was != nil && was.Accessor != key.Accessor {
+			st.Old = append(st.Old, oldKey{Handle: was.Handle, Expiry: was.Expiry, Until: r.now().UTC().Add(r.record.Overlap.duration())})
+			st.Predecessor = was.Accessor
+		}
+	}
+	st.Current, st.Next, st.Doubtful, st.Turn = key, nil, false, turn{LastRotation: r.now().UTC()}
+	return r.save(ctx)
+}
+
+// removeStatic lets the role go. What it has at the target and nobody shall have is handed to the sweeper.
+func (b *engine) removeStatic(ctx context.Context, s logical.Storage, name string, record *staticRecord, _ *framework.FieldData) ([]string, bool, error) {
+	release, ok := b.turns.try(staticPrefix + name)
+	if !ok {
+		return nil, false, refuse(reasonTargetBusy, "a rotation of static role %q is under way", name)
+	}
+	defer release()
+	r, err := b.openStatic(ctx, s, name)
+	if err != nil || r == nil || r.state == nil {
+		return nil, false, err
+	}
+	st := r.state
+	kept := ""
+	if st.Current != nil && !record.RevokeOnDelete {
+		kept = st.Current.Handle.Name
+	}
+	if err := r.abandon(ctx, kept); err != nil {
+		return nil, false, err
+	}
+	gone := st.Old
+	if st.Next != nil {
+		gone = append(gone, oldKey{Handle: st.Next.Handle, Expiry: st.Next.Expiry})
+	}
+	if st.Current != nil && record.RevokeOnDelete {
+		gone = append(gone, oldKey{Handle: st.Current.Handle, Expiry: st.Current.Expiry})
+	}
+	for _, k := range gone {
+		if err := r.owed(ctx, k.Handle, k.Expiry); err != nil {
+			return nil, false, err
+		}
+	}
+	return nil, false, staticTable.delete(ctx, s, name)
+}
+
+func (b *engine) staticPaths() []*framework.Path {
+	display := func(verb, suffix string) *framework.DisplayAttributes {
+		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix}
+	}
+	name := map[string]*framework.FieldSchema{"name": {Type: framework.TypeString, Required: true, Description: "Name of the static role."}}
+	return append(b.staticNoun.paths(b), &framework.Path{
+		Pattern: "static-creds/(?P<name>[^/]+)$",
+		Fields:  name,
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.readStatic), Summary: "Read the key of a static role.", DisplayAttrs: display("read", "static-credentials")},
+		},
+		HelpSynopsis: "Read the key of a static role.",
+		HelpDescription: "api_key is the key, accessor its public id, predecessor that of the key before it. ttl says in how many seconds the next rotation is due, as Vault Agent and the Vault Secrets Operator want it; rotation_period is 0 with a rotation_schedule. " +
+			"There is no lease: whoever may read this has the key until its rotation.",
+	}, &framework.Path{
+		Pattern: "rotate-role/(?P<name>[^/]+)$",
+		Fields:  name,
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: &framework.PathOperation{Callback: b.handle(b.rotateRole), Summary: "Rotate the key of a static role now.", ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true, DisplayAttrs: display("rotate", "static-role")},
+		},
+		HelpSynopsis:    "Rotate the key of a static role now.",
+		HelpDescription: "The next rotation by itself is due a period later, or at the schedule's next time. A rotation whose outcome is unknown is not repeated.",
+	})
+}
+
+func (b *engine) readStatic(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	r, err := b.staticOf(ctx, req, d)
+	if err != nil {
+		return nil, err
+	}
+	if !r.record.Enabled {
+		return nil, refuse(reasonDisabled, "%s is disabled", r.what())
+	}
+	if r.state == nil || r.state.Current == nil {
+		return nil, &refusal{reason: reasonTargetBusy, text: "the static role has no key yet; its operator finds why in status", detail: r.what() + " has no key yet"}
+	}
+	key, due := r.state.Current, r.due()
+	data := map[string]any{}
+	for field, value := range key.Fields {
+		data[field] = value
+	}
+	maps.Copy(data, r.view())
+	data["api_key"], data["expires_at"] = key.Secret, timeOrNil(key.Expiry)
+	if key.Header != "" {
+		data["header_value"] = key.Header
+	}
+	if r.target != nil {
+		data["header_name"] = r.target.HeaderName()
+	}
+	data["ttl"] = int64(max(due.Sub(b.now()), leastTTL) / time.Second)
+	data["rotation_period"], data["rotation_schedule"] = int64(r.record.RotationPeriod), r.record.RotationSchedule
+	data["rotation_window"] = int64(r.record.RotationWindow)
+	resp := &logical.Response{Data: data}
+	if r.state.Doubtful || r.state.Turn.State == turnUnknown {
+		resp.AddWarning("the outcome of the last rotation is unknown: this key may be dead")
+	}
+	return resp, nil
+}
+
+// view is what is told of a static role's key to all who may see that there is one.
+func (r *staticRole) view() map[string]any {
+	known := map[string]any{"target": r.record.Target, "rotation": "none yet"}
+	if r.state == nil {
+		return known
+	}
+	due := time.Time{}
+	if r.state.Current != nil {
+		known["accessor"], due = r.state.Current.Accessor, r.due()
+	}
+	known["predecessor"] = r.state.Predecessor
+	maps.Copy(known, r.state.Turn.view(due))
+	return known
+}
+
+// staticOf opens the static role that a request names.
+func (b *engine) staticOf(ctx context.Context, req *logical.Request, d *framework.FieldData) (*staticRole, error) {
+	name := d.Get("name").(string)
+	if err := checkName("name", name); err != nil {
+		return nil, err
+	}
+	r, err := b.openStatic(ctx, req.Storage, name)
+	if err == nil && r == nil {
+		text := fmt.Sprintf("there is no static role %q", name)
+		err = &refusal{reason: reasonUnknownRole, text: text, detail: text}
+	}
+	return r, err
+}
+
+func (b *engine) rotateRole(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
+	defer cancel()
+	release, ok := b.turns.try(staticPrefix + d.Get("name").(string))
+	if !ok {
+		return nil, refuse(reasonTargetBusy, "a rotation of static role %q is under way", d.Get("name"))
+	}
+	defer release()
+	r, err := b.staticOf(ctx, req, d)
+	if err != nil {
+		return nil, err
+	}
+	if err := r.usable(); err != nil {
+		return nil, err
+	}
+	if r.state == nil {
+		r.state = &staticState{}
+	}
+	if err := b.rotate(ctx, r); err != nil {
+		return nil, err
+	}
+	return &logical.Response{Data: r.view()}, nil
+}
+
+// plainJSON is a value as it comes back from storage.
+func plainJSON(v any) any {
+	raw, err := json.Marshal(v)
+	if err != nil {
+		return nil
+	}
+	var out any
+	_ = decodeJSON(raw, &out)
+	return out
+}

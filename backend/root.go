@@ -1,0 +1,317 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+// The engine's credential at a target is rotated the way of all its secrets (rotate.go). In use is what stands in the
+// target's record; what a rotation has beside it stands in rootStates until the rotation is over. Where the target lets both
+// live at once the new one is tried first and the old one retired after retireAfter, when no node uses it any more; else the
+// old one is dead as soon as there is a new one. A credential whose answer was lost cannot be had again: then an operator
+// writes a new one.
+const (
+	rootStates  = "rotations/"
+	rootPrefix  = "target/" // of a target's name among locks
+	retireAfter = time.Minute
+)
+
+var rootTable = table[rootState]{prefix: rootStates}
+
+// rootState is what is stored of a credential's rotations.
+type rootState struct {
+	Turn     turn              `json:"turn"`
+	From     time.Time         `json:"from"`      // when the credential in use was written or made
+	Expiry   time.Time         `json:"expiry"`    // its own end, as far as it is known; zero = none
+	Old      map[string]string `json:"old"`       // in use when the rotation began; kept until it is retired
+	Next     map[string]string `json:"next"`      // made, and not in use yet
+	NextEnd  time.Time         `json:"next_end"`  // its own end
+	RetireAt time.Time         `json:"retire_at"` // zero = old is not to be retired
+}
+
+// root is a target's credential while something is done with it; the caller holds its lock.
+type root struct {
+	*engine
+	s      logical.Storage
+	name   string
+	target *openTarget
+	state  *rootState
+}
+
+func (r *root) what() string                   { return fmt.Sprintf("the credential of target %q", r.name) }
+func (r *root) turn() *turn                    { return &r.state.Turn }
+func (r *root) save(ctx context.Context) error { return rootTable.put(ctx, r.s, r.name, r.state) }
+
+func (r *root) due() time.Time {
+	if r.target.record.DisableAutomatedRotation {
+		return time.Time{}
+	}
+	return r.target.record.due(r.state.From, r.state.Expiry, r.now())
+}
+
+// prepare keeps the old credential, to know it again.
+func (r *root) prepare(ctx context.Context) error {
+	if !r.state.RetireAt.IsZero() { // of the rotation before
+		if err := r.retireNow(ctx); err != nil {
+			return err
+		}
+	}
+	r.state.Old = r.target.record.Credential
+	return nil
+}
+
+func (r *root) ask(ctx context.Context) error {
+	conf, err := r.named(ctx, r.s)
+	if err != nil {
+		return err
+	}
+	name := "oidcc-" + conf.Instance + "-" + strings.ToLower(rand.Text())
+	made, err := r.target.RotateCredential(ctx, name, r.target.record.end(r.now()))
+	if err != nil {
+		return err
+	}
+	r.state.Next, r.state.NextEnd = made.Fields, made.Expiry.UTC()
+	return nil
+}
+
+func (r *root) lost(context.Context) (bool, error) { return false, nil }
+
+// with opens the target with another credential than the one in use.
+func (r *root) with(ctx context.Context, credential map[string]string) (*openTarget, error) {
+	conf, err := r.config(ctx, r.s)
+	if err != nil {
+		return nil, err
+	}
+	record := r.target.record
+	record.Credential = credential
+	return r.openTarget(r.name, &record, conf, r.limiters.of(r.name, origin(record.URL), r.now))
+}
+
+func (r *root) verify(ctx context.Context) error {
+	if caps := r.target.Caps(); !caps.Retire || !caps.Check {
+		return nil
+	}
+	t, err := r.with(ctx, r.state.Next)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	return t.Check(ctx)
+}
+
+// discard gives up a credential that the target does not take, so there is nothing to end.
+func (r *root) discard(context.Context) error {
+	r.state.Next, r.state.Old = nil, nil
+	return nil
+}
+
+// commit puts the new credential into the target's record, unless an operator has written another one there meanwhile.
+func (r *root) commit(ctx context.Context) error {
+	st := r.state
+	replaced, err := r.swap(ctx, st.Old, st.Next)
+	if err != nil {
+		return err
+	}
+	unused := st.Next
+	st.Turn.State, st.Next = turnIdle, nil
+	switch {
+	case !replaced:
+		r.Logger().Warn("a credential was written while another was made; the written one stays", "target", r.name)
+		st.Old, st.RetireAt = unused, r.now().UTC()
+	default:
+		st.From, st.Expiry, st.RetireAt = r.now().UTC(), st.NextEnd, r.now().UTC().Add(retireAfter)
+	}
+	if !r.target.Caps().Retire {
+		st.Old, st.RetireAt = nil, time.Time{}
+	}
+	return r.save(ctx)
+}
+
+// swap replaces a credential in the target's record. false: it has another one than the old and the new.
+func (r *root) swap(ctx context.Context, old, next map[string]string) (bool, error) {
+	r.writes.Lock()
+	defer r.writes.Unlock()
+	record, err := r.targetNoun.table.get(ctx, r.s, r.name)
+	if err == nil && record == nil {
+		err = storageError(fmt.Errorf("target %q is missing", r.name))
+	}
+	switch {
+	case err != nil:
+		return false, err
+	case maps.Equal(record.Credential, next): // a process ended after this
+		return true, nil
+	case !maps.Equal(record.Credential, old):
+		return false, nil
+	}
+	record.Credential = next
+	defer r.targets.drop(r.name) // whatever storage says of it, the write may have been done
+	return true, r.targetNoun.table.put(ctx, r.s, r.name, record)
+}
+
+// retireNow ends the old credential.
+func (r *root) retireNow(ctx context.Context) error {
+	if !r.state.RetireAt.IsZero() {
+		t, err := r.with(ctx, r.state.Old)
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		if err := t.RetireCredential(ctx); err != nil && !errors.Is(err, target.ErrUnsupported) {
+			return r.failedTurn(ctx, r, turnIdle, err)
+		}
+	}
+	r.state.Old, r.state.RetireAt = nil, time.Time{}
+	r.state.Turn.NextTry, r.state.Turn.Tries, r.state.Turn.Fault = time.Time{}, 0, ""
+	return r.save(ctx)
+}
+
+// openRoot loads what there is of a target's credential; nil if there is no such target, or it has no credential to rotate.
+func (b *engine) openRoot(ctx context.Context, s logical.Storage, name string) (*root, error) {
+	t, err := b.target(ctx, s, name)
+	if err != nil || t == nil || !t.Caps().RotateRoot {
+		return nil, err
+	}
+	state, err := rootTable.get(ctx, s, name)
+	if err != nil {
+		return nil, err
+	}
+	return &root{engine: b, s: s, name: name, target: t, state: state}, nil
+}
+
+// rotateRoots goes through the credentials of all targets. One that fails keeps no other from its turn.
+func (b *engine) rotateRoots(ctx context.Context, s logical.Storage) error {
+	names, err := b.targetNoun.table.list(ctx, s)
+	if err != nil {
+		return err
+	}
+	var faults []error
+	for _, name := range names {
+		if ctx.Err() != nil {
+			return errors.Join(append(faults, ctx.Err())...)
+		}
+		release, ok := b.turns.try(rootPrefix + name)
+		if !ok {
+			continue
+		}
+		err := b.tendRoot(ctx, s, name)
+		release()
+		if err != nil {
+			faults = append(faults, fmt.Errorf("credential of target %q: %w", name, err))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// tendRoot does what is due for one credential. The time until its first rotation runs from when it was first seen here.
+func (b *engine) tendRoot(ctx context.Context, s logical.Storage, name string) error {
+	r, err := b.openRoot(ctx, s, name)
+	if err != nil || r == nil || r.state == nil && !r.target.record.set() {
+		return err
+	}
+	now := b.now().UTC()
+	if r.state == nil {
+		r.state = &rootState{From: now}
+		return r.save(ctx)
+	}
+	st := r.state
+	if st.Turn.State == turnIdle && !st.RetireAt.IsZero() && !now.Before(st.RetireAt) && !now.Before(st.Turn.NextTry) {
+		if err := r.retireNow(ctx); err != nil {
+			return err
+		}
+	}
+	if record := r.target.record; st.Turn.State == turnIdle && (!record.Enabled || record.DeletedUntil != nil) || !st.Turn.isDue(r.due(), now) {
+		return nil
+	}
+	return b.rotate(ctx, r)
+}
+
+// savedTarget begins anew when an operator has written a credential: whatever was unknown of the one before it does not
+// matter any more.
+func (b *engine) savedTarget(ctx context.Context, s logical.Storage, name string, d *framework.FieldData) ([]string, error) {
+	if _, given := d.GetOk("credential"); !given {
+		return nil, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
+	defer cancel()
+	release, err := b.turns.take(ctx, rootPrefix+name)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	r, err := b.openRoot(ctx, s, name)
+	if err != nil || r == nil {
+		return nil, err
+	}
+	return nil, rootTable.put(ctx, s, name, &rootState{From: b.now().UTC()})
+}
+
+func (b *engine) rotateRootPath() *framework.Path {
+	return &framework.Path{
+		Pattern: "rotate-root/(?P<target>[^/]+)$",
+		Fields: map[string]*framework.FieldSchema{
+			"target": {Type: framework.TypeString, Required: true, Description: "Target whose credential to rotate."},
+		},
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: &framework.PathOperation{
+				Callback: b.handle(b.rotateRoot), Summary: "Rotate the engine's credential at a target now.", ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true,
+				DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: "rotate", OperationSuffix: "root-credentials"},
+			},
+		},
+		HelpSynopsis: "Rotate the engine's credential at a target now.",
+		HelpDescription: "From then on nobody but the engine knows the credential. Where the target lets two live, the new one is tried before it is used, and the old one is ended a minute later; else the old one is dead at once. " +
+			"A rotation whose outcome is unknown is not repeated: write a new credential to the target.",
+	}
+}
+
+func (b *engine) rotateRoot(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
+	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
+	defer cancel()
+	name := d.Get("target").(string)
+	if err := checkName("target", name); err != nil {
+		return nil, err
+	}
+	release, ok := b.turns.try(rootPrefix + name)
+	if !ok {
+		return nil, refuse(reasonTargetBusy, "a rotation of the credential of target %q is under way", name)
+	}
+	defer release()
+	r, err := b.openRoot(ctx, req.Storage, name)
+	switch {
+	case err != nil:
+		return nil, err
+	case r == nil:
+		return nil, badField("target", "there is no target %q, or its kind cannot rotate the credential", name)
+	case r.target.record.DeletedUntil != nil:
+		return nil, badField("target", "there is no target %q", name)
+	}
+	if r.state == nil {
+		r.state = &rootState{From: b.now().UTC()}
+	}
+	if err := b.rotate(ctx, r); err != nil {
+		return nil, err
+	}
+	return &logical.Response{Data: r.view()}, nil
+}
+
+// view is what operators see of a credential; nil where there is nothing to tell.
+func (r *root) view() map[string]any {
+	if r.state == nil {
+		return nil
+	}
+	known := r.state.Turn.view(r.due())
+	known["expires_at"], known["retiring"] = timeOrNil(r.state.Expiry), !r.state.RetireAt.IsZero()
+	return known
+}

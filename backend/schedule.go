@@ -1,0 +1,113 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/robfig/cron/v3"
+)
+
+// schedule says when a secret that the engine keeps is replaced by a new one. The fields have the names and meanings that
+// Vault's own engines give them, but that a schedule is always in UTC.
+type schedule struct {
+	RotationPeriod   seconds `json:"rotation_period"`
+	RotationSchedule string  `json:"rotation_schedule"`
+	RotationWindow   seconds `json:"rotation_window"`
+}
+
+const (
+	minPeriod   = time.Minute // Vault calls the periodic function about once a minute
+	minWindow   = time.Hour
+	maxSpare    = 7 * 24 * time.Hour   // how much longer than until its rotation a secret may live at its target
+	minSpare    = 24 * time.Hour       // and how much it does at the least
+	unscheduled = 364 * 24 * time.Hour // life of what nothing but an operator rotates; many APIs allow a year
+)
+
+// scheduled adds the fields of a schedule to a record's.
+func scheduled(what string, fields map[string]*framework.FieldSchema) map[string]*framework.FieldSchema {
+	fields["rotation_period"] = &framework.FieldSchema{Type: framework.TypeDurationSecond, Description: "Time between two rotations of " + what + ", at least 1m; or rotation_schedule."}
+	fields["rotation_schedule"] = &framework.FieldSchema{Type: framework.TypeString, Description: "When to rotate " + what + ", as a cron expression of five fields in UTC, such as 0 3 * * SAT."}
+	fields["rotation_window"] = &framework.FieldSchema{Type: framework.TypeDurationSecond, Description: "With rotation_schedule: for how long after a time of the schedule a rotation may begin, at least 1h; one that was missed waits for the next time. Default: it is made up for."}
+	return fields
+}
+
+// set reports whether anything is to be rotated by itself.
+func (s schedule) set() bool { return s.RotationPeriod > 0 || s.RotationSchedule != "" }
+
+func (s schedule) check() error {
+	switch {
+	case s.RotationPeriod > 0 && s.RotationSchedule != "":
+		return badField("rotation_schedule", "stands beside rotation_period; give one of them, and set the other to its default by null")
+	case s.RotationPeriod > 0 && s.RotationPeriod.duration() < minPeriod:
+		return badField("rotation_period", "want at least %s", minPeriod)
+	case s.RotationWindow > 0 && s.RotationSchedule == "":
+		return badField("rotation_window", "is for rotation_schedule")
+	case s.RotationWindow > 0 && s.RotationWindow.duration() < minWindow:
+		return badField("rotation_window", "want at least %s", minWindow)
+	case s.RotationSchedule == "":
+		return nil
+	}
+	if times, err := s.times(); err != nil || times.Next(time.Unix(0, 0)).IsZero() {
+		return badField("rotation_schedule", "want a cron expression of five fields (minute, hour, day of month, month, day of week) that comes about, in UTC and without a time zone")
+	}
+	return nil
+}
+
+// times parses rotation_schedule as Vault's engines do, in UTC wherever Vault runs.
+func (s schedule) times() (*cron.SpecSchedule, error) {
+	text := s.RotationSchedule
+	if strings.Contains(text, "=") { // TZ=… would bring another zone
+		text = ""
+	}
+	parsed, err := cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow).Parse(text)
+	if err != nil {
+		return nil, err
+	}
+	times := parsed.(*cron.SpecSchedule) // only descriptors yield another kind
+	times.Location = time.UTC
+	return times, nil
+}
+
+// due returns when what was last rotated at last, and ends by itself at expiry (zero = never), is to be rotated next; zero =
+// never. It may be in the past. A time whose window is over is passed by, unless the secret would end before the next.
+func (s schedule) due(last, expiry, now time.Time) time.Time {
+	next := s.after(last)
+	if window := s.RotationWindow.duration(); window > 0 && now.After(next.Add(window)) {
+		next = s.after(now.Add(-window))
+	}
+	if expiry.IsZero() || next.IsZero() {
+		return next
+	}
+	latest := expiry.Add(-min(minSpare, expiry.Sub(last)/4))
+	if latest.Before(next) {
+		return latest
+	}
+	return next
+}
+
+// after returns the first time after another; zero without a schedule.
+func (s schedule) after(t time.Time) time.Time {
+	if s.RotationPeriod > 0 {
+		return t.Add(s.RotationPeriod.duration()).UTC()
+	}
+	times, err := s.times()
+	if s.RotationSchedule == "" || err != nil { // it was checked when it was written
+		return time.Time{}
+	}
+	return times.Next(t.UTC())
+}
+
+// end returns the latest end that a secret made now is given: it must live until the next rotation, and for some time more in
+// case that fails.
+func (s schedule) end(now time.Time) time.Time {
+	if !s.set() {
+		return now.Add(unscheduled)
+	}
+	next := s.after(now)
+	spare := min(max(next.Sub(now), minSpare), maxSpare)
+	return next.Add(s.RotationWindow.duration() + spare).UTC()
+}
