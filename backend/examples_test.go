@@ -114,7 +114,7 @@ var examples = map[string]example{
 		header: bearerHeader, refused: map[string]any{"repository": "acme/other"}, hint: "the provider is unknown, or none of its identity mappings accepts the token (status 403)",
 		make: newArtifactory,
 	},
-	"artifactory-admin": {
+	"artifactory, with credential": {
 		page: "artifactory.md", role: "jfrog-ci", public: "acme.jfrog.io", audience: "https://vault.example.com", op: lab.OpCreate, revocable: true, username: "ci",
 		header: bearerHeader, broken: map[string]any{"targets/jfrog-admin": "token=wrong"},
 		hint: "the credential is no access token of an administrator, or has expired (status 401)",

@@ -141,7 +141,7 @@ func TestArtifactory(t *testing.T) {
 func TestArtifactoryAdmin(t *testing.T) {
 	const tokens = "/access/api/v1/tokens"
 	targettest.Run(t, targettest.Suite{
-		Config: target.Config{Driver: "artifactory-admin"}, Params: map[string]any{"username": "ci"},
+		Config: target.Config{Driver: "artifactory"}, Params: map[string]any{"username": "ci"},
 		Caps: target.Caps{Revoke: true, Find: true, Check: true}, Credential: []string{"token"}, Accessor: true, Expiry: true,
 		Denied: []int{400, 401, 403, 404, 422}, Header: "Authorization", HeaderValue: asBearer, Fields: map[string]string{"username": "ci"},
 		Wire: targettest.Wire{
@@ -245,11 +245,12 @@ func TestBuiltInProfiles(t *testing.T) {
 		"rubygems":          {"https://rubygems.org", target.SourceRequest, "rubygems.org", 24 * time.Hour},
 		"npm":               {"https://registry.npmjs.org", target.SourceRequest, "npm:registry.npmjs.org", time.Hour},
 		"artifactory":       {"", target.SourceRequest, "jfrog", 24 * time.Hour},
-		"artifactory-admin": {"", target.SourceNone, "", 0},
+		"artifactory, with": {"", target.SourceNone, "", 0}, // a credential
 		"gitea":             {"", target.SourceNone, "", 0},
 	} {
-		c := target.Config{Driver: driver, Credential: map[string]string{}}
-		for _, field := range map[string][]string{"artifactory-admin": {"token"}, "gitea": {"username", "password"}}[driver] {
+		name, _, _ := strings.Cut(driver, ",")
+		c := target.Config{Driver: name, Credential: map[string]string{}}
+		for _, field := range map[string][]string{"artifactory, with": {"token"}, "gitea": {"username", "password"}}[driver] {
 			c.Credential[field] = "x"
 		}
 		if want.URL == "" {

@@ -80,8 +80,11 @@ var coded = map[string]func(Config) (facts, func(*Target) driver, error){
 	DriverOAuth:      openOAuth,
 }
 
-//go:embed profiles/*.yaml
+//go:embed profiles/*.yaml profiles/with-credential/*.yaml
 var profiles embed.FS
+
+// withCredential has the profiles of drivers that are another kind of target where the engine has a credential there.
+const withCredential = "profiles/with-credential/"
 
 // profileDriverName is the driver whose profile comes with the Config.
 const profileDriverName = "http"
@@ -94,7 +97,9 @@ func Drivers() []string {
 		panic(err) // the directory is part of the program
 	}
 	for _, e := range entries {
-		out = append(out, strings.TrimSuffix(e.Name(), path.Ext(e.Name())))
+		if !e.IsDir() {
+			out = append(out, strings.TrimSuffix(e.Name(), path.Ext(e.Name())))
+		}
 	}
 	slices.Sort(out)
 	return out
@@ -156,17 +161,27 @@ func profileOf(c Config) (*profile, error) {
 	case c.Driver != profileDriverName && text != "":
 		return nil, fieldErrorf("profile", "is for driver %q only", profileDriverName)
 	case c.Driver != profileDriverName:
-		built, err := profiles.ReadFile("profiles/" + c.Driver + ".yaml")
-		if err != nil {
-			return nil, fieldErrorf("driver", "has no profile")
-		}
-		text = string(built)
+		text = builtIn(c.Driver, len(c.Credential) > 0)
 	}
 	p, err := parseProfile(text)
 	if err != nil {
 		return nil, fieldErrorf("profile", "%v", err)
 	}
 	return p, nil
+}
+
+// builtIn returns the profile of a driver that has one.
+func builtIn(driver string, hasCredential bool) string {
+	if hasCredential {
+		if text, err := profiles.ReadFile(withCredential + driver + ".yaml"); err == nil {
+			return string(text)
+		}
+	}
+	text, err := profiles.ReadFile("profiles/" + driver + ".yaml")
+	if err != nil {
+		panic(err) // it is one of Drivers
+	}
+	return string(text)
 }
 
 func baseURL(c Config, kind facts) (*url.URL, error) {

@@ -92,9 +92,9 @@ func TestBuiltInHints(t *testing.T) {
 		{"npm", 401, `{"message":"x"}`, "its aud is not npm:"},
 		{"npm", 400, `{"message":"x"}`, "its aud is not npm:"},
 		{"artifactory", 403, `{"errors":[{"status":403,"code":"FORBIDDEN","message":"x"}]}`, "identity mappings"},
-		{"artifactory-admin", 401, `{"errors":[{"status":401,"code":"UNAUTHORIZED","message":"x"}]}`, "no access token of an administrator"},
-		{"artifactory-admin", 400, `{"errors":[{"status":400,"code":"BAD_REQUEST","message":"x"}]}`, "username or scope"},
-		{"artifactory-admin", 404, "", "7.50.3"},
+		{"artifactory, with credential", 401, `{"errors":[{"status":401,"code":"UNAUTHORIZED","message":"x"}]}`, "no access token of an administrator"},
+		{"artifactory, with credential", 400, `{"errors":[{"status":400,"code":"BAD_REQUEST","message":"x"}]}`, "username or scope"},
+		{"artifactory, with credential", 404, "", "7.50.3"},
 		{"gitea", 401, `{"message":"auth required"}`, "password is wrong"},
 		{"gitea", 403, `{"message":"x"}`, "nor an administrator's"},
 		{"gitea", 404, `{"message":"x"}`, "the user does not exist"},
@@ -119,7 +119,7 @@ func TestNuGetReasonPhrase(t *testing.T) {
 // A built-in kind that can end keys says what to mend where its credential is refused, and so does its check.
 func TestBuiltInHintsOfTheCredential(t *testing.T) {
 	t.Parallel()
-	for driver, want := range map[string]string{"artifactory-admin": "access token", "gitea": "password is wrong"} {
+	for driver, want := range map[string]string{"artifactory, with credential": "access token", "gitea": "password is wrong"} {
 		o := openBuiltIn(t, driver, "401 Unauthorized", "{}")
 		for call, err := range map[string]error{
 			"check":  o.Check(t.Context()),
@@ -138,7 +138,7 @@ func refusedBy(t *testing.T, driver, status, body string) error {
 	o := openBuiltIn(t, driver, status, body)
 	params := map[string]map[string]any{
 		"nuget": {"username": "jim"}, "npm": {"package": "widget"}, "artifactory": {"provider_name": "github"},
-		"artifactory-admin": {"username": "ci"}, "gitea": {"username": "ci", "scopes": "write:repository"},
+		"artifactory, with credential": {"username": "ci"}, "gitea": {"username": "ci", "scopes": "write:repository"},
 	}
 	request := ask(t, o, "t0ken", params[driver])
 	if o.Source() == target.SourceNone {
@@ -150,11 +150,12 @@ func refusedBy(t *testing.T, driver, status, body string) error {
 
 func openBuiltIn(t *testing.T, driver, status, body string) *target.Target {
 	t.Helper()
-	c := target.Config{Driver: driver, URL: statusLine(t, status, body), Egress: egress.Policy{AllowHTTPLoopback: true}}
+	name, _, _ := strings.Cut(driver, ",")
+	c := target.Config{Driver: name, URL: statusLine(t, status, body), Egress: egress.Policy{AllowHTTPLoopback: true}}
 	switch driver {
 	case "artifactory":
 		c.Audience = "jfrog"
-	case "artifactory-admin":
+	case "artifactory, with credential":
 		c.Credential = map[string]string{"token": "adm1n"}
 	case "gitea":
 		c.Credential = map[string]string{"username": "ci", "password": "s3cret"}
