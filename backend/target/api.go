@@ -9,6 +9,7 @@ import (
 	"errors"
 	"io"
 	"math"
+	"mime"
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
@@ -23,6 +24,9 @@ import (
 
 // drainBytes is how much of an answer that nobody reads is taken off the wire to keep its connection usable.
 const drainBytes = 16 << 10
+
+// pageBytes is how much of an answer is looked at to see whether it is a web page.
+const pageBytes = 512
 
 // maxRefusalBytes is how much of a refusal is read for its hint.
 const maxRefusalBytes = 64 << 10
@@ -225,6 +229,7 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 	}
 	e := &Error{Op: c.op, Status: resp.StatusCode}
 	gone := in(c.gone)
+	page := (in(c.ok) || gone) && isPage(resp)
 	if !gone && (c.hint != nil || c.absent != nil) && in(c.denied) {
 		body, _ := egress.ReadAll(resp.Body, min(a.maxBytes, maxRefusalBytes))
 		_, reason, _ := strings.Cut(resp.Status, " ")
@@ -236,6 +241,8 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 		_, _ = io.Copy(io.Discard, resp.Body) // the status has decided; this only keeps the connection
 	}
 	switch {
+	case (in(c.ok) || gone) && page:
+		return answer{}, protocol(c.op, "it answers with a web page (status %d); is a login page or a proxy in front of the server?", resp.StatusCode)
 	case in(c.ok) || gone:
 		return answer{status: resp.StatusCode, header: resp.Header}, nil
 	case in(c.denied):
@@ -251,6 +258,16 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 		e.outcome, e.Text = ErrUnknown, "it answered otherwise than expected"
 	}
 	return answer{}, e
+}
+
+// isPage reports whether an answer is a web page: no API's, but that of a proxy before it, which wants a login or knows no
+// such path, and so says nothing of a key. An empty answer is none, for some servers call that text/html, too.
+func isPage(resp *http.Response) bool {
+	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); kind != "text/html" {
+		return false
+	}
+	head, _ := io.ReadAll(io.LimitReader(resp.Body, pageBytes))
+	return bytes.HasPrefix(bytes.TrimSpace(head), []byte("<"))
 }
 
 // reach is how far a call came that has no answer.

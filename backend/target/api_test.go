@@ -115,3 +115,28 @@ func TestRateLimitReset(t *testing.T) {
 		}
 	}
 }
+
+// A proxy before an API may answer in its place: with a login page, or with one of its own for a path that it does not know.
+// Neither is taken for the end of a key, or for the health of the API.
+func TestPageOfAProxy(t *testing.T) {
+	const html = "text/html; charset=utf-8"
+	for name, c := range map[string]struct {
+		status     int
+		kind, body string
+		page       bool
+	}{
+		"login page":        {200, html, "\n <!DOCTYPE html><title>Sign in</title>", true},
+		"no such path":      {404, "text/html", "<html><center>nginx</center></html>", true},
+		"empty":             {200, html, "", false},
+		"no content":        {204, html, "", false},
+		"text":              {200, html, "ok", false},
+		"the API's":         {404, "application/json", `{"message":"<none>"}`, false},
+		"the API's own 404": {404, "text/plain", "404 page not found", false},
+	} {
+		opened, _ := serve(t, base, c.status, c.body, "Content-Type", c.kind)
+		err := opened.Revoke(t.Context(), Handle{Name: "n", Accessor: "k-7"})
+		if c.page != errors.Is(err, ErrProtocol) || !c.page && err != nil {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+}
