@@ -119,7 +119,8 @@ func (b *engine) checkToken(ctx context.Context, s logical.Storage, t *openTarge
 	return told, nil
 }
 
-// checked is what became of a check, as operators read it. It holds no byte of what a server sent: errors never do.
+// checked is what became of a check, as operators read it. Of what a server sent it holds at most its own words for a refusal:
+// see target.Error.
 func checked(err error) map[string]any {
 	told := map[string]any{"state": checkOK, "reason": "", "hint": "", "detail": ""}
 	switch {

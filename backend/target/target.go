@@ -9,8 +9,8 @@
 // A [Target] is opened from a [Config] and knows nothing of roles, leases or trust: when it is called, the decision has
 // been made. Its one promise is to tell what happened. Every call is sent at most once, and its error says whether the
 // target refused, nothing happened, or nobody knows (see [ErrDenied], [ErrBusy], [ErrUnknown], [MayLive]); it is the
-// caller who knows whether to try again. Nothing here logs, and no error holds a token, a key, a credential or a byte of
-// an answer.
+// caller who knows whether to try again. Nothing here logs, and no error holds a token, a key or a credential, nor
+// more of an answer than a server's own words for a refusal.
 //
 // Kinds of targets are drivers. Most are profiles: YAML that tells an API as data and CEL, built in (profiles/*.yaml) or
 // an operator's own (driver "http").
