@@ -188,8 +188,10 @@ func (r *staticRole) take(ctx context.Context, key *staticKey) error {
 	for _, was := range []*staticKey{st.Current, st.Next} {
 		if was != nil && was.Accessor != key.Accessor {
 			st.Old = append(st.Old, oldKey{Handle: was.Handle, Expiry: was.Expiry, Until: r.now().UTC().Add(r.record.Overlap.duration())})
-			st.Predecessor = was.Accessor
 		}
+	}
+	if st.Current != nil && st.Current.Accessor != key.Accessor {
+		st.Predecessor = st.Current.Accessor
 	}
 	st.Current, st.Next, st.Doubtful, st.Turn = key, nil, false, turn{LastRotation: r.now().UTC()}
 	return r.save(ctx)
@@ -259,8 +261,8 @@ func (b *engine) readStatic(ctx context.Context, req *logical.Request, d *framew
 	if err != nil {
 		return nil, err
 	}
-	if !r.record.Enabled {
-		return nil, refuse(reasonDisabled, "%s is disabled", r.what())
+	if err := r.readable(); err != nil {
+		return nil, err
 	}
 	if r.state == nil || r.state.Current == nil {
 		return nil, &refusal{reason: reasonTargetBusy, text: "the static role has no key yet; its operator finds why in status", detail: r.what() + " has no key yet"}

@@ -217,8 +217,16 @@ func (b *engine) rotateRoots(ctx context.Context, s logical.Storage) error {
 
 // tendRoot does what is due for one credential. The time until its first rotation runs from when it was first seen here.
 func (b *engine) tendRoot(ctx context.Context, s logical.Storage, name string) error {
+	record, err := b.targetNoun.table.get(ctx, s, name)
+	if err != nil || record == nil {
+		return err
+	}
+	state, err := rootTable.get(ctx, s, name)
+	if err != nil || !record.set() && (state == nil || state.Turn.State == turnIdle && state.RetireAt.IsZero()) {
+		return err // nothing is to be done, whatever is wrong with the target
+	}
 	r, err := b.openRoot(ctx, s, name)
-	if err != nil || r == nil || r.state == nil && !r.target.record.set() {
+	if err != nil || r == nil {
 		return err
 	}
 	now := b.now().UTC()
@@ -232,7 +240,7 @@ func (b *engine) tendRoot(ctx context.Context, s logical.Storage, name string) e
 			return err
 		}
 	}
-	if record := r.target.record; st.Turn.State == turnIdle && (!record.Enabled || record.DeletedUntil != nil) || !st.Turn.isDue(r.due(), now) {
+	if st.Turn.State == turnIdle && (!record.Enabled || record.DeletedUntil != nil) || !st.Turn.isDue(r.due(), now) {
 		return nil
 	}
 	return b.rotate(ctx, r)

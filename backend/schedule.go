@@ -57,19 +57,13 @@ func (s schedule) check() error {
 	return nil
 }
 
-// times parses rotation_schedule as Vault's engines do, in UTC wherever Vault runs.
-func (s schedule) times() (*cron.SpecSchedule, error) {
+// times parses rotation_schedule as Vault's engines do. Its times are in the zone of the time that it is asked with.
+func (s schedule) times() (cron.Schedule, error) {
 	text := s.RotationSchedule
 	if strings.Contains(text, "=") { // TZ=… would bring another zone
 		text = ""
 	}
-	parsed, err := cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow).Parse(text)
-	if err != nil {
-		return nil, err
-	}
-	times := parsed.(*cron.SpecSchedule) // only descriptors yield another kind
-	times.Location = time.UTC
-	return times, nil
+	return cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow).Parse(text)
 }
 
 // due returns when what was last rotated at last, and ends by itself at expiry (zero = never), is to be rotated next; zero =

@@ -52,7 +52,7 @@ func TestDue(t *testing.T) {
 		"missed, and would end":           {windowed, "2031-03-01T02:30:00Z", "2031-03-12T02:30:00Z", "2031-03-08T03:31:00Z", "2031-03-11T02:30:00Z"},
 		"never rotated":                   {saturdays, "", "", "2031-03-02T00:00:00Z", "0001-01-06T02:30:00Z"},
 	} {
-		if got := c.schedule.due(at(t, c.last), at(t, c.expiry), at(t, c.now)); !got.Equal(at(t, c.want)) {
+		if got := c.schedule.due(at(t, c.last).In(zone), at(t, c.expiry), at(t, c.now).In(zone)); !got.Equal(at(t, c.want)) {
 			t.Errorf("%s: due %v; want %v", name, got, c.want)
 		}
 	}

@@ -72,8 +72,10 @@ type staticRole struct {
 	s      logical.Storage
 	name   string
 	record *staticRecord
-	target *openTarget
+	target *openTarget // nil = targetErr says why, or it is missing
 	state  *staticState
+
+	targetErr error
 }
 
 func (r *staticRole) what() string { return fmt.Sprintf("static role %q", r.name) }
@@ -95,16 +97,27 @@ func (s *staticRecord) dueOf(state *staticState, now time.Time) time.Time {
 // usable refuses a role that may not have a key now.
 func (r *staticRole) usable() error {
 	switch {
-	case r.target == nil || r.target.record.DeletedUntil != nil:
+	case r.targetErr != nil:
+		return r.targetErr
+	case r.target == nil:
 		return storageError(fmt.Errorf("target %q of %s is missing", r.record.Target, r.what()))
+	case !r.target.Caps().Revoke:
+		return refuse(reasonNotRevocable, "target %q cannot revoke", r.record.Target)
+	}
+	return r.readable()
+}
+
+// readable refuses a role whose key nobody may have now. That the target cannot be used is no reason: the key is here.
+func (r *staticRole) readable() error {
+	switch {
 	case !r.record.Enabled:
 		return refuse(reasonDisabled, "%s is disabled", r.what())
+	case r.target == nil:
+		return nil
 	case !r.target.record.Enabled:
 		return refuse(reasonDisabled, "target %q is disabled", r.record.Target)
 	case !r.target.allows(staticPrefix + r.name):
 		return refuse(reasonRoleNotAllowed, "target %q does not list %q in allowed_roles", r.record.Target, staticPrefix+r.name)
-	case !r.target.Caps().Revoke:
-		return refuse(reasonNotRevocable, "target %q cannot revoke", r.record.Target)
 	}
 	return nil
 }
@@ -286,10 +299,7 @@ func (b *engine) openStatic(ctx context.Context, s logical.Storage, name string)
 		return nil, err
 	}
 	t, err := b.target(ctx, s, record.Target)
-	if err != nil {
-		return nil, err
-	}
-	return &staticRole{engine: b, s: s, name: name, record: record, target: t, state: state}, nil
+	return &staticRole{engine: b, s: s, name: name, record: record, target: t, state: state, targetErr: err}, nil
 }
 
 // rotateStatic goes through all static roles. One that fails keeps no other from its turn.

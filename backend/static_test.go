@@ -348,6 +348,19 @@ func TestStaticRolesThatAreRefused(t *testing.T) {
 	if reason, _ := reasonOf(w.do(logical.ReadOperation, "static-creds/ci", nil)); reason != reasonDisabled || w.keys.Calls(lab.OpCreate) != 1 {
 		t.Errorf("a role that is disabled: %s, %d keys", reason, w.keys.Calls(lab.OpCreate))
 	}
+	w.write("static-roles/ci", map[string]any{"enabled": true})
+	for want, change := range map[string]map[string]any{reasonDisabled: {"enabled": false}, reasonRoleNotAllowed: {"enabled": true, "allowed_roles": "*"}} {
+		w.write("targets/acme", change)
+		if reason, _ := reasonOf(w.do(logical.ReadOperation, "static-creds/ci", nil)); reason != want {
+			t.Errorf("a target with %v: %q; want %s", change, reason, want)
+		}
+	}
+	// A target that config no longer allows cannot be used, but its key is here.
+	w.write("targets/acme", map[string]any{"enabled": true, "allowed_roles": "static/*"})
+	w.write("config", map[string]any{"egress_hosts": "elsewhere.example"})
+	if got := w.read("static-creds/ci"); !w.keys.Valid(got["api_key"].(string)) {
+		t.Error("the key that is read is dead")
+	}
 }
 
 // What nobody shall have any more ends, whatever the target does meanwhile; the key itself only if that is wanted.
