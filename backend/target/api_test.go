@@ -6,6 +6,7 @@ package target
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -138,5 +139,21 @@ func TestPageOfAProxy(t *testing.T) {
 		if c.page != errors.Is(err, ErrProtocol) || !c.page && err != nil {
 			t.Errorf("%s: got %v", name, err)
 		}
+	}
+}
+
+// What is busy after the subject token was used must not be repeated with it, whatever it was that was busy.
+func TestBusyAfterTheTokenWasUsed(t *testing.T) {
+	for _, cause := range []error{nil, context.Canceled, fmt.Errorf("no SVID: %w", ErrBusy)} {
+		err := spent(&Error{Op: "exchange", Text: "hop 2 of 2: x", RetryAfter: time.Minute, outcome: ErrBusy, cause: cause})
+		if !errors.Is(err, ErrDenied) || errors.Is(err, ErrBusy) || MayLive(err) || err.Error() != "exchange: denied by the target: hop 2 of 2: x, with another subject token" {
+			t.Errorf("%v: got %v", cause, err)
+		}
+		if errors.Is(cause, context.Canceled) != errors.Is(err, context.Canceled) {
+			t.Errorf("%v: the cause is %v", cause, errors.Unwrap(err))
+		}
+	}
+	if err := spent(protocol("exchange", "x")); !errors.Is(err, ErrProtocol) || !MayLive(err) {
+		t.Errorf("got %v", err)
 	}
 }

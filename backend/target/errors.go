@@ -120,6 +120,21 @@ func beforehand(err error) error {
 	return &told
 }
 
+// spent is the error of a call that presents what an earlier one gave for the subject token: nothing was issued, but the same
+// again is not safe, for the token may be good only once, and clients repeat by themselves what is busy.
+func spent(err error) error {
+	var e *Error
+	if !errors.As(err, &e) || e.outcome != ErrBusy {
+		return err
+	}
+	told := *e
+	told.outcome, told.RetryAfter, told.Text = ErrDenied, 0, e.Text+", with another subject token"
+	if errors.Is(e.cause, ErrBusy) {
+		told.cause = nil
+	}
+	return &told
+}
+
 // afterwards is the error of a call after the one that made the key: whatever it says, the key lives.
 func afterwards(err error) error {
 	var e *Error

@@ -233,7 +233,11 @@ func (o *oauth) exchange(ctx context.Context, r Request) (Key, error) {
 		if h.endpoint == nil {
 			h.endpoint = to.token
 		}
-		if got, err = o.grant(ctx, op, h, token, kind); err != nil {
+		got, err = o.grant(ctx, op, h, token, kind)
+		switch {
+		case err != nil && i > 0:
+			return Key{}, spent(err)
+		case err != nil:
 			return Key{}, err
 		}
 		token, kind = got.token, h.requested

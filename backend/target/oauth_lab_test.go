@@ -390,7 +390,7 @@ func TestOAuthHopsFail(t *testing.T) {
 	}{
 		"first refuses":   {func(f, _ *authority) { f.Fault(lab.OpGrant, lab.Fault{Kind: lab.KindStatus, Status: 403}) }, target.ErrDenied, `denied by the target: hop 1 of 2: it refused: it says "injected fault" (status 403)`},
 		"second refuses":  {func(_, s *authority) { s.Fault(lab.OpGrant, lab.Fault{Kind: lab.KindStatus, Status: 403}) }, target.ErrDenied, `denied by the target: hop 2 of 2: it refused: it says "injected fault" (status 403)`},
-		"second is busy":  {func(_, s *authority) { s.Fault(lab.OpGrant, lab.Fault{Kind: lab.KindStatus, Status: 503}) }, target.ErrBusy, "target is busy: hop 2 of 2: try again later (status 503)"},
+		"second is busy":  {func(_, s *authority) { s.Fault(lab.OpGrant, lab.Fault{Kind: lab.KindStatus, Status: 503}) }, target.ErrDenied, "denied by the target: hop 2 of 2: try again later, with another subject token (status 503)"},
 		"first is lost":   {func(f, _ *authority) { f.Fault(lab.OpGrant, lab.Fault{Kind: lab.KindCut, After: true}) }, target.ErrUnknown, "outcome is unknown: hop 1 of 2: the connection failed"},
 		"second is lost":  {func(_, s *authority) { s.Fault(lab.OpGrant, lab.Fault{Kind: lab.KindCut, After: true}) }, target.ErrUnknown, "outcome is unknown: hop 2 of 2: the connection failed"},
 		"first is broken": {func(f, _ *authority) { f.Fault(lab.OpGrant, lab.Fault{Kind: lab.KindNoSecret}) }, target.ErrProtocol, "target's answer makes no sense: hop 1 of 2: no access_token in the answer"},
