@@ -339,6 +339,9 @@ func (r *run) ended(ctx context.Context, id string) (left *entry, why, err error
 	e, err := r.ledger.filed(ctx, r.s, id)
 	if err == nil && e == nil {
 		e, err = r.ledger.get(ctx, r.s, id) // what is open: the sweeper finds out whether there is a key
+		if e != nil && e.State == stateDebt {
+			e = nil // that it is paid was recorded in part
+		}
 	}
 	switch {
 	case err != nil || e == nil: // somebody else has ended it

@@ -603,3 +603,35 @@ func TestRevocationPrefixes(t *testing.T) {
 		t.Errorf("%v", c.Prefixes)
 	}
 }
+
+// Of a debt that was paid, and whose removal was lost, nothing is left to revoke: what is open has no handle.
+func TestRevocationMeetsAPaidDebt(t *testing.T) {
+	w := newWorld(t)
+	lease := w.issue("deploy")
+	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 403, Count: 1})
+	if _, err := w.lease(logical.RevokeOperation, lease); err == nil {
+		t.Fatal("revoking works")
+	}
+	w.store.set(func(op, key string) error {
+		if op == "delete" && strings.HasPrefix(key, openEntries) {
+			return errors.New("disk full")
+		}
+		return nil
+	})
+	if _, err := w.lease(logical.RevokeOperation, lease); err == nil {
+		t.Fatal("the debt is removed")
+	}
+	w.store.set(nil)
+	calls := w.keys.Calls(lab.OpRevoke)
+	for _, restarted := range []bool{false, true} { // the key is not counted any more, or it is
+		if restarted {
+			w.restart()
+		}
+		w.wantRun(w.works(w.starts(map[string]any{"role": "deploy", "block": false})), map[string]any{"state": runDone, "debt": 0})
+	}
+	if n := w.keys.Calls(lab.OpRevoke) - calls; n != 0 || len(w.stored(openEntries)) != 1 {
+		t.Errorf("%d calls; open are %v", n, w.stored(openEntries))
+	}
+	w.settleAll()
+	w.wantSettled()
+}

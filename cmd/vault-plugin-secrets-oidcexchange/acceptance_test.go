@@ -19,6 +19,7 @@ var acceptance = []struct {
 }{
 	{"LeftToVault", testLeftToVault},
 	{"Failover", testFailover},
+	{"RevocationGoesOn", testRevocationGoesOn},
 	{"Restarts", testRestarts},
 	{"Self", testSelf},
 	{"Agent", testAgent},

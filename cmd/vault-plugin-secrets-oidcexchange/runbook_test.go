@@ -4,6 +4,7 @@
 package main
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
@@ -140,5 +141,45 @@ func testRevokeScriptOfExposedKeys(t *testing.T, s *server) {
 	}
 	if started := w.list(t, w.path+"/revocations"); len(started) != 1 {
 		t.Errorf("%q", started)
+	}
+}
+
+// A revocation goes on when the plugin is killed in it, and when another server takes over; Vault's own revocation of the
+// same keys goes on beside it.
+func testRevocationGoesOn(t *testing.T, shared *server) {
+	c := startCluster(t, shared.bin, shared.built, 3)
+	w := newWorld(t, c[0], pluginName)
+	for _, harm := range []struct {
+		name string
+		do   func()
+	}{
+		{"plugin killed", func() {
+			w.killPlugin(t, pluginName)
+			w.recovered(t)
+		}},
+		{"failover", func() { c.failOver(t, w) }},
+	} {
+		w.write(t, "targets/acme", map[string]any{"rate": 0})
+		for range 40 {
+			w.issue(t, "deploy")
+		}
+		w.write(t, "targets/acme", map[string]any{"rate": 4, "burst": 1}) // so that it takes some seconds
+		id := w.write(t, "revocations", map[string]any{"claim": "repository=acme/widget", "dry_run": false}).Data["id"].(string)
+		eventually(t, "the first keys to end", func() (bool, string) { n := len(w.live()); return n < 38, fmt.Sprint(n) })
+		harm.do()
+		if n := len(w.live()); n == 0 {
+			t.Fatalf("%s: all had ended before", harm.name)
+		}
+		w.must(t, w.root.Token(), "lease", "revoke", "-prefix", w.path+"/creds")
+		eventually(t, "the end of the revocation", func() (bool, string) {
+			run := w.read(t, "revocations/"+id)
+			return run["state"] == "done", fmt.Sprint(run)
+		})
+		w.wantNone(t)
+		_, err := w.exchange(t, "deploy", w.token(nil))
+		wantRefused(t, err, http.StatusForbidden, "blocked")
+		if _, err := w.root.Logical().DeleteWithContext(t.Context(), w.path+"/blocks/revocation-"+id); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
