@@ -8,7 +8,7 @@ TESTARGS    ?=
 PACKAGE     := github.com/oidcexchange/$(PLUGIN_NAME)
 STATICCHECK := go tool -modfile=scripts/tools/go.mod staticcheck
 
-.PHONY: default dev vault demo test unit fuzz bench lint fmt cover reference run configure clean need-go need-cc
+.PHONY: default dev vault demo test unit faults fuzz bench lint fmt cover reference run configure clean need-go need-cc
 
 default: dev
 
@@ -41,6 +41,10 @@ test: need-cc
 # Without Vault: for the inner loop.
 unit: need-cc
 	VAULT_BIN= CGO_ENABLED=1 go test -race $(TESTARGS) ./...
+
+# The fault matrix: every step in the life of a key, at every kind of target, under every fault. From its own folder go shows the table as it is.
+faults: need-go
+	cd backend && FAULTS=all go test -run '^TestFaultMatrix$$' -count=1 -parallel 8 -timeout 1h $(TESTARGS)
 
 # Each fuzz function for FUZZTIME.
 fuzz: need-go

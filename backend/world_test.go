@@ -7,11 +7,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,6 +54,7 @@ type world struct {
 	nuget  *lab.NuGet
 
 	requests int
+	doors    map[controlled]*door
 
 	issuerURL, keysURL, nugetURL, ca string
 }
@@ -82,7 +85,7 @@ func (w *world) profile(old, by string) string {
 // newWorld makes an engine with issuer github, trust policy main, targets acme and nuget, and roles deploy and publish.
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, clock: &clock{at: time.Now().Truncate(time.Second)}, logs: &strings.Builder{}, store: &faultyStorage{Storage: &logical.InmemStorage{}}}
+	w := &world{t: t, clock: &clock{at: time.Now().Truncate(time.Second)}, logs: &strings.Builder{}, doors: map[controlled]*door{}, store: &faultyStorage{Storage: &logical.InmemStorage{}}}
 	w.issuer = lab.NewIssuer(lab.IssuerOptions{Now: w.clock.now, Algorithm: "ES256"})
 	w.issuerURL = w.serve(w.issuer)
 	w.issuer.SetURL(w.issuerURL)
@@ -121,9 +124,37 @@ func (w *world) withNuGet() *world {
 	return w
 }
 
+// controlled is what a test does to a stand-in from outside.
+type controlled interface {
+	Fault(op string, f lab.Fault)
+	ClearFaults()
+	OnRequest(f func(op string, stage lab.Stage))
+}
+
+// door is a server's listener; while it is shut, connections are closed before a byte is read.
+type door struct {
+	net.Listener
+	shut atomic.Bool
+}
+
+func (d *door) Accept() (net.Conn, error) {
+	for {
+		conn, err := d.Listener.Accept()
+		if err != nil || !d.shut.Load() {
+			return conn, err
+		}
+		_ = conn.Close()
+	}
+}
+
 // serve runs a handler with TLS, under one certificate for all.
 func (w *world) serve(h http.Handler) string {
-	server := httptest.NewTLSServer(h)
+	server := httptest.NewUnstartedServer(h)
+	if c, ok := h.(controlled); ok {
+		w.doors[c] = &door{Listener: server.Listener}
+		server.Listener = w.doors[c]
+	}
+	server.StartTLS()
 	w.t.Cleanup(server.Close)
 	w.ca = lab.CertificatePEM(server.Certificate())
 	return server.URL
