@@ -26,14 +26,14 @@ demo: dev
 
 # Servers that others wrote, built or installed once per machine for the acceptance tests; REAL=1 has them all.
 REAL        ?=
-SERVERS     := pocketbase $(if $(filter 1,$(REAL)),verdaccio unleash)
+SERVERS     := pocketbase $(if $(filter 1,$(REAL)),verdaccio unleash spire gitea)
 
 # All tests: unit, conformance, our verifier against those of others, and acceptance against a real Vault and PocketBase; with
-# REAL=1 also against Verdaccio and Unleash.
+# REAL=1 also against SPIRE, Gitea, Unleash and Verdaccio, whose builds take about 45 CPU minutes, once.
 test: need-cc
 	@command -v promtool >/dev/null || echo "NOT RUN: promtool is missing, so nothing looks at the alert rules and the metrics; install Prometheus (Debian: apt-get install prometheus)" >&2
 	@for tool in node npm; do command -v $$tool >/dev/null || echo "NOT RUN: $$tool is missing, so no JavaScript verifier looks at the tokens of self; install Node.js 20 or newer" >&2; done
-	@[ "$(REAL)" = 1 ] || echo "NOT RUN: Verdaccio and Unleash are not tried; make test REAL=1 installs and tries them" >&2
+	@[ "$(REAL)" = 1 ] || echo "NOT RUN: SPIRE, Gitea, Unleash and Verdaccio are not tried; make test REAL=1 builds and tries them" >&2
 	cd scripts/differential && go test -count=1 ./...
 	@for server in $(SERVERS); do ./scripts/real.sh $$server >/dev/null || true; done # what fails here the tests report
 	vault=$$(./scripts/vault.sh) && VAULT_BIN="$$vault" REAL="$(REAL)" CGO_ENABLED=1 go test -race -shuffle=on -count=1 $(TESTARGS) ./...

@@ -5,7 +5,7 @@
 # Prints the folder of a server that others wrote, for the acceptance tests, and nothing else; progress goes to stderr.
 # It is built from its published module or package, at the version below, once per machine.
 #
-# usage: real.sh pocketbase|unleash|verdaccio
+# usage: real.sh pocketbase|spire|gitea|unleash|verdaccio
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -37,7 +37,11 @@ from_module() {
 		chmod u+w "$work/module"/*
 		(cd "$work/module" && GOWORK=off go mod edit -module=real -require="$module@$version")
 		logged "$work/module" "$work/log" env GOFLAGS= GOWORK=off GOTMPDIR="$work" \
-			go build -mod=mod -v -trimpath -buildvcs=false -o "$out/" "${commands[@]}"
+			go build -mod=mod -v -trimpath -buildvcs=false -tags 'sqlite sqlite_unlock_notify' -o "$out/" "${commands[@]}"
+		if [[ $name == gitea ]]; then # it reads them where it runs
+			cp -r "$source/templates" "$source/options" "$source/public" "$out"
+			chmod -R u+w "$out"
+		fi
 	}
 	once "$name" "$cache/$name-$version" make_module
 	printf '%s\n' "$cache/$name-$version"
@@ -60,8 +64,10 @@ from_package() {
 
 case ${1-} in
 pocketbase) from_module pocketbase github.com/pocketbase/pocketbase v0.36.9 /examples/base ;;
+spire) from_module spire github.com/spiffe/spire v1.13.0 /cmd/spire-server /cmd/spire-agent ;;
+gitea) from_module gitea code.gitea.io/gitea v1.26.2 '' ;;
 unleash) from_package unleash-server 6.4.1 '{}' ;;
 # One of verdaccio's packages wants node-fetch of a tag that is not there any more.
 verdaccio) from_package verdaccio 6.5.0 '{"node-fetch": "2.7.0"}' ;;
-*) die "usage: real.sh pocketbase|unleash|verdaccio" ;;
+*) die "usage: real.sh pocketbase|spire|gitea|unleash|verdaccio" ;;
 esac

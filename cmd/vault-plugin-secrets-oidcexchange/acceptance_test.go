@@ -69,6 +69,8 @@ var acceptance = []struct {
 	{"PocketBase", testPocketBase},
 	{"Verdaccio", testVerdaccio},
 	{"Unleash", testUnleash},
+	{"SPIRE", testSPIRE},
+	{"Gitea", testGitea},
 	{"Concurrency", testConcurrency},
 	{"WrongTypes", testWrongTypes},
 	{"OddValues", testOddValues},
