@@ -51,7 +51,7 @@ fuzz: need-go
 	@./scripts/fuzz.sh $(FUZZTIME)
 
 bench: need-go
-	go test -run '^$$' -bench . -benchmem $(TESTARGS) ./...
+	go test -run '^$$' -bench . -benchmem -timeout 1h $(TESTARGS) ./...
 
 # scripts/vault is not vetted: that would compile all of Vault to look at one call.
 lint: need-go
