@@ -177,3 +177,39 @@ func TestGitLabKeyThatEndsItself(t *testing.T) {
 		t.Error("the log shows a key")
 	}
 }
+
+// A key that only itself can end, and whose answer was lost, is shown as exposed for as long as it lives; that the credential
+// could never find it was said by revoke_by=self.
+func TestGitLabLostKeyThatEndsItself(t *testing.T) {
+	for _, before1711 := range []bool{true, false} {
+		m := gitlabTarget(t, gitlabSelf, before1711)
+		w, g := m.world, m.api.(*lab.GitLab)
+		g.Fault(lab.OpCreate, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
+		if reason, _ := reasonOf(w.exchange("gitlab", w.token(nil))); reason != reasonOutcomeUnknown {
+			t.Fatalf("refused for %q", reason)
+		}
+		w.clock.advance(10 * time.Minute)
+		w.settleAll()
+		ids, living := w.list("keys"), g.Live()
+		if !before1711 {
+			if len(ids)+len(living) != 0 {
+				t.Errorf("where the credential can find it: ledger %q, live %v", ids, living)
+			}
+			continue
+		}
+		if len(ids) != 1 || len(living) != 1 {
+			t.Fatalf("ledger %q, live %v; want the lost key in both", ids, living)
+		}
+		shown := w.read("keys/" + ids[0])
+		until, _ := time.Parse(time.RFC3339, shown["not_after"].(string))
+		end, err := time.Parse(time.DateOnly, living[0].ExpiresAt)
+		if shown["state"] != stateExposed || err != nil || until.Before(end) {
+			t.Errorf("%v until %v; the key lives until %v (%v)", shown["state"], until, end, err)
+		}
+		w.clock.advance(72 * time.Hour)
+		w.settleAll()
+		if len(w.list("keys"))+len(g.Live()) != 0 {
+			t.Errorf("after its end: ledger %q, live %v", w.list("keys"), g.Live())
+		}
+	}
+}

@@ -222,10 +222,22 @@ func (w *sweeper) settle(ctx context.Context, e *entry) error {
 	if t == nil {
 		return refuse(reasonStorage, "target %q is missing", e.Target)
 	}
-	if caps := t.Caps(); !caps.Find || !caps.Revoke {
+	switch err := w.endLost(ctx, t, e.Handle); {
+	case errors.Is(err, target.ErrUnsupported): // by the target, or for this key
 		return w.giveUp(ctx, t, e)
+	case err != nil:
+		return err
 	}
-	handles, err := t.Find(ctx, e.Handle)
+	w.done.Settled++
+	return w.ledger.void(ctx, w.s, e.rand())
+}
+
+// endLost ends all keys that live under the name of a handle.
+func (w *sweeper) endLost(ctx context.Context, t *openTarget, h target.Handle) error {
+	if !t.Caps().Revoke {
+		return target.ErrUnsupported
+	}
+	handles, err := t.Find(ctx, h)
 	if err != nil {
 		return err
 	}
@@ -235,8 +247,7 @@ func (w *sweeper) settle(ctx context.Context, e *entry) error {
 		}
 		w.done.Revoked++
 	}
-	w.done.Settled++
-	return w.ledger.void(ctx, w.s, e.rand())
+	return nil
 }
 
 // undelivered ends a key that was recorded and never answered with: its process ended between the two.
@@ -260,8 +271,12 @@ func (w *sweeper) undelivered(ctx context.Context, e *entry) error {
 // giveUp shows as exposed what may live and can be neither found nor revoked, until it must have expired.
 func (w *sweeper) giveUp(ctx context.Context, t *openTarget, e *entry) error {
 	rand := e.rand()
+	end := e.IssuedAt.Add(t.Lifetime())
+	if t.Lifetime() == 0 { // it was asked to end then, of an API that may know whole days only
+		end = e.NotAfter.Add(24 * time.Hour)
+	}
 	e.State, e.Revocable = stateExposed, false
-	e.ExpiresAt = e.IssuedAt.Add(w.grace + t.Lifetime())
+	e.ExpiresAt = end.Add(w.grace)
 	e.NotAfter = e.ExpiresAt
 	e.ID = hourOf(e.NotAfter) + "-" + rand
 	if err := w.ledger.file(ctx, w.s, e); err != nil {

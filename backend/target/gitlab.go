@@ -182,6 +182,22 @@ func (g *gitlabDriver) revoke(ctx context.Context, h Handle) error {
 	if h.Secret != "" {
 		return g.revokeSelf(ctx, op, h.Secret)
 	}
+	return selfEnding(h, g.revokeByID(ctx, op, h))
+}
+
+// selfEnding says of a key that ends itself, and that nobody holds, that it cannot be ended where the credential may not: that
+// this may be so was said by whoever chose revoke_by=self.
+func selfEnding(h Handle, err error) error {
+	e := (*Error)(nil)
+	if h.Params["revoke_by"] != "self" || !errors.As(err, &e) || e.outcome != ErrDenied {
+		return err
+	}
+	told := *e
+	told.outcome = ErrUnsupported
+	return &told
+}
+
+func (g *gitlabDriver) revokeByID(ctx context.Context, op string, h Handle) error {
 	id, err := tokenID(op, h)
 	if err != nil {
 		return err

@@ -21,14 +21,14 @@ func (g *gitlabDriver) find(ctx context.Context, h Handle) ([]Handle, error) {
 	const op = "find"
 	kind, at, err := g.place(ctx, op, h.Params)
 	if err != nil {
-		return nil, err
+		return nil, selfEnding(h, err)
 	}
 	ids, pages, err := g.named(ctx, kind, at, h.Name)
 	if err == nil && len(ids) == 0 && pages > 1 {
 		ids, _, err = g.named(ctx, kind, at, h.Name)
 	}
 	if err != nil {
-		return nil, err
+		return nil, selfEnding(h, err)
 	}
 	handles := make([]Handle, len(ids))
 	for i, id := range ids {

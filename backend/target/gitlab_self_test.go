@@ -35,11 +35,11 @@ func TestGitLabKeysThatEndThemselves(t *testing.T) {
 	byID := key.Handle
 	byID.Secret = ""
 	const old = "tokens of a service account need an Owner of its group; before GitLab 17.11 nobody can list them or end them by id: set revoke_by to self"
-	if want := "revoke: denied by the target: it refused: this version of GitLab has no such call, or a proxy before it decodes paths (then give a number instead of a path): " + old + " (status 404)"; text(opened.Revoke(t.Context(), byID)) != want {
+	if want := "revoke: not supported by the target: it refused: this version of GitLab has no such call, or a proxy before it decodes paths (then give a number instead of a path): " + old + " (status 404)"; text(opened.Revoke(t.Context(), byID)) != want {
 		t.Errorf("by id: got  %v\nwant %s", opened.Revoke(t.Context(), byID), want)
 	}
 	_, err = opened.Find(t.Context(), byID)
-	if want := "find: denied by the target: it refused: this version of GitLab has no such call: " + old + " (status 405)"; text(err) != want {
+	if want := "find: not supported by the target: it refused: this version of GitLab has no such call: " + old + " (status 405)"; text(err) != want {
 		t.Errorf("find: got  %v\nwant %s", err, want)
 	}
 	g.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
