@@ -4,7 +4,10 @@
 package main
 
 import (
+	"flag"
+	"fmt"
 	"os"
+	"runtime"
 	"strings"
 	"testing"
 )
@@ -18,6 +21,7 @@ var acceptance = []struct {
 	test func(*testing.T, *server)
 }{
 	{"LeftToVault", testLeftToVault},
+	{"Rotation", testRotation},
 	{"Failover", testFailover},
 	{"RevocationGoesOn", testRevocationGoesOn},
 	{"Restarts", testRestarts},
@@ -58,7 +62,6 @@ var acceptance = []struct {
 	{"GitProxy", testGitProxy},
 	{"GitLab", testGitLab},
 	{"GitLabSelf", testGitLabSelf},
-	{"Rotation", testRotation},
 	{"SPIFFE", testSPIFFE},
 	{"OwnTokenFromFile", testOwnTokenFromFile},
 	{"OwnTokenFromEndpoint", testOwnTokenFromEndpoint},
@@ -81,6 +84,15 @@ var acceptance = []struct {
 	{"Records", testRecords},
 	{"Documented", testDocumented},
 	{"StartingPoints", testStartingPoints},
+}
+
+// TestMain lets more tests run beside each other than there are processors: most of their time they wait for Vault.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	if err := flag.Set("test.parallel", fmt.Sprint(max(6, runtime.GOMAXPROCS(0)))); err != nil {
+		panic(err) // the flag is testing's
+	}
+	os.Exit(m.Run())
 }
 
 // TestAcceptance runs the plugin in a real Vault, against stand-ins for the other servers.
