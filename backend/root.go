@@ -197,22 +197,7 @@ func (b *engine) rotateRoots(ctx context.Context, s logical.Storage) error {
 	if err != nil {
 		return err
 	}
-	var faults []error
-	for _, name := range names {
-		if ctx.Err() != nil {
-			return errors.Join(append(faults, ctx.Err())...)
-		}
-		release, ok := b.turns.try(rootPrefix + name)
-		if !ok {
-			continue
-		}
-		err := b.tendRoot(ctx, s, name)
-		release()
-		if err != nil {
-			faults = append(faults, fmt.Errorf("credential of target %q: %w", name, err))
-		}
-	}
-	return errors.Join(faults...)
+	return b.tend(ctx, names, rootPrefix, "credential of target", func(name string) error { return b.tendRoot(ctx, s, name) })
 }
 
 // tendRoot does what is due for one credential. The time until its first rotation runs from when it was first seen here.

@@ -6,6 +6,7 @@ package backend
 import (
 	"context"
 	"errors"
+	"fmt"
 	"sync"
 	"time"
 
@@ -52,6 +53,27 @@ type rotating interface {
 	verify(context.Context) error  // tries the new one, if the old one lives on; target.ErrDenied: it is no good
 	discard(context.Context) error // gives the new one up
 	commit(context.Context) error  // puts it in the old one's place, and stores that
+}
+
+// tend does what is due for each of the names, under its lock. One that fails keeps no other from its turn, and one that
+// somebody else works on is left to that.
+func (b *engine) tend(ctx context.Context, names []string, prefix, what string, due func(name string) error) error {
+	var faults []error
+	for _, name := range names {
+		if ctx.Err() != nil {
+			return errors.Join(append(faults, ctx.Err())...)
+		}
+		release, ok := b.turns.try(prefix + name)
+		if !ok {
+			continue
+		}
+		err := due(name)
+		release()
+		if err != nil {
+			faults = append(faults, fmt.Errorf("%s %q: %w", what, name, err))
+		}
+	}
+	return errors.Join(faults...)
 }
 
 // rotate takes a rotation to its end, from wherever it is. The caller holds its lock and has decided that it is due.

@@ -6,7 +6,6 @@ package backend
 import (
 	"context"
 	"crypto/rand"
-	"errors"
 	"fmt"
 	"reflect"
 	"slices"
@@ -308,22 +307,7 @@ func (b *engine) rotateStatic(ctx context.Context, s logical.Storage) error {
 	if err != nil {
 		return err
 	}
-	var faults []error
-	for _, name := range names {
-		if ctx.Err() != nil {
-			return errors.Join(append(faults, ctx.Err())...)
-		}
-		release, ok := b.turns.try(staticPrefix + name)
-		if !ok {
-			continue
-		}
-		err := b.tendStatic(ctx, s, name)
-		release()
-		if err != nil {
-			faults = append(faults, fmt.Errorf("static role %q: %w", name, err))
-		}
-	}
-	return errors.Join(faults...)
+	return b.tend(ctx, names, staticPrefix, "static role", func(name string) error { return b.tendStatic(ctx, s, name) })
 }
 
 // tendStatic does what is due for one static role. One without state has not been written to its end; its operator was told.
