@@ -117,6 +117,11 @@ func (w *world) shell(t *testing.T, page string, hosts ...string) {
 // What the example pages show works in a real Vault: a key is issued, and the end of its lease ends it where that can be.
 func testExamples(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
+	for _, own := range []string{"roles/publish", "targets/nuget"} { // a page has a target of that name
+		if _, err := w.root.Logical().DeleteWithContext(t.Context(), w.path+"/"+own); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, e := range examples {
 		t.Run(e.page, func(t *testing.T) {
 			stand := e.make(w)
