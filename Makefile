@@ -8,7 +8,7 @@ TESTARGS    ?=
 PACKAGE     := github.com/oidcexchange/$(PLUGIN_NAME)
 STATICCHECK := go tool -modfile=scripts/tools/go.mod staticcheck
 
-.PHONY: default dev vault demo test unit faults fuzz bench lint fmt cover reference run configure clean need-go need-cc
+.PHONY: default dev vault demo test unit faults fuzz bench lint fmt cover reference run configure release clean need-go need-cc
 
 default: dev
 
@@ -80,6 +80,11 @@ run: dev
 # The plugin into the Vault of VAULT_ADDR and VAULT_TOKEN: make configure PLUGIN_DIR=/etc/vault/plugins
 configure: dev
 	@./bootstrap/configure.sh "$(PLUGIN_DIR)" "$(PLUGIN_NAME)" "$(PLUGIN_PATH)"
+
+# The files of a release, built twice and compared, in bin/release: make release VERSION=v1.2.3 [PLATFORMS=linux/amd64]
+PLATFORMS   ?=
+release: need-go
+	@./scripts/release.sh $(VERSION) $(PLATFORMS)
 
 clean:
 	rm -rf bin

@@ -94,7 +94,7 @@ write_config() {
 check_vault
 check_dir
 version=$("$binary" -version) || die "bin/$name does not run on this machine; build it here: make dev"
-version=${version##* }
+read -r _ version _ <<<"$version" # NAME VERSION (commit …, go…)
 # Each version has a file of its own, so that mounts of another version go on finding theirs.
 command=${name}_$version
 copy

@@ -1,7 +1,7 @@
 // Copyright (c) the oidcexchange authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Command vault-plugin-secrets-oidcexchange is the plugin that Vault starts. Run by hand it only tells its version.
+// Command vault-plugin-secrets-oidcexchange is the plugin that Vault starts. Run by hand it only tells its version and commit.
 package main
 
 import (
@@ -9,6 +9,7 @@ import (
 	"io"
 	"log"
 	"os"
+	"runtime/debug"
 	"slices"
 
 	"github.com/hashicorp/go-hclog"
@@ -20,13 +21,31 @@ import (
 
 func main() {
 	if slices.Contains(os.Args[1:], "-version") || slices.Contains(os.Args[1:], "--version") {
-		fmt.Println("vault-plugin-secrets-oidcexchange", backend.Version)
+		fmt.Println("vault-plugin-secrets-oidcexchange", backend.Version+built())
 		return
 	}
 	if err := serve(os.Args[1:]); err != nil {
 		hclog.New(&hclog.LoggerOptions{}).Error("plugin shutting down", "error", err)
 		os.Exit(1)
 	}
+}
+
+// built tells the commit and the compiler of this binary, as far as it knows them.
+func built() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return ""
+	}
+	var revision, changed string
+	for _, setting := range info.Settings {
+		switch {
+		case setting.Key == "vcs.revision":
+			revision = "commit " + setting.Value + ", "
+		case setting.Key == "vcs.modified" && setting.Value == "true":
+			changed = "with changes, "
+		}
+	}
+	return fmt.Sprintf(" (%s%s%s)", revision, changed, info.GoVersion)
 }
 
 func serve(args []string) error {

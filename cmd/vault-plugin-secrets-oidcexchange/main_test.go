@@ -7,17 +7,19 @@ import (
 	"io"
 	"log"
 	"os/exec"
+	"regexp"
 	"strings"
 	"testing"
 )
 
-// The binary tells its version, and what it is when a person starts it.
+// The binary tells its version and where it comes from, and what it is when a person starts it.
 func TestByHand(t *testing.T) {
 	binary := buildPlugin(t, "")
 	for _, flag := range []string{"-version", "--version"} {
 		out, err := exec.CommandContext(t.Context(), binary, flag).CombinedOutput()
-		if want := "vault-plugin-secrets-oidcexchange " + pluginVersion + "\n"; err != nil || string(out) != want {
-			t.Errorf("%s: %v, %q; want %q", flag, err, out, want)
+		want := regexp.MustCompile(`^vault-plugin-secrets-oidcexchange ` + regexp.QuoteMeta(pluginVersion) + ` \((commit [0-9a-f]{40}, (with changes, )?)?go1\.[^ ]+\)\n$`)
+		if err != nil || !want.Match(out) {
+			t.Errorf("%s: %v, %q; want %s", flag, err, out, want)
 		}
 	}
 	for _, args := range [][]string{nil, {"-no-such-flag"}} {
