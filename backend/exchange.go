@@ -155,7 +155,7 @@ func (b *engine) replace(ctx context.Context, s logical.Storage, o *order, repla
 			err = b.revokeAt(ctx, s, e.Target, e.Handle, e.ExpiresAt)
 		}
 		if err == nil {
-			err = b.ledger.dead(ctx, s, e)
+			err = b.dead(ctx, s, e)
 		}
 		if err != nil {
 			return refuse(reasonTargetBusy, "revoking key %q, whose place the new one takes: %v", h.id, err)
@@ -296,7 +296,7 @@ func (b *engine) undo(ctx context.Context, s logical.Storage, t *openTarget, e *
 	defer cancel()
 	err := t.Revoke(ctx, e.Handle)
 	if err == nil {
-		err = b.ledger.dead(ctx, s, e)
+		err = b.dead(ctx, s, e)
 	}
 	if err == nil {
 		return
@@ -306,7 +306,7 @@ func (b *engine) undo(ctx context.Context, s logical.Storage, t *openTarget, e *
 		e.DebtSince, e.NextTry = b.now().UTC(), b.now().UTC()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 		defer cancel()
-		if err := b.ledger.owe(ctx, s, e); err != nil {
+		if err := b.indebt(ctx, s, e); err != nil {
 			b.Logger().Error("recording a debt", "id", e.ID, "error", err)
 		}
 	}
@@ -338,6 +338,7 @@ func (b *engine) leased(ctx context.Context, s logical.Storage, o *order, e *ent
 		data[name] = value
 	}
 	b.meters.issued.WithLabelValues(e.Target).Inc()
+	b.tellKey(ctx, eventIssued, e)
 	resp := b.Secret(secretType).Response(data, l.internal())
 	resp.Warnings = o.warnings
 	resp.Secret.TTL = min(o.ttl, l.remaining(now))

@@ -154,6 +154,7 @@ func (b *engine) renewed(ctx context.Context, req *logical.Request) (*logical.Re
 	if left <= 0 {
 		return nil, refuse(reasonTrustChanged, "the key or its lease is at its end")
 	}
+	b.tellKey(ctx, eventRenewed, e)
 	// The whole Secret goes back: Vault keeps what a renewal returns, and revoking needs InternalData.
 	resp := &logical.Response{Secret: req.Secret, Warnings: warnings}
 	resp.Secret.InternalData = l.internal()
@@ -259,7 +260,7 @@ func (b *engine) revoke(ctx context.Context, req *logical.Request, _ *framework.
 	err = b.revokeAt(ctx, req.Storage, l.Target, l.Handle, b.endOf(ctx, req.Storage, l))
 	step("revoked")
 	if err == nil {
-		return nil, b.plain(b.ledger.dead(ctx, req.Storage, &entry{ID: l.ID, Handle: l.Handle}))
+		return nil, b.plain(b.dead(ctx, req.Storage, &entry{ID: l.ID, Role: l.Role, Target: l.Target, Handle: l.Handle}))
 	}
 	b.Logger().Warn("revoking a key", "id", l.ID, "target", l.Target, "error", err)
 	since, owed := b.owe(context.WithoutCancel(ctx), req.Storage, l)
@@ -330,7 +331,7 @@ func (b *engine) owe(ctx context.Context, s logical.Storage, l lease) (since tim
 	}
 	if err == nil && e.State != stateDebt {
 		e.State, e.DebtSince, e.NextTry = stateDebt, b.now().UTC(), b.now().UTC().Add(debtPatience)
-		err = b.ledger.owe(ctx, s, e)
+		err = b.indebt(ctx, s, e)
 	}
 	if err != nil {
 		b.Logger().Error("recording a debt", "id", l.ID, "error", err)

@@ -122,6 +122,7 @@ func (b *engine) startRevocation(ctx context.Context, s logical.Storage, rec *re
 		return "", err
 	}
 	b.Logger().Info("a revocation starts", "revocation", id, "block", rec.Block)
+	b.tellRevocation(ctx, id, "start", &rec.census)
 	return id, b.work(ctx, s, id)
 }
 

@@ -212,6 +212,7 @@ func (r *run) conclude(ctx context.Context) error {
 	}
 	r.rec.Matched = max(r.rec.Matched, r.rec.Debt+r.rec.Exposed)
 	r.rec.Revoked = r.rec.Matched - r.rec.Debt - r.rec.Exposed
+	was := r.rec.State
 	switch {
 	case !r.rec.Counted || r.fault.n > 0 && r.rec.Debt == 0:
 		r.rec.State = runRunning
@@ -219,6 +220,9 @@ func (r *run) conclude(ctx context.Context) error {
 		r.rec.State = runWaiting
 	default:
 		r.rec.State, r.rec.FinishedAt = runDone, r.now().UTC()
+	}
+	if r.rec.State != was {
+		r.tellRevocation(ctx, r.id, r.rec.State, &r.rec.census)
 	}
 	r.Logger().Info("a revocation has tried what was left", "revocation", r.id, "state", r.rec.State,
 		"matched", r.rec.Matched, "revoked", r.rec.Revoked, "debt", r.rec.Debt, "exposed", r.rec.Exposed, "unrecorded", r.rec.Unrecorded)
@@ -357,7 +361,7 @@ func (r *run) ended(ctx context.Context, id string) (left *entry, why, err error
 	writing, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	if why == nil {
-		return nil, nil, r.ledger.dead(writing, r.s, e)
+		return nil, nil, r.dead(writing, r.s, e)
 	}
 	if ctx.Err() == nil {
 		err = r.owes(writing, e)
@@ -372,7 +376,7 @@ func (r *run) owes(ctx context.Context, e *entry) error {
 		return err
 	}
 	e.State, e.DebtSince, e.NextTry = stateDebt, r.now().UTC(), r.now().UTC().Add(time.Minute)
-	return r.ledger.owe(ctx, r.s, e)
+	return r.indebt(ctx, r.s, e)
 }
 
 // halt ends the work of this process, and of every later one.
@@ -381,6 +385,7 @@ func (r *run) halt(ctx context.Context) error {
 	defer r.mu.Unlock()
 	r.stop()
 	r.rec.State, r.rec.FinishedAt = runStopped, r.now().UTC()
+	r.tellRevocation(ctx, r.id, runStopped, &r.rec.census)
 	return r.save(ctx)
 }
 

@@ -42,7 +42,8 @@ type turn struct {
 
 // rotating is one secret, as the way of a rotation sees it. Its methods store nothing but by save.
 type rotating interface {
-	what() string // for the log
+	what() string               // for the log
+	event() (kind, path string) // that tells of a rotation: where the new one is read, or its target
 	turn() *turn
 	save(context.Context) error
 
@@ -108,6 +109,8 @@ func (b *engine) rotate(ctx context.Context, r rotating) error {
 	}
 	step("rotation-committed")
 	b.Logger().Info("rotated", "of", r.what())
+	kind, path := r.event()
+	b.tell(ctx, kind, path, logical.EventMetadataDataPath, path, logical.EventMetadataModified, "true")
 	return nil
 }
 

@@ -79,6 +79,9 @@ type staticRole struct {
 
 func (r *staticRole) what() string { return fmt.Sprintf("static role %q", r.name) }
 func (r *staticRole) turn() *turn  { return &r.state.Turn }
+func (r *staticRole) event() (kind, path string) {
+	return eventStaticRotated, "static-creds/" + r.name
+}
 func (r *staticRole) save(ctx context.Context) error {
 	return staticTable.put(ctx, r.s, r.name, r.state)
 }

@@ -49,6 +49,7 @@ type world struct {
 	system *logical.StaticSystemView
 	store  *faultyStorage
 	logs   *strings.Builder
+	events *bus
 	issuer *lab.Issuer
 	keys   *lab.KeyAPI
 	nuget  *lab.NuGet
@@ -85,7 +86,7 @@ func (w *world) profile(old, by string) string {
 // newWorld makes an engine with issuer github, trust policy main, targets acme and nuget, and roles deploy and publish.
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, clock: &clock{at: time.Now().Truncate(time.Second)}, logs: &strings.Builder{}, doors: map[controlled]*door{}, store: &faultyStorage{Storage: &logical.InmemStorage{}}}
+	w := &world{t: t, clock: &clock{at: time.Now().Truncate(time.Second)}, logs: &strings.Builder{}, events: &bus{}, doors: map[controlled]*door{}, store: &faultyStorage{Storage: &logical.InmemStorage{}}}
 	w.issuer = lab.NewIssuer(lab.IssuerOptions{Now: w.clock.now, Algorithm: "ES256"})
 	w.issuerURL = w.serve(w.issuer)
 	w.issuer.SetURL(w.issuerURL)
@@ -174,7 +175,7 @@ func (w *world) restart() {
 	}
 	w.engine = newEngine(w.clock.now)
 	err := w.Setup(w.t.Context(), &logical.BackendConfig{
-		System: w.system, StorageView: w.store,
+		System: w.system, StorageView: w.store, EventsSender: w.sender(),
 		Logger: hclog.New(&hclog.LoggerOptions{Output: &lockedWriter{b: w.logs}, Level: hclog.Trace}),
 	})
 	if err != nil {

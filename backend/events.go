@@ -1,0 +1,71 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"errors"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+// Events tell the subscribers of a server that has some what became of a key, a rotation or a revocation. They hold names,
+// ids and counts, nothing of a caller and nothing secret, and are sent once: what must not be missed is in the ledger.
+const (
+	eventIssued            = "key-issue"
+	eventRenewed           = "key-renew"
+	eventRevoked           = "key-revoke" // whatever ended it: its lease, a revocation, the sweeper, or a newer key
+	eventOwed              = "key-debt"   // it must die, and does not yet
+	eventStaticRotated     = "static-key-rotate"
+	eventCredentialRotated = "credential-rotate"
+	eventRevocation        = "revocation-" // and start, or its new state
+
+	eventTimeout = time.Second
+)
+
+// tell sends an event about a path of this mount, with pairs of names and values. A server without events is no fault, nor
+// is one that fails to take one.
+func (b *engine) tell(ctx context.Context, kind, path string, pairs ...string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventTimeout)
+	defer cancel()
+	err := logical.SendEvent(ctx, b, operationPrefix+"/"+kind, append(pairs, logical.EventMetadataPath, path)...)
+	if err != nil && !errors.Is(err, framework.ErrNoEvents) {
+		b.Logger().Debug("an event was not taken", "event", kind, "error", err)
+	}
+}
+
+// tellKey sends an event about a key.
+func (b *engine) tellKey(ctx context.Context, kind string, e *entry) {
+	path := "creds/" + e.Role
+	if name, static := strings.CutPrefix(e.Role, staticPrefix); static {
+		path = "static-creds/" + name
+	}
+	b.tell(ctx, kind, path, "id", e.ID, "role", e.Role, "target", e.Target)
+}
+
+// tellRevocation sends an event about a revocation that has started, or is in another state now.
+func (b *engine) tellRevocation(ctx context.Context, id, state string, c *census) {
+	b.tell(ctx, eventRevocation+state, "revocations/"+id, "matched", strconv.Itoa(c.Matched), "revoked", strconv.Itoa(c.Revoked),
+		"debt", strconv.Itoa(c.Debt), "exposed", strconv.Itoa(c.Exposed))
+}
+
+// dead removes a key that was revoked from the ledger, and tells.
+func (b *engine) dead(ctx context.Context, s logical.Storage, e *entry) error {
+	err := b.ledger.dead(ctx, s, e)
+	if err == nil {
+		b.tellKey(ctx, eventRevoked, e)
+	}
+	return err
+}
+
+// indebt records that a key must die and does not yet, and tells.
+func (b *engine) indebt(ctx context.Context, s logical.Storage, e *entry) error {
+	err := b.ledger.owe(ctx, s, e)
+	b.tellKey(ctx, eventOwed, e)
+	return err
+}
