@@ -175,6 +175,7 @@ func (b *engine) openWork(ctx context.Context, s logical.Storage) (map[string]an
 		case e.State == stateDebt:
 			debt++
 			oldestDebt = earlier(oldestDebt, e.DebtSince)
+			return true, nil
 		case b.ledger.inFlight(e.rand()):
 			inFlight++
 		default:
@@ -183,6 +184,7 @@ func (b *engine) openWork(ctx context.Context, s logical.Storage) (map[string]an
 		oldest = earlier(oldest, e.IssuedAt)
 		return true, nil
 	})
+	oldest = earlier(oldest, oldestDebt)
 	return map[string]any{
 		"pending": pending, "in_flight": inFlight, "debt": debt, "oldest_seconds": int(now.Sub(oldest) / time.Second),
 		"oldest_debt_seconds": int(now.Sub(oldestDebt) / time.Second),

@@ -208,3 +208,18 @@ func TestStatusBesideDelete(t *testing.T) {
 		}
 	}
 }
+
+// The age of what is open is since when it is open, not the key's.
+func TestAgeOfADebt(t *testing.T) {
+	w := newWorld(t).withStatic()
+	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 503, Count: 1000})
+	w.write("rotate-role/ci", nil)
+	lease := w.issue("deploy")
+	w.pass(61 * time.Minute) // a static role's old key is owed now
+	_, _ = w.lease(logical.RevokeOperation, lease)
+	w.pass(time.Minute)
+	ledger := w.read("status")["ledger"].(map[string]any)
+	if ledger["debt"] != 2 || ledger["oldest_seconds"].(int) > 180 {
+		t.Errorf("%v debts, the oldest %v s old", ledger["debt"], ledger["oldest_seconds"])
+	}
+}
