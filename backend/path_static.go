@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -41,7 +42,7 @@ var staticFields = scheduled("the key", described(map[string]*framework.FieldSch
 	"target":           {Type: framework.TypeString, Description: "Target that has the key; it must list static/<name> in allowed_roles. It cannot be changed."},
 	"parameters":       {Type: framework.TypeMap, Description: "Which key: what to ask the target for. What is changed here comes with the next rotation."},
 	"import":           {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "The key's present value, where it exists already; it is not rotated before that is due. Default: the engine has one made. Never read back."},
-	"overlap":          {Type: framework.TypeDurationSecond, Description: "How long the old key lives on after a rotation; default 10m. 0: the target's own rotation replaces it at once, where it has one; else it is revoked within a minute or two."},
+	"overlap":          {Type: framework.TypeDurationSecond, Description: "How long the old key lives on after a rotation, but not beyond the next one; default 10m. 0: the target's own rotation replaces it at once, where it has one; else it is revoked within a minute or two."},
 	"revoke_on_delete": {Type: framework.TypeBool, Description: "Revoke the key when the static role is deleted; default false: it lives on at the target."},
 	"enabled":          {Type: framework.TypeBool, Description: "Kill switch: false stops reading and rotating. The key lives on."},
 }))
@@ -84,6 +85,9 @@ func (b *engine) checkStatic(ctx context.Context, s logical.Storage, name string
 	}
 	if err := record.check(); err != nil {
 		return nil, err
+	}
+	if old != nil && !record.Enabled { // what is wrong with its target must not keep a role from being switched off
+		return nil, nil
 	}
 	t, err := b.target(ctx, s, record.Target)
 	switch {
@@ -136,9 +140,51 @@ func (b *engine) imported(ctx context.Context, s logical.Storage, record *static
 	if !slices.ContainsFunc(found, func(h target.Handle) bool { return h.Accessor == key.Handle.Accessor }) {
 		return nil, badField("import", "it is a key, but none of those that parameters name")
 	}
+	if err := b.unclaimed(ctx, s, d.Get("name").(string), t, key); err != nil {
+		return nil, err
+	}
 	made := newStaticKey(key, params)
 	made.Imported = true
 	return made, nil
+}
+
+// unclaimed refuses to import for a static role what something else of this engine holds, or will end.
+func (b *engine) unclaimed(ctx context.Context, s logical.Storage, name string, t *openTarget, key target.Key) error {
+	conf, err := b.named(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, value := range t.record.Credential {
+		if value == key.Secret {
+			return badField("import", "it is the engine's own credential at the target")
+		}
+	}
+	if strings.HasPrefix(key.Handle.Name, "oidcx-"+conf.Instance+"-") {
+		return badField("import", "it was made for a lease, which will end it")
+	}
+	owed := false
+	err = b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
+		owed = e.Target == t.name && e.Accessor == key.Accessor
+		return !owed, nil
+	})
+	if err != nil {
+		return err
+	}
+	if owed {
+		return badField("import", "it is about to be revoked")
+	}
+	holders, err := users(ctx, s, b.staticNoun.table, "static role", func(r *staticRecord) bool { return r.Target == t.name })
+	for _, holder := range holders {
+		other, _ := strings.CutPrefix(holder, "static role ")
+		state, err := staticTable.get(ctx, s, other)
+		if err != nil {
+			return err
+		}
+		if other != name && state != nil && state.Current != nil && state.Current.Accessor == key.Accessor {
+			return badField("import", "static role %q has it", other)
+		}
+	}
+	return err
 }
 
 // savedStatic sees to it that the role has a key: the one that is imported, or a new one. That none could be had now is a
@@ -185,10 +231,15 @@ func (r *staticRole) take(ctx context.Context, key *staticKey) error {
 	if err := r.abandon(ctx, key.Handle.Name); err != nil {
 		return err
 	}
+	var replaced []*staticKey
 	for _, was := range []*staticKey{st.Current, st.Next} {
 		if was != nil && was.Accessor != key.Accessor {
-			st.Old = append(st.Old, oldKey{Handle: was.Handle, Expiry: was.Expiry, Until: r.now().UTC().Add(r.record.Overlap.duration())})
+			replaced = append(replaced, was)
 		}
+	}
+	st.Old = slices.DeleteFunc(st.Old, func(k oldKey) bool { return k.Handle.Accessor == key.Handle.Accessor }) // it is in use again
+	if len(replaced) > 0 {
+		r.succeeded(replaced...)
 	}
 	if st.Current != nil && st.Current.Accessor != key.Accessor {
 		st.Predecessor = st.Current.Accessor

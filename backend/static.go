@@ -31,11 +31,12 @@ var staticTable = table[staticState]{prefix: staticStates}
 // staticState is what is stored of a static role beside what its operator has written.
 type staticState struct {
 	Turn        turn       `json:"turn"`
-	Name        string     `json:"name"`     // under which the new key is asked for
-	InPlace     bool       `json:"in_place"` // by the target's own rotation, which ends the old one
-	Doubtful    bool       `json:"doubtful"` // current may be dead, and a key of its name live that nobody has
-	Current     *staticKey `json:"current"`  // nil = none yet
-	Next        *staticKey `json:"next"`     // made, and not in use yet
+	Name        string     `json:"name"`      // under which the new key is asked for
+	NotAfter    time.Time  `json:"not_after"` // the latest end that it is given
+	InPlace     bool       `json:"in_place"`  // by the target's own rotation, which ends the old one
+	Doubtful    bool       `json:"doubtful"`  // current may be dead, and a key of its name live that nobody has
+	Current     *staticKey `json:"current"`   // nil = none yet
+	Next        *staticKey `json:"next"`      // made, and not in use yet
 	Predecessor string     `json:"predecessor"`
 	Old         []oldKey   `json:"old"`
 }
@@ -134,7 +135,11 @@ func (r *staticRole) prepare(ctx context.Context) error {
 	if err != nil {
 		return &refusal{reason: reasonParameter, text: err.Error(), detail: err.Error()}
 	}
-	st := r.state
+	st, now := r.state, r.now().UTC()
+	st.NotAfter = r.record.end(now).Add(r.record.Overlap.duration())
+	if life := r.target.Lifetime(); life > 0 { // for so long a lost key is shown
+		st.NotAfter = earlier(st.NotAfter, now.Add(life))
+	}
 	st.InPlace = st.Current != nil && !st.Doubtful && r.record.Overlap == 0 && r.target.Caps().Rotate && sameJSON(params, st.Current.Asked)
 	if st.InPlace {
 		st.Name = st.Current.Handle.Name
@@ -154,7 +159,7 @@ func sameJSON(a, b map[string]any) bool {
 }
 
 func (r *staticRole) ask(ctx context.Context) error {
-	st, notAfter := r.state, r.record.end(r.now()).Add(r.record.Overlap.duration())
+	st := r.state
 	params, err := r.target.Params(r.record.Parameters)
 	if err != nil {
 		return &refusal{reason: reasonParameter, text: err.Error(), detail: err.Error()}
@@ -163,7 +168,7 @@ func (r *staticRole) ask(ctx context.Context) error {
 	if st.InPlace {
 		h := st.Current.Handle
 		h.Secret = st.Current.Secret
-		made, err = r.target.Rotate(ctx, h, notAfter)
+		made, err = r.target.Rotate(ctx, h, st.NotAfter)
 	} else {
 		token := ""
 		if r.target.Source() != target.SourceNone {
@@ -172,7 +177,7 @@ func (r *staticRole) ask(ctx context.Context) error {
 			}
 		}
 		made, err = r.target.Exchange(ctx, target.Request{
-			Name: st.Name, Params: params, NotAfter: notAfter, TTL: notAfter.Sub(r.now()), SubjectToken: token,
+			Name: st.Name, Params: params, NotAfter: st.NotAfter, TTL: st.NotAfter.Sub(r.now()), SubjectToken: token,
 			Subject: map[string]any{"issuer": "static-roles", "subject": staticPrefix + r.name},
 		})
 	}
@@ -219,10 +224,13 @@ func (r *staticRole) intend(ctx context.Context, name string, asked time.Time) e
 			params = checked
 		}
 	}
-	now := r.now().UTC()
+	notAfter := r.now().UTC()
+	if r.state.NotAfter.After(notAfter) {
+		notAfter = r.state.NotAfter
+	}
 	return r.ledger.intend(ctx, r.s, &entry{
-		ID: newID(now), Name: name, Role: staticPrefix + r.name, Target: r.record.Target, Revocable: true,
-		IssuedAt: asked, NotAfter: now, Handle: target.Handle{Name: name, Params: params}, Claims: map[string]any{},
+		ID: newID(notAfter), Name: name, Role: staticPrefix + r.name, Target: r.record.Target, Revocable: true,
+		IssuedAt: asked, NotAfter: notAfter, Handle: target.Handle{Name: name, Params: params}, Claims: map[string]any{},
 	})
 }
 
@@ -254,6 +262,18 @@ func (r *staticRole) discard(ctx context.Context) error {
 	return r.owed(ctx, next.Handle, next.Expiry)
 }
 
+// succeeded lets keys that have a successor live on for the overlap. The overlap of those before them ends: whoever rotates
+// again wants them dead, and else they would pile up.
+func (r *staticRole) succeeded(keys ...*staticKey) {
+	now := r.now().UTC()
+	for i := range r.state.Old {
+		r.state.Old[i].Until = now
+	}
+	for _, k := range keys {
+		r.state.Old = append(r.state.Old, oldKey{Handle: k.Handle, Expiry: k.Expiry, Until: now.Add(r.record.Overlap.duration())})
+	}
+}
+
 // commit puts the new key in use. The old one lives on for the overlap, if it lives.
 func (r *staticRole) commit(ctx context.Context) error {
 	st := r.state
@@ -262,7 +282,7 @@ func (r *staticRole) commit(ctx context.Context) error {
 		st.Predecessor = was.Accessor
 	}
 	if was != nil && !st.InPlace && !doubtful {
-		st.Old = append(st.Old, oldKey{Handle: was.Handle, Expiry: was.Expiry, Until: r.now().UTC().Add(r.record.Overlap.duration())})
+		r.succeeded(was)
 	}
 	st.Current, st.Next, st.Doubtful, st.Turn.State = st.Next, nil, false, turnIdle
 	if doubtful && was != nil { // before the last trace of its name is gone

@@ -1,0 +1,137 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"maps"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
+)
+
+// Whoever goes back to the key before the last one keeps it.
+func TestImportOfThePredecessor(t *testing.T) {
+	w := newWorld(t)
+	g := w.withStaticGitLab()
+	w.write("static-roles/widget", map[string]any{"overlap": "1h"})
+	first := w.read("static-creds/widget")["api_key"].(string)
+	w.write("rotate-role/widget", nil)
+	second := w.read("static-creds/widget")["api_key"].(string)
+	w.write("static-roles/widget", map[string]any{"import": first})
+	w.pass(2 * time.Hour)
+	if got := w.read("static-creds/widget"); got["api_key"] != first || !g.Valid(first) || g.Valid(second) {
+		t.Errorf("read is the first one: %v; it lives: %v, the one after it: %v", got["api_key"] == first, g.Valid(first), g.Valid(second))
+	}
+}
+
+// What something else of this engine holds, or will end, is nobody's static key.
+func TestImportOfWhatIsHeldElsewhere(t *testing.T) {
+	w := newWorld(t)
+	g := w.withStaticGitLab()
+	w.write("targets/gitlab", map[string]any{"allowed_roles": "gitlab,static/*"})
+	role := map[string]any{"target": "gitlab", "rotation_period": "720h", "overlap": "1h",
+		"parameters": map[string]any{"kind": "project", "id": "1", "scopes": "read_repository", "access_level": "reporter"}}
+	w.write("static-roles/third", role)
+	owed := w.read("static-creds/third")["api_key"].(string)
+	w.write("rotate-role/third", nil)
+	g.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 503, Count: 100})
+	w.pass(61 * time.Minute)
+	own := w.read("static-creds/widget")["api_key"].(string)
+	for name, value := range map[string]string{"a leased key": w.issue("gitlab").Data["api_key"].(string), "a key that must die": owed, "another static role's": own} {
+		role["import"] = value
+		if resp, err := w.do(logical.UpdateOperation, "static-roles/other", role); err != nil || !resp.IsError() || !g.Valid(value) || !strings.HasPrefix(resp.Error().Error(), "bad_request: import: it") && !strings.HasPrefix(resp.Error().Error(), "bad_request: import: static role") {
+			t.Errorf("%s (it lives: %v): %v %v", name, g.Valid(value), resp, err)
+		}
+	}
+	w.write("static-roles/widget", map[string]any{"import": own}) // its own, again
+
+	w = newWorld(t)
+	w.withImport(0)
+	resp, err := w.do(logical.UpdateOperation, "static-roles/own", map[string]any{"import": w.credential("gitlab")})
+	if err != nil || !resp.IsError() || !strings.HasPrefix(resp.Error().Error(), "bad_request: import: it is the engine's own") {
+		t.Errorf("the engine's credential: %v %v", resp, err)
+	}
+}
+
+// A static role can be switched off whatever is wrong with its target.
+func TestSwitchingOffAStaticRole(t *testing.T) {
+	for name, change := range map[string]map[string]any{
+		"config": {"egress_hosts": "elsewhere.example"}, "targets/acme": {"allowed_roles": "*"},
+	} {
+		w := newWorld(t).withStatic()
+		w.write(name, change)
+		w.write("static-roles/ci", map[string]any{"enabled": false})
+		if reason, _ := reasonOf(w.do(logical.ReadOperation, "static-creds/ci", nil)); reason != reasonDisabled {
+			t.Errorf("%s: %q", name, reason)
+		}
+		if resp, err := w.do(logical.UpdateOperation, "static-roles/ci", map[string]any{"enabled": true}); err == nil && !resp.IsError() {
+			t.Errorf("%s: it is switched on again", name)
+		}
+	}
+}
+
+// A static role's key whose answer was lost, and that nobody can find, is shown for as long as it lives.
+func TestLostStaticKeyThatNobodyFinds(t *testing.T) {
+	for name, withTarget := range map[string]func() (*world, func() time.Time){
+		"a profile without find": func() (*world, func() time.Time) {
+			w := newWorld(t)
+			profile := w.profile(acme[strings.Index(acme, "find:"):strings.Index(acme, "check:")], "lifetime: 5h\n")
+			w.write("targets/blind", map[string]any{"driver": "http", "url": w.keysURL, "profile": profile, "ca_pem": w.ca, "credential": "token=" + adminToken, "allowed_roles": "static/*"})
+			w.keys.Fault(lab.OpCreate, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
+			w.write("static-roles/lost", map[string]any{"target": "blind", "parameters": "project=widget", "rotation_period": "720h", "overlap": "1h"})
+			return w, func() time.Time { return w.keys.Live()[0].ExpiresAt }
+		},
+		"a token that ends itself": func() (*world, func() time.Time) {
+			m := gitlabTarget(t, gitlabSelf, true)
+			w, g := m.world, m.api.(*lab.GitLab)
+			all := maps.Clone(gitlabSelf)
+			all["scopes"] = "read_api"
+			w.write("targets/gitlab", map[string]any{"allowed_roles": "static/*"})
+			g.Fault(lab.OpCreate, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
+			w.write("static-roles/lost", map[string]any{"target": "gitlab", "parameters": all, "rotation_period": "720h", "overlap": "1h"})
+			return w, func() time.Time { end, _ := time.Parse(time.DateOnly, g.Live()[0].ExpiresAt); return end }
+		},
+	} {
+		w, end := withTarget()
+		lost := end()
+		w.clock.advance(5 * time.Minute)
+		w.write("sweep", nil)
+		ids := w.list("keys")
+		if len(ids) != 1 {
+			t.Errorf("%s: the ledger has %q", name, ids)
+			continue
+		}
+		shown := w.read("keys/" + ids[0])
+		if until, err := time.Parse(time.RFC3339, shown["not_after"].(string)); err != nil || shown["state"] != stateExposed || until.Before(lost) {
+			t.Errorf("%s: %v until %v; the key lives until %v", name, shown["state"], shown["not_after"], lost)
+		}
+	}
+}
+
+// However often a key is rotated, and however long the overlap is: one key beside the one in use lives.
+func TestOnePredecessorLives(t *testing.T) {
+	w := newWorld(t).withStatic()
+	for range 4 {
+		w.write("rotate-role/ci", nil)
+	}
+	w.periodic()
+	got := w.read("static-creds/ci")
+	want := []string{got["predecessor"].(string), got["accessor"].(string)}
+	live := w.liveKeys()
+	slices.Sort(want)
+	slices.Sort(live)
+	if diff := cmp.Diff(want, live); diff != "" {
+		t.Errorf("(-want +live):\n%s", diff)
+	}
+	w.pass(time.Hour)
+	if live := w.liveKeys(); len(live) != 1 || len(w.ledgerEntries()) != 0 {
+		t.Errorf("after the overlap: live %q, ledger %q", live, w.ledgerEntries())
+	}
+}
