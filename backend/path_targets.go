@@ -303,9 +303,15 @@ func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name strin
 	if err != nil || len(found) > 0 {
 		return found, false, err
 	}
+	release, ok := b.turns.try(rootPrefix + name)
+	if !ok {
+		return nil, false, refuse(reasonTargetBusy, "a rotation of the credential of target %q is under way", name)
+	}
+	defer release()
+	force := d.Get("force").(bool)
 	if root, err := rootTable.get(ctx, s, name); err != nil {
 		return nil, false, err
-	} else if root != nil && (root.Turn.State == turnMade || !root.RetireAt.IsZero()) {
+	} else if root != nil && (root.Turn.State == turnAsking || root.Turn.State == turnMade || !root.RetireAt.IsZero() && !force) {
 		return []string{"a rotation of its credential, which is not over; see status"}, false, nil
 	}
 	found, err = users(ctx, s, b.staticNoun.table, "static role", func(r *staticRecord) bool { return r.Target == name })
@@ -320,7 +326,7 @@ func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name strin
 		b.meters.forget(name)
 		b.limiters.forget(name)
 		return nil, false, rootTable.delete(ctx, s, name)
-	case !d.Get("force").(bool):
+	case !force:
 		return []string{"keys that live there; revoke them first, or add force=true to keep what revoking them needs"}, false, nil
 	}
 	record.DeletedUntil = &until

@@ -63,15 +63,20 @@ func (r *root) due() time.Time {
 	return r.target.record.due(r.state.From, r.state.Expiry, r.now())
 }
 
-// prepare keeps the old credential, to know it again.
+// prepare keeps the old credential, to know it again. The one of the rotation before is ended first, if it may end itself.
 func (r *root) prepare(ctx context.Context) error {
-	if !r.state.RetireAt.IsZero() { // of the rotation before
-		if err := r.retireNow(ctx); err != nil {
-			return err
-		}
+	switch err := r.retireNow(ctx); {
+	case errors.Is(err, target.ErrDenied):
+		r.giveUp(err)
+	case err != nil:
+		return err
 	}
-	r.state.Old = r.target.record.Credential
+	r.state.Old, r.state.RetireAt = r.target.record.Credential, time.Time{}
 	return nil
+}
+
+func (r *root) giveUp(err error) {
+	r.Logger().Error("a credential that is not used any more may not end itself, and is given up: end it at the target", "target", r.name, "error", err)
 }
 
 func (r *root) ask(ctx context.Context) error {
@@ -113,9 +118,17 @@ func (r *root) verify(ctx context.Context) error {
 	return t.Check(ctx)
 }
 
-// discard gives up a credential that the target does not take, so there is nothing to end.
-func (r *root) discard(context.Context) error {
-	r.state.Next, r.state.Old = nil, nil
+// discard gives up a credential that the target does not take. It may live all the same, with too few rights to be tried.
+func (r *root) discard(ctx context.Context) error {
+	st := r.state
+	st.Old, st.RetireAt, st.Next = st.Next, r.now().UTC(), nil
+	err := r.end(ctx)
+	if errors.Is(err, target.ErrDenied) {
+		r.giveUp(err)
+	}
+	if err == nil || errors.Is(err, target.ErrDenied) {
+		st.Old, st.RetireAt = nil, time.Time{}
+	}
 	return nil
 }
 
@@ -162,17 +175,26 @@ func (r *root) swap(ctx context.Context, old, next map[string]string) (bool, err
 	return true, r.targetNoun.table.put(ctx, r.s, r.name, record)
 }
 
-// retireNow ends the old credential.
+// end ends the old credential at the target, but never the one in use: an operator may have gone back to it.
+func (r *root) end(ctx context.Context) error {
+	if !r.target.Caps().Retire || maps.Equal(r.state.Old, r.target.record.Credential) {
+		return nil
+	}
+	t, err := r.with(ctx, r.state.Old)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	return t.RetireCredential(ctx)
+}
+
+// retireNow ends the old credential, if it is to be retired.
 func (r *root) retireNow(ctx context.Context) error {
-	if !r.state.RetireAt.IsZero() {
-		t, err := r.with(ctx, r.state.Old)
-		if err != nil {
-			return err
-		}
-		defer t.Close()
-		if err := t.RetireCredential(ctx); err != nil && !errors.Is(err, target.ErrUnsupported) {
-			return r.failedTurn(ctx, r, turnIdle, err)
-		}
+	if r.state.RetireAt.IsZero() {
+		return nil
+	}
+	if err := r.end(ctx); err != nil {
+		return r.failedTurn(ctx, r, turnIdle, err)
 	}
 	r.state.Old, r.state.RetireAt = nil, time.Time{}
 	r.state.Turn.NextTry, r.state.Turn.Tries, r.state.Turn.Fault = time.Time{}, 0, ""
@@ -221,7 +243,7 @@ func (b *engine) tendRoot(ctx context.Context, s logical.Storage, name string) e
 		return r.save(ctx)
 	}
 	st := r.state
-	if st.Turn.State == turnIdle && !st.RetireAt.IsZero() && !now.Before(st.RetireAt) && !now.Before(st.Turn.NextTry) {
+	if st.Turn.State == turnIdle && !st.RetireAt.IsZero() && !now.Before(st.RetireAt) && !putOff(st.Turn.NextTry, now) {
 		if err := r.retireNow(ctx); err != nil {
 			return err
 		}
@@ -233,7 +255,7 @@ func (b *engine) tendRoot(ctx context.Context, s logical.Storage, name string) e
 }
 
 // savedTarget begins anew when an operator has written a credential: whatever was unknown of the one before it does not
-// matter any more.
+// matter any more. What a rotation has made or replaced and not ended yet is still to be ended.
 func (b *engine) savedTarget(ctx context.Context, s logical.Storage, name string, d *framework.FieldData) ([]string, error) {
 	if _, given := d.GetOk("credential"); !given {
 		return nil, nil
@@ -249,7 +271,16 @@ func (b *engine) savedTarget(ctx context.Context, s logical.Storage, name string
 	if err != nil || r == nil {
 		return nil, err
 	}
-	return nil, rootTable.put(ctx, s, name, &rootState{From: b.now().UTC()})
+	now := b.now().UTC()
+	state := rootState{From: now}
+	switch was := r.state; {
+	case was == nil:
+	case was.Next != nil:
+		state.Old, state.RetireAt = was.Next, now
+	case !was.RetireAt.IsZero():
+		state.Old, state.RetireAt = was.Old, was.RetireAt
+	}
+	return nil, rootTable.put(ctx, s, name, &state)
 }
 
 func (b *engine) rotateRootPath() *framework.Path {

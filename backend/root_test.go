@@ -197,6 +197,8 @@ type credentials struct {
 	good   []string
 	made   int
 	broken bool   // what it makes is not good
+	check  int    // status of a check by what it has made; 0 = that it may do
+	retire int    // status of what ends itself; 0 = it does
 	during func() // while one is made; nil = nothing
 }
 
@@ -221,9 +223,17 @@ func (c *credentials) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusCreated)
 		_ = json.NewEncoder(w).Encode(map[string]string{"secret": fresh})
 	case "DELETE /v1/credentials/mine":
+		if c.retire != 0 {
+			w.WriteHeader(c.retire)
+			return
+		}
 		c.good = slices.DeleteFunc(c.good, func(one string) bool { return one == mine })
 		w.WriteHeader(http.StatusNoContent)
 	case "GET /v1/whoami":
+		if c.check != 0 && mine != "canary-credential-0" {
+			w.WriteHeader(c.check)
+			return
+		}
 		w.WriteHeader(http.StatusOK)
 	default:
 		w.WriteHeader(http.StatusNotFound)

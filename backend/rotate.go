@@ -77,8 +77,11 @@ func (b *engine) tend(ctx context.Context, names []string, prefix, what string, 
 	return errors.Join(faults...)
 }
 
-// rotate takes a rotation to its end, from wherever it is. The caller holds its lock and has decided that it is due.
+// rotate takes a rotation to its end, from wherever it is, whether or not its caller waits: a call that is cut off would leave
+// what nobody has. The caller holds its lock and has decided that it is due.
 func (b *engine) rotate(ctx context.Context, r rotating) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rotateTimeout)
+	defer cancel()
 	t := r.turn()
 	if t.State == turnAsking { // its process ended before it could tell
 		if err := b.loseTrack(ctx, r); err != nil {
@@ -127,7 +130,7 @@ func (b *engine) askFor(ctx context.Context, r rotating) error {
 	step("rotation-intended")
 	err := r.ask(ctx)
 	step("rotation-asked")
-	// What is known now must be stored, although the request may have ended.
+	// What is known now must be stored, although the time may be over.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 	defer cancel()
 	var own *refusal
@@ -185,7 +188,7 @@ func (b *engine) failedTurn(ctx context.Context, r rotating, state string, err e
 
 // isDue reports whether a tick has something to do: a rotation is due, or one is under way.
 func (t *turn) isDue(due, now time.Time) bool {
-	return t.State != turnUnknown && !now.Before(t.NextTry) && (t.State != turnIdle || !due.IsZero() && !now.Before(due))
+	return t.State != turnUnknown && !putOff(t.NextTry, now) && (t.State != turnIdle || !due.IsZero() && !now.Before(due))
 }
 
 // view is what operators see of a rotation.
@@ -206,7 +209,7 @@ func (b *engine) rotateDue(ctx context.Context, req *logical.Request) {
 	if !b.WriteSafeReplicationState() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
+	ctx, cancel := context.WithTimeout(ctx, beginTimeout)
 	defer cancel()
 	for _, all := range []func(context.Context, logical.Storage) error{b.rotateRoots, b.rotateStatic} {
 		if err := all(ctx, req.Storage); err != nil {
@@ -215,7 +218,10 @@ func (b *engine) rotateDue(ctx context.Context, req *logical.Request) {
 	}
 }
 
-const rotateTimeout = 30 * time.Second // of the rotations of one tick, and of one that is asked for
+const (
+	rotateTimeout = 30 * time.Second // of one rotation
+	beginTimeout  = 10 * time.Second // what a tick has not begun by then waits for the next one
+)
 
 // locks lets one rotation of a secret be under way at a time.
 type locks struct {

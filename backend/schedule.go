@@ -67,8 +67,12 @@ func (s schedule) times() (cron.Schedule, error) {
 }
 
 // due returns when what was last rotated at last, and ends by itself at expiry (zero = never), is to be rotated next; zero =
-// never. It may be in the past. A time whose window is over is passed by, unless the secret would end before the next.
+// never. It may be in the past. A time whose window is over is passed by, unless the secret would end before the next. What was
+// rotated in the future, by a clock that ran ahead, is due now.
 func (s schedule) due(last, expiry, now time.Time) time.Time {
+	if s.set() && last.Sub(now) > maxBackoff {
+		return now
+	}
 	next := s.after(last)
 	if window := s.RotationWindow.duration(); window > 0 && now.After(next.Add(window)) {
 		next = s.after(now.Add(-window))

@@ -159,20 +159,27 @@ func (w *sweeper) note(e *entry, err error) {
 
 func (w *sweeper) openEntry(ctx context.Context, e *entry) error {
 	now := w.now()
-	if !w.eager && now.Before(e.NextTry) {
+	if !w.eager && putOff(e.NextTry, now) {
 		return nil
 	}
 	var err error
 	switch {
 	case e.State == stateDebt:
 		err = w.pay(ctx, e)
-	case e.State == statePending && now.Sub(e.IssuedAt) >= w.grace:
+	case e.State == statePending && !putOff(e.IssuedAt.Add(w.grace), now):
 		err = w.settle(ctx, e)
 	}
 	if err == nil {
 		return nil
 	}
 	return errors.Join(err, w.postpone(ctx, e.rand()))
+}
+
+// putOff reports whether something waits for a time. Nothing waits longer than maxBackoff: a time further away was written by a
+// clock that ran ahead.
+func putOff(until, now time.Time) bool {
+	left := until.Sub(now)
+	return left > 0 && left <= maxBackoff
 }
 
 // postpone puts off the next try of what is open, unless that was settled meanwhile.

@@ -1,0 +1,165 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"net/http"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
+)
+
+// What a rotation has made or replaced and not ended yet is ended, although an operator writes another credential; but never
+// what is in use.
+func TestOperatorWritesACredentialBesideARotation(t *testing.T) {
+	for name, c := range map[string]struct {
+		write string
+		busy  bool // the new one cannot be tried, so it is not in use when the operator writes
+		want  []string
+	}{
+		"while the old one is to be retired": {"canary-written", false, []string{"canary-credential-1", "canary-written"}},
+		"the old one again":                  {"canary-credential-0", false, []string{"canary-credential-0", "canary-credential-1"}},
+		"while the new one is tried":         {"canary-written", true, []string{"canary-credential-0", "canary-written"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			api := w.withCredentials()
+			if !slices.Contains(api.good, c.write) {
+				api.good = append(api.good, c.write)
+			}
+			if c.busy {
+				api.check = http.StatusServiceUnavailable
+			}
+			_, _ = w.do(logical.UpdateOperation, "rotate-root/overlap", nil)
+			w.write("targets/overlap", map[string]any{"credential": "token=" + c.write})
+			api.check = 0
+			w.pass(5 * time.Minute)
+			got := api.list()
+			slices.Sort(got)
+			if diff := cmp.Diff(c.want, got); diff != "" || w.credential("overlap") != c.write {
+				t.Errorf("in use is %s (-want +good):\n%s", w.credential("overlap"), diff)
+			}
+			if w.rotation("overlap")["retiring"] != false {
+				t.Errorf("in the end: %v", w.rotation("overlap"))
+			}
+		})
+	}
+}
+
+// A new credential that may do too little is given up, and ended, for it lives.
+func TestNewCredentialThatMayDoTooLittle(t *testing.T) {
+	w := newWorld(t)
+	c := w.withCredentials()
+	c.check = http.StatusForbidden
+	if reason, _ := reasonOf(w.do(logical.UpdateOperation, "rotate-root/overlap", nil)); reason != reasonTargetProtocol {
+		t.Errorf("rotate-root: %q", reason)
+	}
+	w.pass(2 * time.Minute)
+	if diff := cmp.Diff([]string{"canary-credential-0"}, c.list()); diff != "" || w.credential("overlap") != "canary-credential-0" {
+		t.Errorf("in use is %s (-want +good):\n%s", w.credential("overlap"), diff)
+	}
+	c.check = 0
+	w.write("rotate-root/overlap", nil)
+	if w.credential("overlap") != "canary-credential-2" {
+		t.Errorf("after another: %s", w.credential("overlap"))
+	}
+}
+
+// An old credential that may not end itself is told, and keeps neither the next rotation nor, with force, the target's end.
+func TestOldCredentialThatMayNotEndItself(t *testing.T) {
+	w := newWorld(t)
+	c := w.withCredentials()
+	c.retire = http.StatusForbidden
+	w.write("rotate-root/overlap", nil)
+	w.pass(2 * time.Minute)
+	if got := w.rotation("overlap"); got["last_error"] != reasonTargetDenied || got["retiring"] != true {
+		t.Errorf("status: %v", got)
+	}
+	w.write("rotate-root/overlap", nil)
+	if w.credential("overlap") != "canary-credential-2" || !strings.Contains(w.logs.String(), "end it at the target") {
+		t.Errorf("in use after another: %s", w.credential("overlap"))
+	}
+	if reason, _ := reasonOf(w.do(logical.DeleteOperation, "targets/overlap", nil)); reason != reasonBadRequest {
+		t.Errorf("deleting the target: %q", reason)
+	}
+	if reason, _ := reasonOf(w.do(logical.DeleteOperation, "targets/overlap", map[string]any{"force": true})); reason != "" {
+		t.Errorf("deleting the target by force: %q", reason)
+	}
+}
+
+// A target is not deleted while its credential is being rotated: nobody would have the new one.
+func TestDeletingATargetBesideARotation(t *testing.T) {
+	w := newWorld(t)
+	w.withCredentials()
+	release, _ := w.turns.try("target/overlap")
+	if reason, _ := reasonOf(w.do(logical.DeleteOperation, "targets/overlap", map[string]any{"force": true})); reason != reasonTargetBusy {
+		t.Errorf("while it is rotated: %q", reason)
+	}
+	release()
+	asking := &rootState{Turn: turn{State: turnAsking, Since: w.clock.now()}, Old: map[string]string{"token": "canary-credential-0"}}
+	if err := rootTable.put(t.Context(), w.store, "overlap", asking); err != nil {
+		t.Fatal(err)
+	}
+	if reason, _ := reasonOf(w.do(logical.DeleteOperation, "targets/overlap", nil)); reason != reasonBadRequest {
+		t.Errorf("after a process ended in one: %q", reason)
+	}
+	w.pass(time.Minute)
+	if reason, _ := reasonOf(w.do(logical.DeleteOperation, "targets/overlap", nil)); reason != "" {
+		t.Errorf("when that is known to be unknown: %q", reason)
+	}
+}
+
+// A rotation that has begun is taken to its end whether or not its caller waits: a call that is cut off would leave a credential
+// that nobody has.
+func TestRotationOutlivesItsCaller(t *testing.T) {
+	w := newWorld(t)
+	c := w.withCredentials()
+	ctx, cancel := context.WithCancel(t.Context())
+	c.during = cancel
+	_, err := w.HandleRequest(ctx, &logical.Request{Operation: logical.UpdateOperation, Path: "rotate-root/overlap", Storage: &cancellable{w.store}, MountPoint: "oidcexchange/"})
+	if got := w.rotation("overlap"); err != nil || got["rotation"] != "idle" || w.credential("overlap") != "canary-credential-1" {
+		t.Errorf("%v, %v, in use is %s", err, got["rotation"], w.credential("overlap"))
+	}
+}
+
+// cancellable is storage as a plugin has it: a call whose context has ended fails.
+type cancellable struct{ logical.Storage }
+
+func (s *cancellable) Put(ctx context.Context, e *logical.StorageEntry) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return s.Storage.Put(ctx, e)
+}
+
+func (s *cancellable) Get(ctx context.Context, key string) (*logical.StorageEntry, error) {
+	if ctx.Err() != nil {
+		return nil, ctx.Err()
+	}
+	return s.Storage.Get(ctx, key)
+}
+
+// A clock that ran ahead and was set back stops neither rotations nor tries.
+func TestClockThatIsSetBack(t *testing.T) {
+	w := newWorld(t).withStatic()
+	const ahead = 1000 * time.Hour
+	w.clock.advance(ahead)
+	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 503, Count: 2})
+	w.pass(2 * time.Hour)
+	w.clock.advance(-ahead)
+	w.pass(26 * time.Hour)
+	if got := w.read("static-creds/ci"); got["last_vault_rotation"].(string) > w.clock.now().UTC().Format(time.RFC3339) || len(w.liveKeys()) > 2 {
+		t.Errorf("it is %v; %v, live %q, ledger %q", w.clock.now().UTC(), got["last_vault_rotation"], w.liveKeys(), w.ledgerEntries())
+	}
+	if len(w.ledgerEntries()) != 0 {
+		t.Errorf("the ledger has %q", w.ledgerEntries())
+	}
+}
