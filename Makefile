@@ -8,7 +8,7 @@ TESTARGS    ?=
 PACKAGE     := github.com/oidcexchange/$(PLUGIN_NAME)
 STATICCHECK := go tool -modfile=scripts/tools/go.mod staticcheck
 
-.PHONY: default dev vault demo test unit faults fuzz bench lint fmt cover reference run configure release clean need-go need-cc
+.PHONY: default dev vault demo test unit faults fuzz bench growth lint fmt cover reference run configure release clean need-go need-cc
 
 default: dev
 
@@ -35,6 +35,7 @@ test: need-cc
 	@for tool in node npm; do command -v $$tool >/dev/null || echo "NOT RUN: $$tool is missing, so no JavaScript verifier looks at the tokens of self; install Node.js 20 or newer" >&2; done
 	@[ "$(REAL)" = 1 ] || echo "NOT RUN: SPIRE, Gitea, Unleash and Verdaccio are not tried; make test REAL=1 builds and tries them" >&2
 	cd scripts/differential && go test -count=1 ./...
+	cd scripts/bench && go test -count=1 ./...
 	@for server in $(SERVERS); do ./scripts/real.sh $$server >/dev/null || true; done # what fails here the tests report
 	vault=$$(./scripts/vault.sh) && VAULT_BIN="$$vault" REAL="$(REAL)" CGO_ENABLED=1 go test -race -shuffle=on -count=1 -timeout 40m $(TESTARGS) ./...
 
@@ -50,7 +51,12 @@ faults: need-go
 fuzz: need-go
 	@./scripts/fuzz.sh $(FUZZTIME)
 
+# The plugin in a real Vault beside what its users would do otherwise: a quarter of an hour on two cores, BENCH_QUICK=1 two minutes.
 bench: need-go
+	@./scripts/bench.sh
+
+# The parts in process, and how they grow: verify, decide, issue, the ledger.
+growth: need-go
 	go test -run '^$$' -bench . -benchmem -timeout 1h $(TESTARGS) ./...
 
 # scripts/vault is not vetted: that would compile all of Vault to look at one call.
@@ -61,6 +67,7 @@ lint: need-go
 	$(STATICCHECK) ./...
 	$(STATICCHECK) -tags faults ./backend
 	cd scripts/differential && go vet ./... && go tool -modfile=../tools/go.mod staticcheck ./...
+	cd scripts/bench && go vet ./... && go tool -modfile=../tools/go.mod staticcheck ./...
 
 fmt: need-go
 	gofmt -l -w .

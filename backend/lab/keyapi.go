@@ -57,14 +57,17 @@ type KeyAPI struct {
 	admin string
 	now   func() time.Time
 
-	mu   sync.Mutex
-	keys []heldKey // in the order in which they were made
+	mu    sync.Mutex
+	made  int                    // keys so far
+	byID  map[string]*heldKey    // what has expired stays until somebody looks
+	names map[[2]string]*heldKey // by project and name
 }
 
 // heldKey is a key with its secret.
 type heldKey struct {
 	Key
 	secret string
+	number int // keys were made in this order
 }
 
 // NewKeyAPI makes a KeyAPI without keys. It panics if there is no admin token.
@@ -77,6 +80,8 @@ func NewKeyAPI(o KeyAPIOptions) *KeyAPI {
 		mux:     http.NewServeMux(),
 		admin:   o.AdminToken,
 		now:     clock(o.Now),
+		byID:    make(map[string]*heldKey),
+		names:   make(map[[2]string]*heldKey),
 	}
 	mayCreate := o.MayCreate
 	if mayCreate == nil {
@@ -101,14 +106,25 @@ func (a *KeyAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.Serve
 
 // Live returns the keys that live now, oldest first; never nil.
 func (a *KeyAPI) Live() []Key {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.dropExpired()
-	live := make([]Key, 0, len(a.keys))
-	for _, k := range a.keys {
+	live := []Key{}
+	for _, k := range a.held() {
 		live = append(live, k.Key)
 	}
 	return live
+}
+
+// held returns the live keys, oldest first.
+func (a *KeyAPI) held() []heldKey {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var held []heldKey
+	for _, k := range a.byID {
+		if a.live(k) != nil {
+			held = append(held, *k)
+		}
+	}
+	slices.SortFunc(held, func(x, y heldKey) int { return x.number - y.number })
+	return held
 }
 
 // Valid reports whether secret is the secret of a live key.
@@ -153,22 +169,22 @@ func (a *KeyAPI) create(w http.ResponseWriter, r *http.Request) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.dropExpired()
 	if !in.ExpiresAt.After(a.now()) {
 		writeError(w, http.StatusBadRequest, "expires_at: want a time in the future")
 		return
 	}
 	project := r.PathValue("project")
-	if slices.ContainsFunc(a.keys, func(k heldKey) bool { return k.Project == project && k.Name == in.Name }) {
+	if a.live(a.names[[2]string{project, in.Name}]) != nil {
 		writeError(w, http.StatusConflict, "name: in use")
 		return
 	}
-	k := heldKey{
+	a.made++
+	k := &heldKey{
 		Key: Key{ID: "key-" + randomHex(8), Project: project, Name: in.Name, Scopes: append([]string{}, in.Scopes...),
 			ExpiresAt: in.ExpiresAt.UTC()},
-		secret: "acme_" + randomHex(20),
+		secret: "acme_" + randomHex(20), number: a.made,
 	}
-	a.keys = append(a.keys, k)
+	a.byID[k.ID], a.names[[2]string{project, k.Name}] = k, k
 	writeJSON(w, http.StatusCreated, map[string]any{"id": k.ID, "name": k.Name, "secret": k.secret, "expires_at": k.ExpiresAt})
 }
 
@@ -197,8 +213,8 @@ func (a *KeyAPI) extend(w http.ResponseWriter, r *http.Request) {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	i := a.index(r)
-	if i < 0 {
+	k := a.named(r)
+	if k == nil {
 		writeError(w, http.StatusNotFound, "no such key")
 		return
 	}
@@ -206,19 +222,19 @@ func (a *KeyAPI) extend(w http.ResponseWriter, r *http.Request) {
 		writeError(w, http.StatusBadRequest, "expires_at: want a time in the future")
 		return
 	}
-	a.keys[i].ExpiresAt = in.ExpiresAt.UTC()
-	writeJSON(w, http.StatusOK, map[string]any{"id": a.keys[i].ID, "expires_at": a.keys[i].ExpiresAt})
+	k.ExpiresAt = in.ExpiresAt.UTC()
+	writeJSON(w, http.StatusOK, map[string]any{"id": k.ID, "expires_at": k.ExpiresAt})
 }
 
 func (a *KeyAPI) revoke(w http.ResponseWriter, r *http.Request) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	i := a.index(r)
-	if i < 0 {
+	k := a.named(r)
+	if k == nil {
 		writeError(w, http.StatusNotFound, "no such key")
 		return
 	}
-	a.keys = slices.Delete(a.keys, i, i+1)
+	a.drop(k)
 	w.WriteHeader(http.StatusNoContent)
 }
 
@@ -236,28 +252,35 @@ func (a *KeyAPI) use(w http.ResponseWriter, r *http.Request) {
 }
 
 func (a *KeyAPI) bySecret(secret string) (Key, bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.dropExpired()
-	i := slices.IndexFunc(a.keys, func(k heldKey) bool { return k.secret == secret })
+	held := a.held()
+	i := slices.IndexFunc(held, func(k heldKey) bool { return k.secret == secret })
 	if i < 0 {
 		return Key{}, false
 	}
-	return a.keys[i].Key, true
+	return held[i].Key, true
 }
 
-// index finds the live key that the path names, -1 if there is none. The caller holds mu.
-func (a *KeyAPI) index(r *http.Request) int {
-	a.dropExpired()
-	return slices.IndexFunc(a.keys, func(k heldKey) bool {
-		return k.Project == r.PathValue("project") && k.ID == r.PathValue("id")
-	})
+// named returns the live key that the path names, or nil. The caller holds mu.
+func (a *KeyAPI) named(r *http.Request) *heldKey {
+	if k := a.live(a.byID[r.PathValue("id")]); k != nil && k.Project == r.PathValue("project") {
+		return k
+	}
+	return nil
 }
 
-// dropExpired lets time do its work. The caller holds mu.
-func (a *KeyAPI) dropExpired() {
-	now := a.now()
-	a.keys = slices.DeleteFunc(a.keys, func(k heldKey) bool { return !k.ExpiresAt.After(now) })
+// live returns k, or nil if there is none or time has ended it. The caller holds mu.
+func (a *KeyAPI) live(k *heldKey) *heldKey {
+	if k == nil || k.ExpiresAt.After(a.now()) {
+		return k
+	}
+	a.drop(k)
+	return nil
+}
+
+// drop forgets a key. The caller holds mu.
+func (a *KeyAPI) drop(k *heldKey) {
+	delete(a.byID, k.ID)
+	delete(a.names, [2]string{k.Project, k.Name})
 }
 
 // readJSON reads one JSON object with no members but those of v. It answers and returns false if the body is something else.

@@ -1,0 +1,111 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package main
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"text/tabwriter"
+)
+
+// spread is a median with the smallest and the largest value.
+type spread struct{ median, least, most float64 }
+
+func spreadOf(values []float64) spread {
+	if len(values) == 0 {
+		return spread{}
+	}
+	sorted := slices.Sorted(slices.Values(values))
+	middle := len(sorted) / 2
+	median := sorted[middle]
+	if len(sorted)%2 == 0 {
+		median = (sorted[middle-1] + median) / 2
+	}
+	return spread{median, sorted[0], sorted[len(sorted)-1]}
+}
+
+func windows(all []group) (list []window) {
+	for _, g := range all {
+		list = append(list, g.windows...)
+	}
+	return list
+}
+
+// of returns the windows of a way, in the order of their rounds.
+func (g *group) of(name string, clients int) (list []window) {
+	for _, w := range g.windows {
+		if w.Way == name && w.Clients == clients {
+			list = append(list, w)
+		}
+	}
+	return list
+}
+
+// rates is the spread of a way's operations a second.
+func (g *group) rates(name string, clients int) spread {
+	var rates []float64
+	for _, w := range g.of(name, clients) {
+		rates = append(rates, w.rate())
+	}
+	return spreadOf(rates)
+}
+
+// paired is the spread of the ratios of two ways' rates, each of one round.
+func (g *group) paired(r ratio, clients int) spread {
+	var ratios []float64
+	to := g.of(r.to, clients)
+	for i, w := range g.of(r.of, clients) {
+		ratios = append(ratios, w.rate()/to[i].rate())
+	}
+	return spreadOf(ratios)
+}
+
+// cost is the CPU time of a process in milliseconds an operation, over all rounds.
+func (g *group) cost(name string, clients int, process string) float64 {
+	var used, ops float64
+	for _, w := range g.of(name, clients) {
+		used, ops = used+w.CPU[process], ops+float64(w.Ops)
+	}
+	return 1000 * used / ops
+}
+
+// report prints what was measured.
+func (g *group) report(to io.Writer) {
+	for _, clients := range g.clients {
+		fmt.Fprintf(to, "\n%s a second, %s, %d rounds of %d: median (least–most)\n", g.what, plural(clients, "client"), g.rounds, g.size(clients))
+		table := tabwriter.NewWriter(to, 0, 0, 2, ' ', 0)
+		fmt.Fprint(table, "\ta second\t\tCPU ms each: Vault\tengine\tlab\n")
+		for _, name := range g.ways {
+			rates := g.rates(name, clients)
+			fmt.Fprintf(table, "%s\t%.0f\t(%.0f–%.0f)\t%.2f\t%.2f\t%.2f\n", name, rates.median, rates.least, rates.most,
+				g.cost(name, clients, "vault"), g.cost(name, clients, "engine"), g.cost(name, clients, "lab"))
+		}
+		_ = table.Flush()
+		fmt.Fprintln(to)
+		for _, r := range g.ratios {
+			ratios := g.paired(r, clients)
+			fmt.Fprintf(table, "%s\t/ %s\t%.2f\t(%.2f–%.2f)\t%s\n", r.of, r.to, ratios.median, ratios.least, ratios.most, r.verdict(ratios.median))
+		}
+		_ = table.Flush()
+	}
+}
+
+func (r ratio) verdict(median float64) string {
+	switch {
+	case r.aim == 0:
+		return ""
+	case median >= r.aim:
+		return fmt.Sprintf("aim %.2f: reached", r.aim)
+	default:
+		return fmt.Sprintf("aim %.2f: MISSED", r.aim)
+	}
+}
+
+func plural(n int, what string) string {
+	if n == 1 {
+		return "1 " + what
+	}
+	return fmt.Sprintf("%d %ss", n, what)
+}
