@@ -10,6 +10,7 @@ import (
 
 	"github.com/hashicorp/vault/sdk/logical"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
@@ -44,7 +45,8 @@ func newMeters() *meters {
 			Name: "oidcexchange_swept_total", Help: "Entries of the ledger that the sweeper ended: settled, revoked, expired.",
 		}, []string{"as"}),
 	}
-	m.registry.MustRegister(m.issued, m.refused, m.calls, m.swept)
+	m.registry.MustRegister(m.issued, m.refused, m.calls, m.swept,
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})) // of the process, which serves many mounts
 	return m
 }
 

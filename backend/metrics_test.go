@@ -71,7 +71,13 @@ func value(m *dto.Metric) float64 {
 
 func TestMetrics(t *testing.T) {
 	w := newWorld(t)
-	before := slices.Sorted(maps.Keys(w.scrape()))
+	first := w.scrape()
+	before := slices.DeleteFunc(slices.Sorted(maps.Keys(first)), func(name string) bool {
+		return strings.HasPrefix(name, "go_") || strings.HasPrefix(name, "process_") // the process's own
+	})
+	if first["go_goroutines"] < 1 || first["go_memstats_heap_alloc_bytes"] < 1 {
+		t.Errorf("goroutines: %v, bytes of heap: %v", first["go_goroutines"], first["go_memstats_heap_alloc_bytes"])
+	}
 	if want := []string{
 		"info{version=" + Version + "}", "issuer_fetches_total{issuer=github,outcome=failed}", "issuer_fetches_total{issuer=github,outcome=ok}",
 		"issuer_keys{issuer=github}", "ledger_counted", "ledger_open_oldest_seconds",

@@ -24,7 +24,7 @@ func (b *engine) metricsPath() *framework.Path {
 			},
 		},
 		HelpSynopsis: "Counters and gauges in Prometheus' text format.",
-		HelpDescription: "What status tells, as numbers, and what was done since the plugin's process began on this node: keys issued, refusals by reason, calls of each target by outcome and time. " +
+		HelpDescription: "What status tells, as numbers, and what was done since the plugin's process began on this node: keys issued, refusals by reason, calls of each target by outcome and time. go_ and process_ are of the process, which all mounts of the plugin's version share. " +
 			"Prometheus asks /v1/<mount>/metrics with a Vault token (authorization: Bearer). Labels are names that operators wrote and codes of the plugin's own.",
 	}
 }
