@@ -22,7 +22,9 @@ var acceptance = []struct {
 }{
 	{"LeftToVault", testLeftToVault},
 	{"Rotation", testRotation},
-	{"Failover", testFailover},
+	{"HighAvailability", testHighAvailability},
+	{"Versions", testVersions},
+	{"Reloads", testReloads},
 	{"RevocationGoesOn", testRevocationGoesOn},
 	{"Restarts", testRestarts},
 	{"Self", testSelf},
@@ -101,12 +103,8 @@ func TestAcceptance(t *testing.T) {
 	if bin == "" {
 		t.Skip("VAULT_BIN is not set, so nothing was tested in a real Vault; `make test` finds or builds one and sets it")
 	}
-	for _, variable := range os.Environ() { // the developer's own Vault is none of ours, nor is a SPIFFE agent
-		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "VAULT_") && name != "VAULT_BIN" || name == "SPIFFE_ENDPOINT_SOCKET" {
-			t.Setenv(name, "")
-		}
-	}
-	s := startServer(t, bin, binaries{plain: buildPlugin(t, ""), faults: buildPlugin(t, "faults")})
+	ownEnvironment(t)
+	s := startServer(t, bin, binaries{plain: buildPlugin(t, "", pluginVersion), faults: buildPlugin(t, "faults", pluginVersion)})
 	t.Run("in one Vault", func(t *testing.T) {
 		for _, each := range acceptance {
 			t.Run(each.name, func(t *testing.T) {
@@ -116,4 +114,13 @@ func TestAcceptance(t *testing.T) {
 		}
 	})
 	s.wantClean(t)
+}
+
+// ownEnvironment hides the developer's own Vault, which is none of ours, and a SPIFFE agent.
+func ownEnvironment(t *testing.T) {
+	for _, variable := range os.Environ() {
+		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "VAULT_") && name != "VAULT_BIN" || name == "SPIFFE_ENDPOINT_SOCKET" {
+			t.Setenv(name, "")
+		}
+	}
 }

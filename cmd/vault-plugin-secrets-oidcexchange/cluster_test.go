@@ -5,8 +5,8 @@ package main
 
 import (
 	"fmt"
-	"net/http"
 	"slices"
+	"syscall"
 	"testing"
 
 	"github.com/hashicorp/vault/api"
@@ -65,13 +65,13 @@ func (s *server) join(t testing.TB) {
 	})
 }
 
-// active returns the server that is active, once there is one.
-func (c cluster) active(t testing.TB) (active *server) {
+// active returns the server that is active, once one is that is not lost.
+func (c cluster) active(t testing.TB, lost *server) (active *server) {
 	t.Helper()
 	eventually(t, "an active Vault", func() (bool, string) {
 		for _, s := range c {
 			health, err := s.root.Sys().HealthWithContext(t.Context())
-			if err == nil && !health.Sealed && !health.Standby {
+			if err == nil && s != lost && !health.Sealed && !health.Standby {
 				active = s
 				return true, ""
 			}
@@ -81,16 +81,39 @@ func (c cluster) active(t testing.TB) (active *server) {
 	return active
 }
 
-// failOver kills the active server, as a crash would, and turns the world to the next one.
-func (c cluster) failOver(t testing.TB, w *world) {
+// crash ends Vault and its plugins at once, as the loss of its machine would.
+func (s *server) crash(t testing.TB) {
 	t.Helper()
-	old := w.server
-	old.kill(t)
-	next := c.active(t)
-	if next == old {
-		t.Fatal("the killed server is active")
+	if err := syscall.Kill(-s.process.Pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
 	}
-	next.canary(old.canaries...)
+	<-s.ended
+}
+
+// seal has Vault sealed by its operator.
+func (s *server) seal(t testing.TB) {
+	t.Helper()
+	if err := s.root.Sys().SealWithContext(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// rejoin brings a server back that was lost or sealed.
+func (s *server) rejoin(t testing.TB) {
+	t.Helper()
+	select {
+	case <-s.ended:
+		s.launch(t)
+	default:
+	}
+	s.join(t)
+}
+
+// takeOver turns the world to the server that becomes active after another one was lost.
+func (c cluster) takeOver(t testing.TB, w *world, lost *server) {
+	t.Helper()
+	next := c.active(t, lost)
+	next.canary(w.canaries...) // all that were used so far
 	w.server = next
 	user, err := next.client(w.user.Token())
 	if err != nil {
@@ -101,46 +124,4 @@ func (c cluster) failOver(t testing.TB, w *world) {
 		_, err := w.root.Logical().ReadWithContext(t.Context(), w.path+"/status")
 		return err == nil, fmt.Sprint(err)
 	})
-}
-
-// What one server has promised, the next one keeps: a token that was used stays used, keys have their leases, ceilings hold.
-func testFailover(t *testing.T, shared *server) {
-	c := startCluster(t, shared.bin, shared.built, 3)
-	w := newWorld(t, c[0], pluginName)
-	w.write(t, "roles/deploy", map[string]any{"max_keys": 3})
-	used, refused := w.token(nil), w.token(map[string]any{"repository": "acme/other"})
-	first, err := w.exchange(t, "deploy", used)
-	if err != nil {
-		t.Fatal(err)
-	}
-	second := w.issue(t, "deploy")
-	if _, err := w.exchange(t, "deploy", refused); reasonOf(err) != "not_trusted" {
-		t.Errorf("a token that no policy accepts: %v", err)
-	}
-
-	c.failOver(t, w)
-
-	_, err = w.exchange(t, "deploy", used)
-	wantRefused(t, err, http.StatusForbidden, "replayed")
-	w.wantConsistent(t)
-	if renewed, err := w.user.Sys().RenewWithContext(t.Context(), first.LeaseID, 1200); err != nil || renewed.LeaseDuration != 1200 {
-		t.Errorf("renewing: %v %v", renewed, err)
-	}
-	eventually(t, "the count of the ledger", func() (bool, string) {
-		ledger := w.read(t, "status")["ledger"].(map[string]any)
-		return ledger["counted"] == true, fmt.Sprint(ledger)
-	})
-	w.issue(t, "deploy")
-	_, err = w.exchange(t, "deploy", w.token(nil))
-	wantRefused(t, err, http.StatusForbidden, "limit")
-	w.must(t, w.root.Token(), "lease", "revoke", "-sync", second.LeaseID)
-	if status := w.use(t, second.Data["api_key"].(string)); status != http.StatusUnauthorized {
-		t.Errorf("the target answers a revoked key with %d", status)
-	}
-	w.issue(t, "deploy")
-	w.must(t, w.root.Token(), "lease", "revoke", "-prefix", w.path+"/creds")
-	w.wantNone(t)
-	for _, s := range c {
-		s.wantClean(t)
-	}
 }

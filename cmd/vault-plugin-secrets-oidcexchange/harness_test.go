@@ -34,6 +34,11 @@ const patience = 90 * time.Second
 // eventually polls until ok holds; state says for the failure how far things are.
 func eventually(t testing.TB, what string, ok func() (done bool, state string)) {
 	t.Helper()
+	within(t, patience, what, ok)
+}
+
+func within(t testing.TB, patience time.Duration, what string, ok func() (done bool, state string)) {
+	t.Helper()
 	tick := time.NewTicker(25 * time.Millisecond)
 	defer tick.Stop()
 	deadline := time.After(patience)
@@ -54,11 +59,11 @@ func eventually(t testing.TB, what string, ok func() (done bool, state string)) 
 type binaries struct{ plain, faults string }
 
 // buildPlugin builds the plugin as a release does, but with the race detector if the test has it.
-func buildPlugin(t testing.TB, tags string) string {
+func buildPlugin(t testing.TB, tags, version string) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "plugin")
 	args := []string{"build", "-tags", tags, "-o", binary,
-		"-ldflags", "-X github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend.Version=" + pluginVersion}
+		"-ldflags", "-X github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend.Version=" + version}
 	if raceEnabled() {
 		args = append(args, "-race")
 	}
@@ -168,7 +173,7 @@ func freePort(t testing.TB) string {
 // launch starts the process and waits until it answers.
 func (s *server) launch(t testing.TB) {
 	t.Helper()
-	log, err := os.OpenFile(filepath.Join(s.dir, "vault.log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	log, err := os.OpenFile(s.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,14 +278,20 @@ func (s *server) client(token string) (*api.Client, error) {
 // register puts a copy of the binary in the catalog: a plugin of another name has a process of its own.
 func (s *server) register(t testing.TB, name, binary string, env ...string) {
 	t.Helper()
+	s.link(t, name, binary)
+	s.registerAs(t, name, name, pluginVersion, binary, env...)
+}
+
+// registerAs puts a version of a plugin in the catalog, whose binary is linked as command.
+func (s *server) registerAs(t testing.TB, name, command, version, binary string, env ...string) {
+	t.Helper()
 	content, err := os.ReadFile(binary)
 	if err != nil {
 		t.Fatal(err)
 	}
-	s.link(t, name, binary)
 	sum := sha256.Sum256(content)
 	err = s.root.Sys().RegisterPluginWithContext(t.Context(), &api.RegisterPluginInput{
-		Name: name, Type: api.PluginTypeSecrets, Command: name, SHA256: hex.EncodeToString(sum[:]), Version: pluginVersion, Env: env,
+		Name: name, Type: api.PluginTypeSecrets, Command: command, SHA256: hex.EncodeToString(sum[:]), Version: version, Env: env,
 	})
 	if err != nil {
 		t.Fatalf("registering the plugin: %v", err)
@@ -301,6 +312,9 @@ func (s *server) pids(t testing.TB, name string) []int {
 	t.Helper()
 	var pids []int
 	for line := range bytes.Lines(s.log(t, 0)) {
+		if !bytes.Contains(line, []byte("plugin started")) { // the log may be long
+			continue
+		}
 		var event struct {
 			Message string      `json:"@message"`
 			Path    string      `json:"path"`

@@ -14,7 +14,7 @@ import (
 
 // The binary tells its version and where it comes from, and what it is when a person starts it.
 func TestByHand(t *testing.T) {
-	binary := buildPlugin(t, "")
+	binary := buildPlugin(t, "", pluginVersion)
 	for _, flag := range []string{"-version", "--version"} {
 		out, err := exec.CommandContext(t.Context(), binary, flag).CombinedOutput()
 		want := regexp.MustCompile(`^vault-plugin-secrets-oidcexchange ` + regexp.QuoteMeta(pluginVersion) + ` \((commit [0-9a-f]{40}, (with changes, )?)?go1\.[^ ]+\)\n$`)

@@ -144,42 +144,34 @@ func testRevokeScriptOfExposedKeys(t *testing.T, s *server) {
 	}
 }
 
-// A revocation goes on when the plugin is killed in it, and when another server takes over; Vault's own revocation of the
-// same keys goes on beside it.
-func testRevocationGoesOn(t *testing.T, shared *server) {
-	c := startCluster(t, shared.bin, shared.built, 3)
-	w := newWorld(t, c[0], pluginName)
-	for _, harm := range []struct {
-		name string
-		do   func()
-	}{
-		{"plugin killed", func() {
-			w.killPlugin(t, pluginName)
-			w.recovered(t)
-		}},
-		{"failover", func() { c.failOver(t, w) }},
-	} {
-		w.write(t, "targets/acme", map[string]any{"rate": 0})
-		for range 40 {
-			w.issue(t, "deploy")
-		}
-		w.write(t, "targets/acme", map[string]any{"rate": 4, "burst": 1}) // so that it takes some seconds
-		id := w.write(t, "revocations", map[string]any{"claim": "repository=acme/widget", "dry_run": false}).Data["id"].(string)
-		eventually(t, "the first keys to end", func() (bool, string) { n := len(w.live()); return n < 38, fmt.Sprint(n) })
-		harm.do()
-		if n := len(w.live()); n == 0 {
-			t.Fatalf("%s: all had ended before", harm.name)
-		}
-		w.must(t, w.root.Token(), "lease", "revoke", "-prefix", w.path+"/creds")
-		eventually(t, "the end of the revocation", func() (bool, string) {
-			run := w.read(t, "revocations/"+id)
-			return run["state"] == "done", fmt.Sprint(run)
-		})
-		w.wantNone(t)
-		_, err := w.exchange(t, "deploy", w.token(nil))
-		wantRefused(t, err, http.StatusForbidden, "blocked")
-		if _, err := w.root.Logical().DeleteWithContext(t.Context(), w.path+"/blocks/revocation-"+id); err != nil {
-			t.Fatal(err)
-		}
+// A revocation goes on when the plugin is killed in it; Vault's own revocation of the same keys goes on beside it.
+func testRevocationGoesOn(t *testing.T, s *server) {
+	const plugin = "killed-in-revocation"
+	s.register(t, plugin, s.built.plain)
+	w := newWorld(t, s, plugin)
+	for range 40 {
+		w.issue(t, "deploy")
 	}
+	w.write(t, "targets/acme", map[string]any{"rate": 4, "burst": 1}) // so that it takes some seconds
+	id := w.write(t, "revocations", map[string]any{"claim": "repository=acme/widget", "dry_run": false}).Data["id"].(string)
+	eventually(t, "the first keys to end", func() (bool, string) { n := len(w.live()); return n < 38, fmt.Sprint(n) })
+	w.killPlugin(t, plugin)
+	w.recovered(t)
+	if n := len(w.live()); n == 0 {
+		t.Fatal("all had ended before")
+	}
+	w.must(t, w.root.Token(), "lease", "revoke", "-prefix", w.path+"/creds")
+	w.finished(t, id)
+	w.wantNone(t)
+	_, err := w.exchange(t, "deploy", w.token(nil))
+	wantRefused(t, err, http.StatusForbidden, "blocked")
+}
+
+// finished waits for the end of a revocation.
+func (w *world) finished(t testing.TB, id string) {
+	t.Helper()
+	eventually(t, "the end of the revocation", func() (bool, string) {
+		run := w.read(t, "revocations/"+id)
+		return run["state"] == "done", fmt.Sprint(run)
+	})
 }
