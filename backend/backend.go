@@ -115,7 +115,7 @@ func newEngine(now func() time.Time) *engine {
 		[]*framework.Path{b.configPath()},
 		b.issuerNoun.paths(b), b.trustNoun.paths(b), b.targetNoun.paths(b), b.roleNoun.paths(b), b.blockNoun.paths(b),
 		b.selfPaths(), b.keysPaths(), b.revocationPaths(), b.credsPaths(), b.staticPaths(), b.statusPaths(),
-		[]*framework.Path{b.explainPath(), b.checkPath(), b.rotateRootPath(), b.sweepPath(), b.metricsPath()},
+		[]*framework.Path{b.explainPath(), b.checkPath(), b.reconcilePath(), b.rotateRootPath(), b.sweepPath(), b.metricsPath()},
 	)
 	return b
 }

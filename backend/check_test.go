@@ -33,7 +33,7 @@ func (w *world) wantCheck(name, state, reason string) string {
 func TestCheck(t *testing.T) {
 	w := newWorld(t).withNuGet()
 	want := map[string]any{
-		"target": "acme", "driver": "http", "enabled": true, "deleted": false, "revoke": true, "renew": true, "find": true, "check": true, "rotate": false, "identify": false, "rotate_root": false,
+		"target": "acme", "driver": "http", "enabled": true, "deleted": false, "revoke": true, "renew": true, "find": true, "check": true, "list": true, "rotate": false, "identify": false, "rotate_root": false,
 		"subject_token": nil, "state": "ok", "reason": "", "hint": "", "detail": "",
 	}
 	w.store.set(nil)

@@ -211,7 +211,7 @@ func (b *engine) intent(ctx context.Context, req *logical.Request, o *order) (*e
 		JTI: o.who.jti, Revocable: o.target.Caps().Revoke, IssuedAt: now, NotAfter: notAfter, RequestID: req.ID,
 	}
 	o.who.record(o.role, e)
-	e.Name = "oidcx-" + conf.Instance + "-" + e.rand()
+	e.Name = leasedName + conf.Instance + "-" + e.rand()
 	e.Handle = target.Handle{Name: e.Name, Params: o.params}
 	return e, nil
 }

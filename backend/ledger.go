@@ -34,6 +34,14 @@ const (
 	hourLayout  = "2006010215"
 )
 
+// What the engine makes at targets bears a name of its own there: one of these, the mount's instance, a hyphen and random
+// letters. They differ, so that what looks for leased keys there never comes across a key or a credential that is in use.
+const (
+	leasedName     = "oidcx-"
+	staticName     = "oidcs-"
+	credentialName = "oidcc-"
+)
+
 // The states of an entry.
 const (
 	statePending = "pending" // asked for; the outcome is not recorded yet

@@ -105,6 +105,12 @@ func (t *openTarget) Find(ctx context.Context, h target.Handle) (found []target.
 	return t.Target.Find(ctx, h)
 }
 
+// List is measured.
+func (t *openTarget) List(ctx context.Context, prefix string, place map[string]any) (keys []target.Handle, whole bool, err error) {
+	defer t.called("list", time.Now(), &err)
+	return t.Target.List(ctx, prefix, place)
+}
+
 // Check is measured.
 func (t *openTarget) Check(ctx context.Context) (err error) {
 	defer t.called("check", time.Now(), &err)

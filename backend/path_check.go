@@ -49,7 +49,7 @@ func (b *engine) checkPath() *framework.Path {
 		HelpSynopsis: "Ask a target whether it is there and takes the engine's credential, and what it can do.",
 		HelpDescription: "One call that changes nothing, in its turn among the others. state is ok, failed, or unsupported where the API has no such call; reason is a reason code, hint what its operator is to do, detail what happened. " +
 			"A target that is down is an answer, not an error: errors are this mount's own. subject_token says the same of the token that the target is shown, where that is not the caller's. " +
-			"revoke, renew, find and check, rotate and identify (a key), and rotate_root (the credential) are what the target can do.",
+			"revoke, renew, find, check and list (what reconcile needs), rotate and identify (a key), and rotate_root (the credential) are what the target can do.",
 	}
 }
 
@@ -89,7 +89,7 @@ func (b *engine) check(ctx context.Context, req *logical.Request, d *framework.F
 func abilities(t *openTarget) map[string]any {
 	can := t.Caps()
 	return map[string]any{
-		"revoke": can.Revoke, "renew": can.Renew, "find": can.Find, "check": can.Check,
+		"revoke": can.Revoke, "renew": can.Renew, "find": can.Find, "check": can.Check, "list": can.List,
 		"rotate": can.Rotate, "identify": can.Identify, "rotate_root": can.RotateRoot,
 	}
 }

@@ -84,7 +84,7 @@ func (r *root) ask(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	name := "oidcc-" + conf.Instance + "-" + strings.ToLower(rand.Text())
+	name := credentialName + conf.Instance + "-" + strings.ToLower(rand.Text())
 	made, err := r.target.RotateCredential(ctx, name, r.target.record.end(r.now()))
 	if err != nil {
 		return err

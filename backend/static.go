@@ -149,8 +149,7 @@ func (r *staticRole) prepare(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// Not the prefix of leased keys: what looks for those at the target must not come across this one.
-	st.Name = "oidcs-" + conf.Instance + "-" + strings.ToLower(rand.Text())
+	st.Name = staticName + conf.Instance + "-" + strings.ToLower(rand.Text())
 	return nil
 }
 

@@ -31,7 +31,7 @@ type GiteaToken struct {
 // Gitea is a stand-in for the access tokens of a Gitea or Forgejo:
 //
 //	POST   /api/v1/users/{username}/tokens          {"name","scopes"} -> 201 {"id","name","sha1","token_last_eight"}
-//	GET    /api/v1/users/{username}/tokens          -> 200 [{"id","name",…}], without secrets, 30 at most
+//	GET    /api/v1/users/{username}/tokens          -> 200 [{"id","name",…}], without secrets, newest first; ?page=&limit=, 30 by default, 50 at most
 //	DELETE /api/v1/users/{username}/tokens/{token}  by id or name -> 204
 //	GET    /api/v1/user                             -> 200 by password, and by a token with that scope
 //	GET    /lab/keys                                -> 200 {"keys":[...]}, the inventory, open to all
@@ -191,10 +191,21 @@ func (g *Gitea) create(w http.ResponseWriter, r *http.Request, _, owner string) 
 	}
 }
 
-func (g *Gitea) list(w http.ResponseWriter, _ *http.Request, _, owner string) {
+func (g *Gitea) list(w http.ResponseWriter, r *http.Request, _, owner string) {
+	number := func(name string, def int) int {
+		if n, err := strconv.Atoi(r.URL.Query().Get(name)); err == nil && n > 0 {
+			return n
+		}
+		return def
+	}
+	limit := min(number("limit", 30), 50)
+	skip := (number("page", 1) - 1) * limit
 	listed := []map[string]any{}
 	for _, t := range slices.Backward(g.tokens) {
-		if t.User == owner && len(listed) < 30 {
+		if t.User != owner {
+			continue
+		}
+		if skip--; skip < 0 && len(listed) < limit {
 			listed = append(listed, map[string]any{"id": t.ID, "name": t.Name, "sha1": "", "token_last_eight": t.secret[32:], "scopes": t.Scopes})
 		}
 	}

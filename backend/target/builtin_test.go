@@ -7,6 +7,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -142,7 +143,7 @@ func TestArtifactoryAdmin(t *testing.T) {
 	const tokens = "/access/api/v1/tokens"
 	targettest.Run(t, targettest.Suite{
 		Config: target.Config{Driver: "artifactory"}, Params: map[string]any{"username": "ci"},
-		Caps: target.Caps{Revoke: true, Find: true, Check: true}, Credential: []string{"token"}, Accessor: true, Expiry: true,
+		Caps: target.Caps{Revoke: true, Find: true, List: true, Check: true}, Credential: []string{"token"}, Accessor: true, Expiry: true,
 		Denied: []int{400, 401, 403, 404, 422}, Header: "Authorization", HeaderValue: asBearer, Fields: map[string]string{"username": "ci"},
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {
@@ -186,7 +187,7 @@ func TestGitea(t *testing.T) {
 	const tokens = "/api/v1/users/ci/tokens"
 	targettest.Run(t, targettest.Suite{
 		Config: target.Config{Driver: "gitea"}, Params: map[string]any{"username": "ci", "scopes": "read:repository,write:issue"},
-		Caps: target.Caps{Revoke: true, Find: true, Check: true}, Credential: []string{"username", "password"}, Accessor: true, ByName: true,
+		Caps: target.Caps{Revoke: true, Find: true, List: true, Check: true}, Credential: []string{"username", "password"}, Accessor: true, ByName: true, Blank: true,
 		Denied: []int{400, 401, 403, 404, 422}, Header: "Authorization", HeaderValue: func(secret string) string { return "token " + secret },
 		Fields: map[string]string{"username": "ci"},
 		Wire: targettest.Wire{
@@ -210,8 +211,18 @@ func TestGitea(t *testing.T) {
 					}
 				case r.Method == http.MethodDelete && isKey:
 					c.Op, c.Key = targettest.Revoke, name
+				case r.Method == http.MethodGet && r.URL.Path == tokens && r.URL.Query().Get("limit") == "50":
+					c.Op = targettest.List
+					c.Page, _ = strconv.Atoi(r.URL.Query().Get("page"))
 				}
 				return c
+			},
+			Page: func(keys []targettest.Key, _ int) targettest.Answer {
+				list := []map[string]any{}
+				for _, k := range keys {
+					list = append(list, map[string]any{"id": k.Accessor, "name": k.Name, "sha1": "", "scopes": nil})
+				}
+				return targettest.Answer{Status: 200, Body: list}
 			},
 			Write: func(op targettest.Op, keys []targettest.Key) (int, any) {
 				switch op {

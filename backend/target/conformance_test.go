@@ -85,6 +85,13 @@ find:
   ok: [200]
   found: 'response.json.keys.filter(k, k.name == name).map(k, string(k.id))'
   next: '"x-next" in response.headers ? {"page": page + 1} : {}'
+list:
+  method: GET
+  path: '["v1", "projects", params.project, "keys"]'
+  query: {name: prefix}
+  ok: [200]
+  listed: 'response.json.keys.map(k, {"name": k.name, "accessor": string(k.id)})'
+  next: '"x-next" in response.headers ? {"page": page + 1} : {}'
 check: {method: GET, path: '["v1", "whoami"]', headers: {Authorization: '"Bearer " + credential.token'}, ok: [200]}
 rotate:
   method: POST
@@ -117,7 +124,7 @@ func acmeSuite(profile string, alone bool) targettest.Suite {
 	return targettest.Suite{
 		Config:     target.Config{Driver: "http", Profile: profile},
 		Params:     map[string]any{"project": "widget"},
-		Caps:       target.Caps{Revoke: true, Renew: true, Find: true, Check: !alone},
+		Caps:       target.Caps{Revoke: true, Renew: true, Find: true, List: true, Check: !alone},
 		Credential: []string{"token"}, Token: alone, Alone: alone,
 		Accessor: true, Expiry: true,
 		Denied: []int{400, 401, 403, 404, 415, 422},
@@ -153,7 +160,7 @@ func acmeSuite(profile string, alone bool) targettest.Suite {
 					c.Op, c.Key, c.NotAfter = targettest.Renew, id, in.ExpiresAt
 				case r.Method == http.MethodDelete && isKey:
 					c.Op, c.Key = targettest.Revoke, id
-				case r.Method == http.MethodGet && r.URL.Path == keys && strings.HasPrefix(r.URL.Query().Get("name"), "oidcx-"):
+				case r.Method == http.MethodGet && r.URL.Path == keys && (!r.URL.Query().Has("name") || strings.HasPrefix(r.URL.Query().Get("name"), "oidcx-")):
 					c.Op = targettest.Find
 					c.Page, _ = strconv.Atoi(r.URL.Query().Get("page"))
 				case r.Method == http.MethodGet && r.URL.Path == "/v1/whoami":

@@ -78,9 +78,10 @@ func connectKind(c Config) (facts, func(*Target) driver, error) {
 		{name: "user", kind: kindString, required: true, pattern: exactly(guid)},
 		{name: "user_role", kind: kindString, pattern: exactly("administrator|publisher|viewer")},
 	}
+	kind.placed = []string{"user"}
 	return kind, func(t *Target) driver {
 		d := &connectDriver{api: t.api, apiKey: t.credential["api_key"]}
-		return driver{exchange: d.create, revoke: d.delete, find: d.find, check: d.checkCredential}
+		return driver{exchange: d.create, revoke: d.delete, find: d.find, list: d.list, check: d.checkCredential}
 	}, nil
 }
 

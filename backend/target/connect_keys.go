@@ -101,7 +101,7 @@ func (d *connectDriver) delete(ctx context.Context, h Handle) error {
 	if err != nil || answered.status != http.StatusNotFound {
 		return err
 	}
-	keys, err := d.list(ctx, op, user)
+	keys, err := d.keysOf(ctx, op, user)
 	if err != nil {
 		return err
 	}
@@ -118,7 +118,7 @@ func (d *connectDriver) find(ctx context.Context, h Handle) ([]Handle, error) {
 	if user == "" {
 		return nil, unbuildable(op, "the key has no user")
 	}
-	keys, err := d.list(ctx, op, user)
+	keys, err := d.keysOf(ctx, op, user)
 	if err != nil {
 		return nil, err
 	}
@@ -134,8 +134,26 @@ func (d *connectDriver) find(ctx context.Context, h Handle) ([]Handle, error) {
 // connectKey is a key as the API lists it.
 type connectKey struct{ id, name string }
 
-// list returns the keys of the credential's user.
-func (d *connectDriver) list(ctx context.Context, op, user string) ([]connectKey, error) {
+// list returns all keys of a user.
+func (d *connectDriver) list(ctx context.Context, _ string, place map[string]any) ([]Handle, bool, error) {
+	const op = "list"
+	user, _ := place["user"].(string)
+	if user == "" {
+		return nil, false, unbuildable(op, "the place has no user")
+	}
+	keys, err := d.keysOf(ctx, op, user)
+	if err != nil {
+		return nil, false, err
+	}
+	handles := make([]Handle, len(keys))
+	for i, k := range keys {
+		handles[i] = Handle{Name: k.name, Accessor: k.id}
+	}
+	return handles, true, nil
+}
+
+// keysOf returns the keys of the credential's user.
+func (d *connectDriver) keysOf(ctx context.Context, op, user string) ([]connectKey, error) {
 	c := d.call(op, http.MethodGet, d.apiKey, "v1", "users", user, "keys")
 	c.ok, c.denied, c.wantBody, c.urgent, c.hint = []int{200}, []int{400, 401, 403, 404}, true, true, keysHint
 	answered, err := d.api.do(ctx, c)

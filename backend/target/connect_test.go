@@ -136,7 +136,7 @@ func TestConnectUserKey(t *testing.T) {
 	targettest.Run(t, targettest.Suite{
 		Config:     target.Config{Driver: "connect"},
 		Params:     map[string]any{"user": "5e-2", "user_role": "viewer"},
-		Caps:       target.Caps{Revoke: true, Find: true, Check: true},
+		Caps:       target.Caps{Revoke: true, Find: true, List: true, Check: true},
 		Credential: []string{"api_key"},
 		Accessor:   true, Expiry: true, MayLack: true, Doubts: 1,
 		Denied: []int{400, 401, 403, 404, 422},

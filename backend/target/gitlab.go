@@ -67,6 +67,7 @@ func gitlabFacts(c Config) (facts, func(*Target) driver, error) {
 	}
 	return facts{
 		name: gitlabName, url: "https://gitlab.com", source: SourceNone, params: gitlabParams, together: gitlabTogether,
+		placed:     []string{"id", "kind", "user"},
 		credential: []string{"token"}, headerName: "PRIVATE-TOKEN",
 	}, connectGitLab, nil
 }
@@ -86,7 +87,7 @@ func (unlimited) Wait(context.Context) error { return nil }
 func connectGitLab(t *Target) driver {
 	g := newGitLabDriver(t)
 	return driver{
-		exchange: g.exchange, revoke: g.revoke, find: g.find, check: g.check,
+		exchange: g.exchange, revoke: g.revoke, find: g.find, list: g.list, check: g.check,
 		rotate: g.rotateKey, identify: g.identify, rotateCredential: g.rotateCredential,
 	}
 }

@@ -4,12 +4,14 @@
 package target
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 
 	gitlab "gitlab.com/gitlab-org/api/client-go/v2"
 )
@@ -23,18 +25,40 @@ func (g *gitlabDriver) find(ctx context.Context, h Handle) ([]Handle, error) {
 	if err != nil {
 		return nil, selfEnding(h, err)
 	}
-	ids, pages, err := g.named(ctx, kind, at, h.Name)
-	if err == nil && len(ids) == 0 && pages > 1 {
-		ids, _, err = g.named(ctx, kind, at, h.Name)
+	named := func() ([]Handle, int, error) {
+		found, pages, whole, err := g.tokens(ctx, op, kind, at, h.Name)
+		if err == nil && !whole {
+			err = protocol(op, "the list of tokens does not end within %d pages", gitlabMaxPages)
+		}
+		found = slices.DeleteFunc(found, func(t Handle) bool { return t.Name != h.Name })
+		return found, pages, err
+	}
+	handles, pages, err := named()
+	if err == nil && len(handles) == 0 && pages > 1 {
+		handles, _, err = named()
 	}
 	if err != nil {
 		return nil, selfEnding(h, err)
 	}
-	handles := make([]Handle, len(ids))
-	for i, id := range ids {
-		handles[i] = Handle{Name: h.Name, Accessor: strconv.FormatInt(id, 10), Params: at.within(h.Params)}
+	slices.SortFunc(handles, func(a, b Handle) int {
+		return cmp.Or(cmp.Compare(len(a.Accessor), len(b.Accessor)), cmp.Compare(a.Accessor, b.Accessor))
+	})
+	handles = slices.CompactFunc(handles, func(a, b Handle) bool { return a.Accessor == b.Accessor })
+	for i := range handles {
+		handles[i].Params = at.within(h.Params)
 	}
 	return handles, nil
+}
+
+// list returns the living tokens of a place.
+func (g *gitlabDriver) list(ctx context.Context, prefix string, params map[string]any) ([]Handle, bool, error) {
+	const op = "list"
+	kind, at, err := g.place(ctx, op, params)
+	if err != nil {
+		return nil, false, err
+	}
+	found, _, whole, err := g.tokens(ctx, op, kind, at, prefix)
+	return found, whole, err
 }
 
 const (
@@ -42,30 +66,29 @@ const (
 	gitlabMaxPages = 100
 )
 
-// named lists the ids of the living tokens of one name, sorted.
-func (g *gitlabDriver) named(ctx context.Context, kind gitlabKind, at gitlabPlace, name string) (ids []int64, pages int, err error) {
-	const op = "find"
+// tokens lists the living tokens of a place whose names begin with a text. whole is false if there are more pages than are
+// read, or the one after a page is not told.
+func (g *gitlabDriver) tokens(ctx context.Context, op string, kind gitlabKind, at gitlabPlace, text string) (found []Handle, pages int, whole bool, err error) {
 	for page := int64(1); ; {
-		found, next, err := g.page(ctx, kind, at, name, page)
+		tokens, next, err := g.page(ctx, op, kind, at, text, page)
 		if err != nil {
-			return nil, 0, err
+			return nil, 0, false, err
 		}
-		for _, t := range found {
+		for _, t := range tokens {
 			switch {
-			case t == nil || t.Name != name || t.Revoked:
+			case t == nil || t.Revoked || !strings.HasPrefix(t.Name, text):
 			case t.ID <= 0:
-				return nil, 0, protocol(op, "a token has no id")
+				return nil, 0, false, protocol(op, "a token has no id")
 			default:
-				ids = append(ids, t.ID)
+				found = append(found, Handle{Name: t.Name, Accessor: strconv.FormatInt(t.ID, 10)})
 			}
 		}
 		pages++
-		if next == 0 {
-			slices.Sort(ids)
-			return slices.Compact(ids), pages, nil
-		}
-		if next <= page || pages == gitlabMaxPages {
-			return nil, 0, protocol(op, "the list of tokens does not end within %d pages", gitlabMaxPages)
+		switch {
+		case next == 0:
+			return found, pages, true, nil
+		case next <= page || pages == gitlabMaxPages:
+			return found, pages, false, nil
 		}
 		page = next
 	}
@@ -73,8 +96,8 @@ func (g *gitlabDriver) named(ctx context.Context, kind gitlabKind, at gitlabPlac
 
 // page reads one page of the living tokens; next is 0 after the last. A full page may have one after it although its header
 // does not say so: not every proxy lets that through.
-func (g *gitlabDriver) page(ctx context.Context, kind gitlabKind, at gitlabPlace, name string, page int64) (found []*gitlab.PersonalAccessToken, next int64, err error) {
-	c := gitlabCall("find", http.StatusOK, kind.needs)
+func (g *gitlabDriver) page(ctx context.Context, op string, kind gitlabKind, at gitlabPlace, name string, page int64) (found []*gitlab.PersonalAccessToken, next int64, err error) {
+	c := gitlabCall(op, http.StatusOK, kind.needs)
 	c.urgent = true
 	err = g.api.lend(ctx, c, func(ctx context.Context) error {
 		list, resp, err := kind.list(g.client, at, name, gitlab.ListOptions{Page: page, PerPage: gitlabPage}, gitlab.WithContext(ctx))

@@ -66,7 +66,7 @@ func TestGitLab(t *testing.T) {
 			targettest.Run(t, targettest.Suite{
 				Config:     target.Config{Driver: "gitlab"},
 				Params:     k.params,
-				Caps:       target.Caps{Revoke: true, Find: true, Check: true, Rotate: true, Identify: true, RotateRoot: true},
+				Caps:       target.Caps{Revoke: true, Find: true, List: true, Check: true, Rotate: true, Identify: true, RotateRoot: true},
 				Credential: []string{"token"}, Rotated: "token",
 				Accessor: true, Numeric: true, Expiry: true,
 				Denied: []int{400, 401, 403, 404, 405, 422},

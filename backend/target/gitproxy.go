@@ -43,7 +43,7 @@ func gitProxyKind(c Config) (facts, func(*Target) driver, error) {
 	}
 	return kind, func(t *Target) driver {
 		d := &gitProxyDriver{api: t.api, apiKey: t.credential["api_key"]}
-		return driver{exchange: d.exchange, revoke: d.revoke, find: d.find, check: d.check}
+		return driver{exchange: d.exchange, revoke: d.revoke, find: d.find, list: d.list, check: d.check}
 	}, nil
 }
 
@@ -206,6 +206,32 @@ func (d *gitProxyDriver) find(ctx context.Context, h Handle) ([]Handle, error) {
 		return nil, protocol(op, "the answer is about another user than was asked for")
 	}
 	return []Handle{{Name: h.Name, Accessor: h.Name, Params: h.Params}}, nil
+}
+
+// list asks for all users.
+func (d *gitProxyDriver) list(ctx context.Context, _ string, _ map[string]any) ([]Handle, bool, error) {
+	const op = "list"
+	c := d.call(op, http.MethodGet, "api", "users")
+	c.ok, c.wantBody, c.urgent = []int{200}, true, true
+	a, err := d.api.do(ctx, c)
+	if err != nil {
+		return nil, false, err
+	}
+	value, ok := decodeJSON(a.body)
+	list, isList := value.([]any)
+	if !ok || !isList {
+		return nil, false, protocol(op, "the answer is not a list of users")
+	}
+	keys := make([]Handle, len(list))
+	for i, element := range list {
+		user, _ := element.(map[string]any)
+		username, isText := user["username"].(string)
+		if !isText {
+			return nil, false, protocol(op, "a user has no username")
+		}
+		keys[i] = Handle{Name: username, Accessor: username}
+	}
+	return keys, true, nil
 }
 
 // check asks what the operator's key may do.

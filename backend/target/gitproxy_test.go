@@ -43,6 +43,8 @@ func (g *gitProxyWire) read(r *http.Request, body []byte) targettest.Call {
 		c.Op, c.Name = targettest.Exchange, in.Username
 	case r.Method == http.MethodDelete && isUser:
 		c.Op, c.Key = targettest.Revoke, name
+	case is(r, "GET", users):
+		c.Op = targettest.List
 	case r.Method == http.MethodGet && isUser:
 		c.Op, c.Key = targettest.Find, name
 	case is(r, "GET", "/api/me"):
@@ -59,6 +61,12 @@ func (g *gitProxyWire) write(op targettest.Op, keys []targettest.Key) (int, any)
 		return 201, map[string]any{"username": keys[0].Accessor}
 	case targettest.Find:
 		return 200, map[string]any{"username": keys[0].Accessor, "emails": []string{}}
+	case targettest.List:
+		list := []map[string]any{{"username": "ana", "primaryEmail": "ana@example.com"}}
+		for _, k := range keys {
+			list = append(list, map[string]any{"username": k.Accessor, "primaryEmail": nil, "scmProviders": []string{}})
+		}
+		return 200, list
 	case targettest.Revoke:
 		return 204, nil
 	}
@@ -97,7 +105,7 @@ func TestGitProxy(t *testing.T) {
 	wire := &gitProxyWire{passwords: map[string]string{}}
 	targettest.Run(t, targettest.Suite{
 		Config:     target.Config{Driver: "git-proxy-java"},
-		Caps:       target.Caps{Revoke: true, Find: true, Check: true},
+		Caps:       target.Caps{Revoke: true, Find: true, List: true, Check: true},
 		Credential: []string{"api_key"},
 		Accessor:   true, Named: true,
 		Denied: []int{400, 401, 403, 404, 415, 422, 501},

@@ -23,7 +23,7 @@ type profile struct {
 	facts
 	header *expr.Program // nil = the key itself
 
-	exchange, renew, revoke, find, check       *operation // all but exchange may be nil
+	exchange, renew, revoke, find, list, check *operation // all but exchange may be nil
 	rotate, identify, rotateCredential, retire *operation
 
 	made, rotated, identified keyParts      // of exchange, rotate and identify
@@ -31,6 +31,7 @@ type profile struct {
 	renewed                   *expr.Program // of renew: the new expiry
 	found                     *expr.Program // of find: the accessors on a page
 	next                      *expr.Program // of find: the query of the next page, {} after the last; nil = there is one page
+	listed, listNext          *expr.Program // of list: the keys on a page, with their names; and as next
 	newCredential             []entry       // of rotate_credential: the fields that are new
 	credentialExpires         *expr.Program // of the same; may be nil
 
@@ -83,10 +84,13 @@ func (p *profileDriver) driver() driver {
 		d.revoke = p.doRevoke
 	}
 	switch {
-	case p.find != nil:
+	case p.find != nil, p.list != nil && !p.endsByName:
 		d.find = p.doFind
 	case p.endsByName:
 		d.find = findByName
+	}
+	if p.list != nil {
+		d.list = p.doList
 	}
 	if p.check != nil {
 		d.check = p.doCheck

@@ -5,6 +5,7 @@ package target
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"regexp"
 	"slices"
@@ -21,9 +22,9 @@ const (
 // read, keys before ours may end, and ours move up onto a page that was read already; so a list of several pages in which it
 // is not is read again.
 func (p *profileDriver) doFind(ctx context.Context, h Handle) ([]Handle, error) {
-	accessors, pages, err := p.list(ctx, h)
+	accessors, pages, err := p.accessors(ctx, h)
 	if err == nil && len(accessors) == 0 && pages > 1 {
-		accessors, _, err = p.list(ctx, h)
+		accessors, _, err = p.accessors(ctx, h)
 	}
 	if err != nil {
 		return nil, err
@@ -35,47 +36,96 @@ func (p *profileDriver) doFind(ctx context.Context, h Handle) ([]Handle, error) 
 	return handles, nil
 }
 
-// list returns the accessors that find yields, sorted, and how many pages they were on.
-func (p *profileDriver) list(ctx context.Context, h Handle) (accessors []string, pages int, err error) {
-	var query map[string]any // of the page; none = the first one
-	for page := 1; page <= maxPages; page++ {
-		a, err := p.page(ctx, h, query)
-		if err != nil {
-			return nil, 0, err
-		}
-		accessors = append(accessors, a.accessors("found", p.found)...)
-		a.vars["page"] = int64(page)
-		query = a.query("next", p.next)
-		switch {
-		case a.err != nil:
-			return nil, 0, a.err
-		case len(query) == 0 && len(accessors) == 0 && goesOn(a.header):
-			return nil, 0, protocol(a.op, "the server says that there is a further page, and next does not ask for it")
-		case len(query) == 0:
-			slices.Sort(accessors)
-			return slices.Compact(accessors), page, nil
+// accessors lists those of the keys of a handle's name, sorted, and tells how many pages were read.
+func (p *profileDriver) accessors(ctx context.Context, h Handle) (found []string, pages int, err error) {
+	const op = "find"
+	w := walk{op: op, request: p.find, next: p.next, vars: map[string]any{"params": numbers(h.Params), "name": h.Name}}
+	w.take = func(a *reading) (enough bool) {
+		found = append(found, a.accessors("found", p.found)...)
+		return len(found) > 0
+	}
+	if p.find == nil {
+		w.request, w.next, w.vars = p.list, p.listNext, map[string]any{"params": numbers(h.Params), "prefix": h.Name}
+		w.take = func(a *reading) (enough bool) {
+			for _, k := range a.handles("listed", p.listed) {
+				if k.Name == h.Name && !validAccessor(k.Accessor) {
+					a.failf("listed: %s", accessorRule)
+				}
+				if k.Name == h.Name {
+					found = append(found, k.Accessor)
+				}
+			}
+			return len(found) > 0
 		}
 	}
-	return nil, 0, protocol("find", "the list of keys does not end within %d pages", maxPages)
+	pages, whole, err := p.walk(ctx, w)
+	if err == nil && !whole {
+		err = protocol(op, "the list of keys does not end within %d pages", maxPages)
+	}
+	slices.Sort(found)
+	return slices.Compact(found), pages, err
 }
 
-// page asks for one page of the list.
-func (p *profileDriver) page(ctx context.Context, h Handle, query map[string]any) (*reading, error) {
-	const op = "find"
-	b := expr.NewBudget()
-	vars := map[string]any{"params": numbers(h.Params), "name": h.Name, "credential": p.credential}
-	c, err := p.find.call(op, b, vars)
+// doList returns all keys of a place that the API lists.
+func (p *profileDriver) doList(ctx context.Context, prefix string, place map[string]any) (keys []Handle, whole bool, err error) {
+	_, whole, err = p.walk(ctx, walk{
+		op: "list", request: p.list, next: p.listNext, vars: map[string]any{"params": numbers(place), "prefix": prefix},
+		take: func(a *reading) (enough bool) {
+			keys = append(keys, a.handles("listed", p.listed)...)
+			return false
+		},
+	})
+	return keys, whole, err
+}
+
+// walk is a list of keys that is to be read.
+type walk struct {
+	op      string
+	request *operation
+	next    *expr.Program
+	vars    map[string]any               // of all expressions
+	take    func(*reading) (enough bool) // a page; enough: a further one that the server tells of, and next does not, may be left out
+}
+
+// walk reads a list page by page. whole is false if it goes on after the last page that is read.
+func (p *profileDriver) walk(ctx context.Context, w walk) (pages int, whole bool, err error) {
+	var query map[string]any // of the page; none = the first one
+	for page := 1; page <= maxPages; page++ {
+		a, err := p.page(ctx, w, query)
+		if err != nil {
+			return 0, false, err
+		}
+		enough := w.take(a)
+		a.vars["page"] = int64(page)
+		query = a.query("next", w.next)
+		switch {
+		case a.err != nil:
+			return 0, false, a.err
+		case len(query) == 0 && !enough && goesOn(a.header):
+			return 0, false, protocol(a.op, "the server says that there is a further page, and next does not ask for it")
+		case len(query) == 0:
+			return page, true, nil
+		}
+	}
+	return maxPages, false, nil
+}
+
+// page asks for one page of a list.
+func (p *profileDriver) page(ctx context.Context, w walk, query map[string]any) (*reading, error) {
+	b, vars := expr.NewBudget(), maps.Clone(w.vars)
+	vars["credential"] = p.credential
+	c, err := w.request.call(w.op, b, vars)
 	if err != nil {
 		return nil, err
 	}
 	for name, value := range query {
 		c.query.Del(name)
 		if err := addValues(c.query, name, value); err != nil {
-			return nil, protocol(op, "next: %v", err)
+			return nil, protocol(w.op, "next: %v", err)
 		}
 	}
 	if len(query) > 0 && len(c.query.Encode()) > maxQueryBytes {
-		return nil, protocol(op, "next: yields a query of more than %d bytes", maxQueryBytes)
+		return nil, protocol(w.op, "next: yields a query of more than %d bytes", maxQueryBytes)
 	}
 	c.urgent, c.wantBody = true, true
 	answered, err := p.api.do(ctx, c)
@@ -83,7 +133,28 @@ func (p *profileDriver) page(ctx context.Context, h Handle, query map[string]any
 		return nil, err
 	}
 	delete(vars, "credential")
-	return answerOf(op, b, answered, vars), nil
+	return answerOf(w.op, b, answered, vars), nil
+}
+
+// handles takes a list of keys, each with a name and, where it has one, an accessor.
+func (a *reading) handles(member string, p *expr.Program) []Handle {
+	value, ok := a.eval(member, p)
+	list, isList := value.([]any)
+	if ok && !isList {
+		a.failf("%s: yields no list", member)
+	}
+	out := make([]Handle, len(list))
+	for i, element := range list {
+		key, _ := element.(map[string]any)
+		name, named := key["name"].(string)
+		accessor, hasAccessor := key["accessor"].(string)
+		if !named || !hasAccessor {
+			a.failf("%s: want a list of {\"name\": text, \"accessor\": text}", member)
+			return nil
+		}
+		out[i] = Handle{Name: name, Accessor: accessor}
+	}
+	return out
 }
 
 // accessors takes a list of them.

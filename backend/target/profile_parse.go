@@ -16,7 +16,7 @@ import (
 
 // allVariables are the names that some expression of a profile may use.
 var allVariables = []string{
-	"params", "subject", "name", "not_after", "ttl", "now", "credential", "subject_token", "accessor", "key", "response", "page", "hostname",
+	"params", "subject", "name", "not_after", "ttl", "now", "credential", "subject_token", "accessor", "key", "response", "page", "prefix", "hostname",
 }
 
 // scope is what the expressions of one operation may use: in the URL, and beyond it in headers and body. Secrets are in
@@ -28,6 +28,7 @@ var (
 	renewScope    = scope{url: []string{"params", "name", "not_after", "now", "accessor", "key"}, inside: []string{"credential"}}
 	revokeScope   = scope{url: []string{"params", "name", "accessor", "key"}, inside: []string{"credential"}}
 	findScope     = scope{url: []string{"params", "name"}, inside: []string{"credential"}}
+	listScope     = scope{url: []string{"params", "prefix"}, inside: []string{"credential"}}
 	checkScope    = scope{inside: []string{"credential"}}
 
 	rotateScope           = scope{url: []string{"params", "name", "not_after", "accessor"}, inside: []string{"credential", "key"}}
@@ -37,12 +38,14 @@ var (
 
 // What the expressions that read an answer may use.
 var (
-	keyVariables    = []string{"response", "params", "subject", "name", "not_after", "ttl"}
-	renewVariables  = []string{"response", "params", "name", "not_after"}
-	foundVariables  = []string{"response", "params", "name"}
-	nextVariables   = []string{"response", "params", "name", "page"}
-	hintVariables   = []string{"response"}
-	headerVariables = []string{"key"}
+	keyVariables     = []string{"response", "params", "subject", "name", "not_after", "ttl"}
+	renewVariables   = []string{"response", "params", "name", "not_after"}
+	foundVariables   = []string{"response", "params", "name"}
+	nextVariables    = []string{"response", "params", "name", "page"}
+	listedVariables  = []string{"response", "params"}
+	furtherVariables = []string{"response", "params", "page"}
+	hintVariables    = []string{"response"}
+	headerVariables  = []string{"key"}
 
 	rotatedVariables    = []string{"response", "params", "name", "not_after"}
 	identifiedVariables = []string{"response", "params"}
@@ -70,7 +73,7 @@ func parseProfile(text string) (*profile, error) {
 		return nil, doc.fault
 	}
 	s.only("name", "url", "subject_token_source", "audience", "audience_from", "params", "credential", "claims", "lifetime", "header",
-		"exchange", "renew", "revoke", "find", "check", "rotate", "identify", "rotate_credential", "retire_credential")
+		"exchange", "renew", "revoke", "find", "list", "check", "rotate", "identify", "rotate_credential", "retire_credential")
 	p := &profile{facts: facts{
 		name: s.text("name"), url: s.text("url"),
 		source: s.text("subject_token_source"), audience: s.text("audience"),
@@ -148,12 +151,23 @@ func (p *profile) parseOperations(s section) {
 		find := s.section("find")
 		p.found = find.required("found", expr.Any, foundVariables...)
 		p.next = find.cel("next", expr.Any, nextVariables...)
-		if p.next == nil {
-			p.advice = append(p.advice, "the profile's find has no next, so its answer is taken for the whole list of keys: a key that was lost and is on a further page would be taken for dead")
-		}
+		p.wholeList("find", p.next)
+	}
+	if p.list = parseOperation(s, "list", listScope, "listed", "next"); p.list != nil {
+		list := s.section("list")
+		p.listed = list.required("listed", expr.Any, listedVariables...)
+		p.listNext = list.cel("next", expr.Any, furtherVariables...)
+		p.wholeList("list", p.listNext)
 	}
 	p.check = parseOperation(s, "check", checkScope)
 	p.parseRotation(s)
+}
+
+// wholeList advises where an operation's answer is taken for all there is.
+func (p *profile) wholeList(operation string, next *expr.Program) {
+	if next == nil {
+		p.advice = append(p.advice, "the profile's "+operation+" has no next, so its answer is taken for the whole list of keys: a key that was lost and is on a further page would be taken for dead")
+	}
 }
 
 // required reads an expression that must be there.
@@ -311,8 +325,10 @@ func (p *profile) checkWhole(s section) {
 	p.endsByKey = p.endsBy(func(e *expr.Program) bool { return readsMember(e, "key", "secret") })
 	p.endsByName = p.find == nil && p.revoke != nil && p.revoke.uses("name") && !p.revoke.uses("accessor") && !p.revoke.uses("key")
 	p.wantsToken = p.exchange.uses("subject_token")
+	p.placed = p.places()
+	finds := p.find != nil || p.list != nil
 	switch {
-	case p.lifetime == 0 && !p.endsByName && (p.find == nil || p.revoke == nil):
+	case p.lifetime == 0 && !p.endsByName && (!finds || p.revoke == nil):
 		s.fault("lifetime", "is missing: without find and revoke, a key that was lost lives that long")
 	case p.endsByAccessor && p.made.accessor == nil:
 		s.fault("exchange", "key.accessor is missing: renew, revoke or rotate uses it")
@@ -324,6 +340,8 @@ func (p *profile) checkWhole(s section) {
 		s.fault("identify", "does not present key.secret, so the API cannot tell which key is meant")
 	case p.endsByKey && p.find != nil:
 		s.fault("find", "is of no use: what it finds are accessors, but renew or revoke needs the key itself")
+	case p.endsByKey && p.list != nil:
+		s.fault("list", "is of no use: what it lists are accessors, but renew or revoke needs the key itself")
 	case p.source == SourceNone && p.wantsToken:
 		s.fault("subject_token_source", "is none, but exchange uses subject_token")
 	}
@@ -333,6 +351,27 @@ func (p *profile) checkWhole(s section) {
 func (p *profile) endsBy(property func(*expr.Program) bool) bool {
 	return p.renew != nil && slices.ContainsFunc(p.renew.programs(), property) ||
 		p.revoke != nil && slices.ContainsFunc(p.revoke.programs(), property)
+}
+
+// places are the parameters that say where a key is: those that list and revoke read.
+func (p *profile) places() []string {
+	if p.list == nil {
+		return nil
+	}
+	programs := append(p.list.programs(), p.listed)
+	if p.listNext != nil {
+		programs = append(programs, p.listNext)
+	}
+	if p.revoke != nil {
+		programs = append(programs, p.revoke.programs()...)
+	}
+	var placed []string
+	for _, name := range p.params.names() {
+		if slices.ContainsFunc(programs, func(e *expr.Program) bool { return readsMember(e, "params", name) }) {
+			placed = append(placed, name)
+		}
+	}
+	return placed
 }
 
 func readsMember(e *expr.Program, variable, member string) bool {

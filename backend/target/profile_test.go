@@ -91,7 +91,7 @@ func TestProfileFaults(t *testing.T) {
 		"duplicate":       {"url: https", "name: b\nurl: https", "line 2: name: stands here twice"},
 		"duplicate below": {"  method: DELETE", "  method: DELETE\n  method: GET", "line 18: revoke.method: stands here twice"},
 		"complex name":    {"name: acme", "? [a]\n: b", "line 1: profile: has a member whose name is not plain text"},
-		"unknown":         {"url: https", "uri: https", "line 2: uri: is not known here; known are name, url, subject_token_source, audience, audience_from, params, credential, claims, lifetime, header, exchange, renew, revoke, find, check, rotate, identify, rotate_credential, retire_credential"},
+		"unknown":         {"url: https", "uri: https", "line 2: uri: is not known here; known are name, url, subject_token_source, audience, audience_from, params, credential, claims, lifetime, header, exchange, renew, revoke, find, list, check, rotate, identify, rotate_credential, retire_credential"},
 		"unknown below":   {"{secret:", "{secert:", "line 15: exchange.key.secert: is not known here; known are secret, accessor, expires, fields"},
 		"no name":         {"name: acme\n", "", "line 1: name: want 1 to 64 of a-z, 0-9 and hyphens"},
 		"name":            {"acme\n", "Acme Inc\n", "line 1: name: want 1 to 64 of a-z, 0-9 and hyphens"},

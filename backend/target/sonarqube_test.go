@@ -23,7 +23,7 @@ func TestSonarQube(t *testing.T) {
 	zone := time.FixedZone("", 2*60*60) // the server's
 	targettest.Run(t, targettest.Suite{
 		Config: target.Config{Driver: "http", Profile: string(profile)}, Params: map[string]any{"login": "ci@acme"},
-		Caps: target.Caps{Revoke: true, Find: true, Check: true}, Credential: []string{"token"}, Accessor: true, Named: true, ByName: true, Expiry: true,
+		Caps: target.Caps{Revoke: true, Find: true, List: true, Check: true}, Credential: []string{"token"}, Accessor: true, Named: true, ByName: true, Expiry: true,
 		End: func(asked time.Time) time.Time {
 			day := asked.Add(48 * time.Hour)
 			return time.Date(day.Year(), day.Month(), day.Day(), 0, 0, 0, 0, zone).UTC()
@@ -44,6 +44,8 @@ func TestSonarQube(t *testing.T) {
 					c.NotAfter, _ = time.ParseInLocation(time.DateOnly, form.Get("expirationDate"), zone)
 				case request == "POST /api/user_tokens/revoke" && isForm:
 					c.Op, c.Key = targettest.Revoke, form.Get("name")
+				case request == "GET /api/user_tokens/search?login=ci%40acme":
+					c.Op = targettest.List
 				case request == "GET /api/user_tokens/search" && len(body) == 0:
 					c.Op = targettest.Check
 				}
@@ -57,6 +59,12 @@ func TestSonarQube(t *testing.T) {
 						"createdAt": "2031-08-01T10:00:00+0200", "expirationDate": keys[0].Expiry.In(zone).Format(withoutColon)}
 				case targettest.Revoke:
 					return 204, nil
+				case targettest.List:
+					list := []map[string]any{}
+					for _, k := range keys {
+						list = append(list, map[string]any{"name": k.Name, "type": "USER_TOKEN", "isExpired": false})
+					}
+					return 200, map[string]any{"login": "ci@acme", "userTokens": list}
 				}
 				return 200, map[string]any{"login": "engine", "userTokens": []any{}}
 			},

@@ -31,6 +31,7 @@ type Caps struct {
 	Renew  bool // move a key's end
 	Find   bool // find keys by the name that they were asked under, after a lost answer
 	Check  bool // say that it is there and takes our credential
+	List   bool // list the keys of a place with their names, to find those that nobody knows of
 
 	Rotate     bool // put a new key in the place of an old one, which is dead from then on
 	Identify   bool // say which key a key is
@@ -45,6 +46,7 @@ type driver struct {
 	revoke   func(context.Context, Handle) error
 	find     func(context.Context, Handle) ([]Handle, error)
 	check    func(context.Context) error
+	list     func(ctx context.Context, prefix string, place map[string]any) (keys []Handle, whole bool, err error)
 
 	renewAsks bool // see Target.RenewAsks
 
@@ -59,6 +61,7 @@ type facts struct {
 	name, url, source, audience string        // the defaults of a Config
 	audienceFrom                *expr.Program // in place of audience: of the URL's hostname; nil = none
 	params                      parameters
+	placed                      []string // those that say where a key is: a list is of one place
 	credential                  []string // fields that it must have
 	optional                    []string // fields that it may have
 	claims                      []string // of the subject, that it looks at
@@ -126,7 +129,7 @@ func (t *Target) SubjectClaims() []string { return slices.Clone(t.kind.claims) }
 func (t *Target) Caps() Caps {
 	return Caps{
 		Revoke: t.driver.revoke != nil, Renew: t.driver.renew != nil,
-		Find: t.driver.find != nil, Check: t.driver.check != nil,
+		Find: t.driver.find != nil, Check: t.driver.check != nil, List: t.driver.list != nil,
 		Rotate: t.driver.rotate != nil, Identify: t.driver.identify != nil,
 		RotateRoot: t.driver.rotateCredential != nil, Retire: t.driver.retire != nil,
 	}

@@ -39,7 +39,7 @@ func (s Suite) testCaps(t *testing.T) {
 	}
 	key := b.issue()
 	before := b.fake.requests()
-	for _, op := range []Op{Renew, Revoke, Find, Check} {
+	for _, op := range []Op{Renew, Revoke, Find, List, Check} {
 		if !s.supports(op) {
 			b.expect(b.call(t.Context(), op, key), target.ErrUnsupported)
 		}
@@ -155,6 +155,9 @@ func (s Suite) testAnswers(t *testing.T) {
 	if s.Caps.Find && s.asks(Find) {
 		s.testSpoilt(t, Find, wrongAccessors())
 	}
+	if s.Caps.List && !s.Named { // there another accessor is another name, which nobody has asked for
+		s.testSpoilt(t, List, wrongAccessors())
+	}
 	if s.Expiry {
 		for name, d := range map[string]time.Duration{"expired": -time.Second, "expires now": -1} {
 			t.Run(name, func(t *testing.T) {
@@ -177,7 +180,9 @@ func (s Suite) testSpoilt(t *testing.T, op Op, wrong spoilers) {
 			if !target.MayLive(err) {
 				t.Error("MayLive says that no key can exist")
 			}
-			b.once(before)
+			if got := b.fake.requests() - before; got < 1 || got > s.requests(op) {
+				t.Errorf("%d requests were sent; want at least one, and at most %d", got, s.requests(op))
+			}
 		})
 	}
 }

@@ -107,6 +107,9 @@ func (f *fake) carriesKey(body any) bool {
 func (f *fake) spoiled(op Op, body any) any {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if op == Find && f.spoilt == List { // a server need not tell them apart
+		op = List
+	}
 	if f.spoil == nil || op != f.spoilt || body == nil || len(f.minted) == 0 {
 		return body
 	}
@@ -186,7 +189,7 @@ func (f *fake) act(c Call) Answer {
 			f.live[key.Accessor] = key
 		}
 		return f.answer(c.Op, key)
-	case Find:
+	case Find, List:
 		// All of them, whatever the name: there are servers that match names loosely or ignore a filter that they do not
 		// know, and a key that is found is ended.
 		var keys []Key

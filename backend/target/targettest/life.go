@@ -171,7 +171,7 @@ func (s Suite) testFind(t *testing.T) {
 
 // testPages checks that a list of several pages is read to its end, and that one of which a part is not seen says nothing.
 func (s Suite) testPages(t *testing.T) {
-	if s.Wire.Page == nil {
+	if s.Wire.Page == nil || !s.asks(Find) {
 		return
 	}
 	start := func() (*bench, []target.Key) {

@@ -191,9 +191,9 @@ func (s Suite) testUrgent(t *testing.T, op Op) {
 	b.clock.leapAfter(20, time.Millisecond)
 	before := b.fake.requests()
 	err := b.promptly(func() error { return b.call(t.Context(), op, key) })
-	if op == Revoke || op == Find {
+	if op == Revoke || op == Find || op == List {
 		b.expect(err, nil)
-		b.once(before)
+		b.times(s.requests(op), before)
 		return
 	}
 	b.expect(err, target.ErrBusy)
@@ -208,7 +208,7 @@ func (s Suite) testConnections(t *testing.T, op Op) {
 			b.fake.suffer(hurt)
 			err := b.call(t.Context(), op, key)
 			b.expect(err, target.ErrUnknown)
-			if op != Find && op != Check && op != Identify { // those change nothing, and net/http may repeat them
+			if op != Find && op != List && op != Check && op != Identify { // those change nothing, and net/http may repeat them
 				b.once(before)
 			}
 			if op == Exchange && !target.MayLive(err) {
@@ -328,6 +328,10 @@ func (s Suite) testBodies(t *testing.T, op Op) {
 			b.expect(err, c.want)
 			if err != nil && !target.MayLive(err) {
 				t.Errorf("MayLive(%v) says that no key can exist", err)
+			}
+			if c.want == nil {
+				b.times(s.requests(op), before)
+				return
 			}
 			b.once(before)
 		})

@@ -46,6 +46,7 @@ type Suite struct {
 	KeyInURL   bool     // with NeedsKey: the API takes it in a URL, and nowhere else
 	ByName     bool     // revoke takes the key's name alone, so that Find need not ask
 	Named      bool     // a key's accessor is its name
+	Blank      bool     // a list of pages ends with an empty one, which is asked for
 	Doubts     int      // requests beyond the first that revoke makes before it believes that a key is gone
 	Gone       Answer   // to revoke of a key that is not there; zero = 404, whatever the body
 	Fixed      bool     // renew asks when the key ends, and does not move that
@@ -72,10 +73,10 @@ type Wire struct {
 	// and leave out what it does not find: the suite compares. Who asks which key a key is may do so without a credential.
 	Read func(r *http.Request, body []byte) Call
 	// Write is the answer to a call that succeeded: one key for Exchange, Renew, Revoke, Rotate and Identify, none for Check
-	// and Retire; for Find all that live, with their names, for the target must not rely on the server to sort out others'
-	// keys; for RotateCredential the new value of the field Rotated as a key's secret. body is encoded as JSON; nil is no body.
+	// and Retire; for Find and List all that live, with their names, for the target must not rely on the server to sort out
+	// others' keys; for RotateCredential the new value of the field Rotated as a key's secret. body is encoded as JSON; nil is no body.
 	Write func(op Op, keys []Key) (status int, body any)
-	// Page is Write for Find, where the API answers with a page at a time: next is the number of the page after this one, 0 if
+	// Page is Write for Find and List, where the API answers with a page at a time: next is the number of the page after this one, 0 if
 	// this is the last. nil = it answers with all of them.
 	Page func(keys []Key, next int) Answer
 	// Aside answers a request that is none of the calls but goes with one (discovery, a login); nil is none. It is told the
@@ -100,6 +101,7 @@ const (
 	Renew    Op = "renew"
 	Revoke   Op = "revoke"
 	Find     Op = "find"
+	List     Op = "list" // Read may take it for Find, where the API does not tell them apart
 	Check    Op = "check"
 
 	Rotate           Op = "rotate"
@@ -108,7 +110,7 @@ const (
 	Retire           Op = "retire_credential"
 )
 
-var ops = []Op{Exchange, Renew, Revoke, Find, Check, Rotate, Identify, RotateCredential, Retire}
+var ops = []Op{Exchange, Renew, Revoke, Find, List, Check, Rotate, Identify, RotateCredential, Retire}
 
 // Call is a request as the API understands it.
 type Call struct {
@@ -117,7 +119,7 @@ type Call struct {
 	Credential map[string]string // by field; nil = none
 	Name       string            // Exchange: the key's name
 	Key        string            // Renew, Revoke, Rotate: the key's accessor, or the key itself, or with ByName its name; Identify: the key itself; Find: the accessor, if one key is asked for
-	Page       int               // Find: the number of the page, from 1; 0 = the first one
+	Page       int               // Find, List: the number of the page, from 1; 0 = the first one
 	NotAfter   time.Time         // Exchange, Renew, Rotate, RotateCredential: the end asked for
 }
 
@@ -157,6 +159,8 @@ func Run(t *testing.T, s Suite) {
 	t.Run("renew", s.testRenew)
 	t.Run("find", s.testFind)
 	t.Run("pages", s.testPages)
+	t.Run("list", s.testList)
+	t.Run("pages of a list", s.testListPages)
 	t.Run("check", s.testCheck)
 	t.Run("rotate", s.testRotate)
 	t.Run("identify", s.testIdentify)
@@ -176,7 +180,7 @@ func Run(t *testing.T, s Suite) {
 
 func (s Suite) supports(op Op) bool {
 	return map[Op]bool{
-		Exchange: true, Renew: s.Caps.Renew, Revoke: s.Caps.Revoke, Find: s.Caps.Find, Check: s.Caps.Check,
+		Exchange: true, Renew: s.Caps.Renew, Revoke: s.Caps.Revoke, Find: s.Caps.Find, List: s.Caps.List, Check: s.Caps.Check,
 		Rotate: s.Caps.Rotate, Identify: s.Caps.Identify, RotateCredential: s.Caps.RotateRoot, Retire: s.Caps.Retire,
 	}[op]
 }
@@ -266,7 +270,7 @@ func (b *bench) request() target.Request {
 		b.Fatalf("Params: %v", err)
 	}
 	r := target.Request{
-		Name: fmt.Sprintf("oidcx-test-%d", b.names.Add(1)), Params: params, NotAfter: b.clock.now().Add(2 * time.Hour), TTL: time.Hour,
+		Name: fmt.Sprintf("%s%d", listPrefix, b.names.Add(1)), Params: params, NotAfter: b.clock.now().Add(2 * time.Hour), TTL: time.Hour,
 		Subject: map[string]any{"issuer": "https://issuer.example", "subject": "workload"},
 	}
 	if b.suite.Token {
@@ -300,6 +304,8 @@ func (b *bench) call(ctx context.Context, op Op, key target.Key) error {
 		err = b.target.Revoke(ctx, key.Handle)
 	case Find:
 		_, err = b.target.Find(ctx, key.Handle)
+	case List:
+		_, _, err = b.target.List(ctx, listPrefix, b.place())
 	case Check:
 		err = b.target.Check(ctx)
 	case Rotate:

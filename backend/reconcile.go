@@ -1,0 +1,340 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/vault/sdk/helper/consts"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+// Bounds of one request to reconcile. What is beyond them is told, and is for the next one.
+const (
+	reconcileListing = 30 * time.Second // of reading the lists
+	reconcileEnding  = 20 * time.Second // after which no revocation is begun
+	reconcileKeys    = 500              // that are shown, and ended
+	reconcilePlaces  = 100
+	reconcileEntries = 10_000 // of the ledger that are read to learn in which places keys are
+)
+
+// reconciling looks at a target for keys that bear this mount's name and that the ledger lacks. Only a ledger that was
+// restored from an older snapshot lacks any. Places come first, then what lives there, then what the ledger has: in this
+// order, for a key is in the ledger before it is at the target.
+type reconciling struct {
+	*engine
+	s        logical.Storage
+	target   *openTarget
+	instance string
+
+	places []*place
+	open   []string // roles that let their callers choose the place
+	more   bool     // there are places that were not looked at
+	lost   []target.Handle
+	strays []target.Handle // keys of static roles that no static role knows
+}
+
+// place is where at a target keys may be, and what was found there.
+type place struct {
+	params map[string]any
+	keys   []target.Handle // of this mount, whether the ledger has them or not
+	whole  bool
+	err    error
+}
+
+// find does all that changes nothing. given is the one place to look at; nil = all that are known.
+func (r *reconciling) find(ctx context.Context, given map[string]any) error {
+	if err := r.choosePlaces(ctx, given); err != nil {
+		return err
+	}
+	listing, cancel := context.WithTimeout(ctx, reconcileListing)
+	defer cancel()
+	for _, p := range r.places {
+		all, whole, err := r.target.List(listing, "oidc", p.params)
+		p.whole, p.err = whole && err == nil, err
+		for _, h := range all {
+			if r.mine(leasedName, h.Name) || r.mine(staticName, h.Name) {
+				p.keys = append(p.keys, h)
+			}
+		}
+	}
+	return r.compare(ctx)
+}
+
+var nameEnd = regexp.MustCompile(`\A[a-z2-7]{26}\z`)
+
+// mine reports whether a name is one that this mount gives, of one kind.
+func (r *reconciling) mine(kind, name string) bool {
+	end, begins := strings.CutPrefix(name, kind+r.instance+"-")
+	return begins && nameEnd.MatchString(end)
+}
+
+// choosePlaces finds out in which places keys may be: those that roles name, and those of the keys that the ledger has.
+func (r *reconciling) choosePlaces(ctx context.Context, given map[string]any) error {
+	if given != nil {
+		p, ok := r.target.Place(given)
+		if !ok {
+			return badField("parameters", "want those that say where keys are: %s", strings.Join(r.target.Placed(), ", "))
+		}
+		r.places = []*place{{params: p}}
+		return nil
+	}
+	if len(r.target.Placed()) == 0 {
+		r.places = []*place{{params: map[string]any{}}}
+		return nil
+	}
+	if err := r.placesOfRoles(ctx); err != nil {
+		return err
+	}
+	read := 0
+	return r.ledger.scan(ctx, r.s, &filter{Target: r.target.name}, "", func(e *entry, _ verdict) bool {
+		if p, ok := r.target.Place(e.Handle.Params); ok {
+			r.look(p)
+		}
+		read++
+		r.more = r.more || read == reconcileEntries
+		return read < reconcileEntries
+	})
+}
+
+// placesOfRoles adds the places that roles name, and notes the roles whose callers have a say in it.
+func (r *reconciling) placesOfRoles(ctx context.Context) (err error) {
+	chosen := func(name string) bool { return slices.Contains(r.target.Placed(), name) }
+	r.open, err = users(ctx, r.s, r.roleNoun.table, "role", func(role *roleRecord) bool {
+		if role.Target != r.target.name {
+			return false
+		}
+		p, ok := r.target.Place(role.Parameters)
+		if ok {
+			r.look(p)
+		}
+		return !ok || slices.ContainsFunc(role.AllowedParameters, chosen) || slices.ContainsFunc(slices.Collect(maps.Keys(role.ParametersFrom)), chosen)
+	})
+	if err != nil {
+		return err
+	}
+	_, err = users(ctx, r.s, r.staticNoun.table, "static role", func(role *staticRecord) bool {
+		if p, ok := r.target.Place(role.Parameters); ok && role.Target == r.target.name {
+			r.look(p)
+		}
+		return false
+	})
+	return err
+}
+
+// look adds a place, unless it is among them.
+func (r *reconciling) look(params map[string]any) {
+	switch {
+	case slices.ContainsFunc(r.places, func(p *place) bool { return sameJSON(p.params, params) }):
+	case len(r.places) == reconcilePlaces:
+		r.more = true
+	default:
+		r.places = append(r.places, &place{params: params})
+	}
+}
+
+// compare sorts out what of the keys that live is lost: what neither the ledger nor a static role has.
+func (r *reconciling) compare(ctx context.Context) error {
+	leased, static := map[string][]target.Handle{}, map[string][]target.Handle{} // by name
+	for _, p := range r.places {
+		for _, h := range p.keys {
+			of := static
+			if r.mine(leasedName, h.Name) {
+				of = leased
+			}
+			if !slices.ContainsFunc(of[h.Name], func(k target.Handle) bool { return k.Accessor == h.Accessor }) { // two places may be one
+				of[h.Name] = append(of[h.Name], h)
+			}
+		}
+	}
+	forget := func(name string) { delete(leased, name); delete(static, name) }
+	if err := r.staticNames(ctx, forget); err != nil {
+		return err
+	}
+	err := r.ledger.eachOpen(ctx, r.s, func(e *entry) (bool, error) {
+		forget(e.Name)
+		forget(e.Handle.Name)
+		return true, ctx.Err()
+	})
+	if err != nil {
+		return err
+	}
+	err = r.ledger.each(ctx, r.s, "", func(id string, _ bool) (bool, error) {
+		_, rand, _ := splitID(id)
+		forget(leasedName + r.instance + "-" + rand)
+		return true, ctx.Err()
+	})
+	if err != nil {
+		return err
+	}
+	for name := range leased {
+		if r.ledger.id(strings.TrimPrefix(name, leasedName+r.instance+"-")) != "" { // what is being written now
+			forget(name)
+		}
+	}
+	r.lost, r.strays = sorted(leased), sorted(static)
+	return nil
+}
+
+func sorted(byName map[string][]target.Handle) []target.Handle {
+	var all []target.Handle
+	for _, name := range slices.Sorted(maps.Keys(byName)) {
+		all = append(all, byName[name]...)
+	}
+	return all
+}
+
+// staticNames calls visit for the name of every key that a static role has, uses or is about to make.
+func (r *reconciling) staticNames(ctx context.Context, visit func(name string)) error {
+	_, err := users(ctx, r.s, staticTable, "static role", func(st *staticState) bool {
+		visit(st.Name)
+		for _, k := range []*staticKey{st.Current, st.Next} {
+			if k != nil {
+				visit(k.Handle.Name)
+			}
+		}
+		for _, k := range st.Old {
+			visit(k.Handle.Name)
+		}
+		return false
+	})
+	return err
+}
+
+// staticFates says of each static role of the target whether the target knows its present key.
+func (r *reconciling) staticFates(ctx context.Context) (map[string]any, error) {
+	fates := map[string]any{}
+	names, err := r.staticNoun.table.list(ctx, r.s)
+	if err != nil {
+		return nil, err
+	}
+	for _, name := range names {
+		role, err := r.openStatic(ctx, r.s, name)
+		if err != nil {
+			return nil, err
+		}
+		if role != nil && role.record.Target == r.target.name && role.state != nil && role.state.Current != nil {
+			fates[name] = r.fate(ctx, role.state.Current)
+		}
+	}
+	return fates, nil
+}
+
+// fate is "known", "unknown" (to the target: it was rotated since the snapshot) or "unclear".
+func (r *reconciling) fate(ctx context.Context, k *staticKey) string {
+	if r.target.Caps().Identify {
+		_, err := r.target.Identify(ctx, k.Secret, k.Handle.Params)
+		switch {
+		case err == nil:
+			return "known"
+		case errors.Is(err, target.ErrDenied):
+			return "unknown"
+		}
+		return "unclear"
+	}
+	at, _ := r.target.Place(k.Handle.Params)
+	for _, p := range r.places {
+		switch {
+		case !r.mine(staticName, k.Handle.Name) || !sameJSON(p.params, at):
+		case slices.ContainsFunc(p.keys, func(h target.Handle) bool { return h.Name == k.Handle.Name && h.Accessor == k.Accessor }):
+			return "known"
+		case p.whole:
+			return "unknown"
+		}
+	}
+	return "unclear"
+}
+
+// replayWindow is how long after a restore the last of the tokens can be good that were spent since the snapshot.
+func (r *reconciling) replayWindow(ctx context.Context) (longest time.Duration, err error) {
+	_, err = users(ctx, r.s, r.issuerNoun.table, "issuer", func(i *issuerRecord) bool {
+		if i.Enabled && i.SingleUse && i.Type != issuerLogin {
+			life := i.MaxTokenLifetime
+			if i.MaxAge > 0 {
+				life = min(life, i.MaxAge)
+			}
+			longest = max(longest, (life + i.ClockSkewLeeway).duration())
+		}
+		return false
+	})
+	return longest, err
+}
+
+// shared reports whether other clusters have this mount, each with a ledger of its own and all with one instance: their keys
+// cannot be told from lost ones.
+func (b *engine) shared() bool {
+	return !b.System().LocalMount() && b.System().ReplicationState().HasState(consts.ReplicationPerformancePrimary|consts.ReplicationPerformanceSecondary)
+}
+
+// ended is what became of one lost key.
+type ended struct {
+	target.Handle
+	tried bool
+	err   error // nil = revoked, if it was tried
+}
+
+// end revokes lost keys, as many at once as the target takes. None is begun after its time is over.
+func (r *reconciling) end(ctx context.Context, keys []target.Handle) []ended {
+	outcomes := make([]ended, len(keys))
+	beginning, cancel := context.WithTimeout(ctx, reconcileEnding)
+	defer cancel()
+	next := make(chan int)
+	var work sync.WaitGroup
+	for range min(r.target.Width(revokeTimeout/2), len(keys)) {
+		work.Go(func() {
+			for i := range next {
+				outcomes[i].tried, outcomes[i].err = true, r.endOne(ctx, keys[i])
+			}
+		})
+	}
+	for i, h := range keys {
+		outcomes[i].Handle = h
+	}
+	for i := 0; i < len(keys) && beginning.Err() == nil; i++ {
+		select {
+		case next <- i:
+		case <-beginning.Done():
+		}
+	}
+	close(next)
+	work.Wait()
+	return outcomes
+}
+
+// endOne revokes a lost key. The ledger takes it over first, as a debt, so that the sweeper goes on with what fails here.
+func (r *reconciling) endOne(ctx context.Context, h target.Handle) (err error) {
+	defer r.recovered(&logical.Request{Path: "reconcile/" + r.target.name}, nil, &err)
+	now := r.now().UTC()
+	e := &entry{
+		ID: newID(now), Name: h.Name, State: stateIssued, Role: reconciledPrefix + r.target.name, Target: r.target.name, Accessor: h.Accessor,
+		Revocable: true, NotAfter: now, Handle: h, Claims: map[string]any{},
+	}
+	if err := r.ledger.file(ctx, r.s, e); err != nil {
+		return err
+	}
+	e.DebtSince, e.NextTry = now, now.Add(time.Minute)
+	if err := r.ledger.owe(ctx, r.s, e); err != nil {
+		return err
+	}
+	call, cancel := context.WithTimeout(ctx, revokeTimeout)
+	defer cancel()
+	if err := r.target.Revoke(call, h); err != nil {
+		r.Logger().Warn("a lost key is not revoked yet; the ledger owes it", "id", e.ID, "target", e.Target, "error", err)
+		return err
+	}
+	writing, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
+	defer cancel()
+	return r.ledger.dead(writing, r.s, e)
+}
+
+const reconciledPrefix = "reconcile/" // and the target's name, in place of a role in the ledger

@@ -1,0 +1,56 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package target
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"strings"
+)
+
+// Placed returns the parameters that say where at the target a key is; empty if all its keys are in one place.
+func (t *Target) Placed() []string { return slices.Clone(t.kind.placed) }
+
+// Place returns what of a key's parameters says where it is. ok is false if they do not tell: they lack something, or are
+// none of this target's.
+func (t *Target) Place(params map[string]any) (place map[string]any, ok bool) {
+	if checked, err := t.Params(params); err == nil {
+		params, ok = checked, true
+	}
+	place = map[string]any{}
+	for _, name := range t.kind.placed {
+		if value, given := params[name]; given {
+			place[name] = value
+		}
+	}
+	return place, ok || len(place) == len(t.kind.placed)
+}
+
+// List returns the handles of the keys in one place, as Place returned it, whose names begin with prefix: sorted, and none
+// twice. whole is false if the list goes on beyond what is read of one. While a list of several pages is read, keys that end
+// move others onto a page that was read already, so one may be missing. A server that looks for names in a way of its own is
+// not relied on: what has another name is left out here, whoever has listed it.
+func (t *Target) List(ctx context.Context, prefix string, place map[string]any) (keys []Handle, whole bool, err error) {
+	const op = "list"
+	if t.driver.list == nil {
+		return nil, false, unsupported(op)
+	}
+	all, whole, err := t.driver.list(ctx, prefix, place)
+	if err != nil {
+		return nil, false, err
+	}
+	for _, h := range all {
+		if !strings.HasPrefix(h.Name, prefix) {
+			continue
+		}
+		if !validAccessor(h.Accessor) {
+			return nil, false, protocol(op, "%s", accessorRule)
+		}
+		h.Params = place
+		keys = append(keys, h)
+	}
+	slices.SortFunc(keys, func(a, b Handle) int { return cmp.Or(cmp.Compare(a.Name, b.Name), cmp.Compare(a.Accessor, b.Accessor)) })
+	return slices.CompactFunc(keys, func(a, b Handle) bool { return a.Name == b.Name && a.Accessor == b.Accessor }), whole, nil
+}
