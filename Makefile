@@ -8,7 +8,7 @@ TESTARGS    ?=
 PACKAGE     := github.com/oidcexchange/$(PLUGIN_NAME)
 STATICCHECK := go tool -modfile=scripts/tools/go.mod staticcheck
 
-.PHONY: default dev vault demo test unit faults fuzz bench growth lint fmt cover reference run configure release clean need-go need-cc
+.PHONY: default dev vault demo test unit faults outage fuzz bench growth lint fmt cover reference run configure release clean need-go need-cc
 
 default: dev
 
@@ -34,6 +34,7 @@ test: need-cc
 	@command -v promtool >/dev/null || echo "NOT RUN: promtool is missing, so nothing looks at the alert rules and the metrics; install Prometheus (Debian: apt-get install prometheus)" >&2
 	@for tool in node npm; do command -v $$tool >/dev/null || echo "NOT RUN: $$tool is missing, so no JavaScript verifier looks at the tokens of self; install Node.js 20 or newer" >&2; done
 	@[ "$(REAL)" = 1 ] || echo "NOT RUN: SPIRE, Gitea, Unleash and Verdaccio are not tried; make test REAL=1 builds and tries them" >&2
+	@echo "NOT RUN: no outage lasts longer than some seconds; make outage has some of a minute and one of a quarter of an hour, in half an hour" >&2
 	cd scripts/differential && go test -count=1 ./...
 	cd scripts/bench && go test -count=1 ./...
 	@for server in $(SERVERS); do ./scripts/real.sh $$server >/dev/null || true; done # what fails here the tests report
@@ -46,6 +47,13 @@ unit: need-cc
 # The fault matrix: every step in the life of a key, at every kind of target, under every fault. From its own folder go shows the table as it is.
 faults: need-go
 	cd backend && FAULTS=all go test -run '^TestFaultMatrix$$' -count=1 -parallel 8 -timeout 1h $(TESTARGS)
+
+# Outages at their real length: Agent while its target or Vault is away for a minute, and a target that is down for a quarter of
+# an hour, so that Vault and the ledger come to the end of their schedules.
+outage: need-go
+	export VAULT_BIN="$$(./scripts/vault.sh)" RUN='^TestAcceptance$$/^in_one_Vault$$' && \
+	OUTAGE=1m go test -run "$$RUN/^AgentOutage$$" -count=1 -v $(TESTARGS) ./cmd/$(PLUGIN_NAME) && \
+	OUTAGE=15m go test -run "$$RUN/^Outage$$" -count=1 -v -timeout 1h $(TESTARGS) ./cmd/$(PLUGIN_NAME)
 
 # Each fuzz function for FUZZTIME.
 fuzz: need-go

@@ -2,9 +2,20 @@
 # be renewed, and then reads a new one. Run it in the directory of this file, with VAULT_ADDR set:
 #
 #   vault agent -config=agent.hcl
+#
+# README.md tells what it does while Vault or the API is away, and why these settings.
+
+vault {
+  retry {
+    num_retries = 120 # in a row, of a read that fails: half an hour; the default ends the agent after six minutes
+  }
+}
 
 auto_auth {
   method "approle" {
+    min_backoff = "1s"
+    max_backoff = "15s" # between two tries, also those of templates
+
     config = {
       role_id_file_path                   = "role_id"
       secret_id_file_path                 = "secret_id"
@@ -14,11 +25,12 @@ auto_auth {
 }
 
 template {
-  source      = "key.ctmpl"
-  destination = "key.env"
-  perms       = "0600"
+  source               = "key.ctmpl"
+  destination          = "key.env"
+  perms                = "0600"
+  error_on_missing_key = true # else a misspelt field is rendered as <no value>
 }
 
 template_config {
-  exit_on_retry_failure = true # a refusal ends the agent instead of hiding in its log
+  exit_on_retry_failure = true # a lasting refusal ends the agent instead of hiding in its log
 }

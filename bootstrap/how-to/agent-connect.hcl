@@ -1,8 +1,17 @@
 # Vault Agent that keeps a key of Posit Connect in connect.env. Run it in the directory of role_id and secret_id, with
 # VAULT_ADDR set.
 
+vault {
+  retry {
+    num_retries = 120 # as in ../agent/agent.hcl, whose page says why
+  }
+}
+
 auto_auth {
   method "approle" {
+    min_backoff = "1s"
+    max_backoff = "15s"
+
     config = {
       role_id_file_path                   = "role_id"
       secret_id_file_path                 = "secret_id"
@@ -20,8 +29,10 @@ CONNECT_API_KEY={{ .Data.api_key }}
 EOT
   destination = "connect.env"
   perms       = "0600"
+
+  error_on_missing_key = true
 }
 
 template_config {
-  exit_on_retry_failure = true # a refusal ends the agent instead of hiding in its log
+  exit_on_retry_failure = true # a lasting refusal ends the agent instead of hiding in its log
 }

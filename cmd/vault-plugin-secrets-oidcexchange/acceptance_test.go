@@ -20,6 +20,7 @@ var acceptance = []struct {
 	name string
 	test func(*testing.T, *server)
 }{
+	{"Outage", testOutage},
 	{"LeftToVault", testLeftToVault},
 	{"Rotation", testRotation},
 	{"HighAvailability", testHighAvailability},
@@ -27,8 +28,10 @@ var acceptance = []struct {
 	{"Reloads", testReloads},
 	{"RevocationGoesOn", testRevocationGoesOn},
 	{"Restarts", testRestarts},
+	{"AgentOutage", testAgentOutage},
 	{"Self", testSelf},
 	{"Agent", testAgent},
+	{"AgentMistake", testAgentMistake},
 	{"CrashWhileIssuing", testCrashWhileIssuing},
 	{"CrashWhileRevoking", testCrashWhileRevoking},
 	{"CrashWhileRotating", testCrashWhileRotating},

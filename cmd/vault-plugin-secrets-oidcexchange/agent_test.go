@@ -17,10 +17,8 @@ import (
 func testAgent(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	dir := w.agentFiles(t)
-	w.write(t, "issuers/machines", map[string]any{"type": "login", "mount_accessor": s.accessors["approle/"]})
-	w.write(t, "trust/agent", map[string]any{"issuer": "machines", "bound_subject": readFile(t, dir, "role_id")})
-	w.write(t, "roles/agent", map[string]any{"trust": "agent", "target": "acme", "parameters": map[string]any{"project": "widget"}, "ttl": "3s", "max_ttl": "8s"})
-	stop := w.startAgent(t, dir)
+	w.trustAgent(t, dir, "acme", "3s", "8s")
+	a := w.startAgent(t, dir)
 
 	var first, second string
 	eventually(t, "the first key in the agent's file", func() (bool, string) {
@@ -49,7 +47,7 @@ func testAgent(t *testing.T, s *server) {
 	}
 	eventually(t, "the end of the first key", func() (bool, string) { return !w.keys.Valid(first), "it lives" })
 
-	stop()
+	a.stop()
 	w.must(t, w.root.Token(), "lease", "revoke", "-prefix", w.path+"/creds/agent")
 	w.wantNone(t)
 }
@@ -59,10 +57,6 @@ func (w *world) agentFiles(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
 	shipped := filepath.Join("..", "..", "bootstrap", "agent")
-	template := readFile(t, shipped, "key.ctmpl")
-	if !strings.Contains(template, `"oidcexchange/creds/`) {
-		t.Fatalf("the template names no mount that could be replaced:\n%s", template)
-	}
 	w.rootWrite(t, "auth/approle/role/"+w.path, map[string]any{"token_policies": w.path})
 	id, err := w.root.Logical().ReadWithContext(t.Context(), "auth/approle/role/"+w.path+"/role-id")
 	if err != nil {
@@ -70,10 +64,11 @@ func (w *world) agentFiles(t *testing.T) string {
 	}
 	secret := w.rootWrite(t, "auth/approle/role/"+w.path+"/secret-id", nil)
 	for name, content := range map[string]string{
-		"agent.hcl": readFile(t, shipped, "agent.hcl"),
-		"key.ctmpl": strings.ReplaceAll(template, `"oidcexchange/`, `"`+w.path+`/`),
-		"role_id":   id.Data["role_id"].(string),
-		"secret_id": secret.Data["secret_id"].(string),
+		"agent.hcl":    readFile(t, shipped, "agent.hcl"),
+		"key.ctmpl":    w.template(t, "key.ctmpl"),
+		"static.ctmpl": w.template(t, "static.ctmpl"),
+		"role_id":      id.Data["role_id"].(string),
+		"secret_id":    secret.Data["secret_id"].(string),
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o600); err != nil {
 			t.Fatal(err)
@@ -82,35 +77,83 @@ func (w *world) agentFiles(t *testing.T) string {
 	return dir
 }
 
-// startAgent runs the agent until stop is called, or the test ends.
-func (w *world) startAgent(t *testing.T, dir string) (stop func()) {
+// trustAgent lets the login in a directory have keys of a target.
+func (w *world) trustAgent(t *testing.T, dir, target, ttl, maxTTL string) {
+	t.Helper()
+	w.write(t, "issuers/machines", map[string]any{"type": "login", "mount_accessor": w.accessors["approle/"]})
+	w.write(t, "trust/agent", map[string]any{"issuer": "machines", "bound_subject": readFile(t, dir, "role_id")})
+	w.write(t, "roles/agent", map[string]any{"trust": "agent", "target": target, "parameters": map[string]any{"project": "widget"}, "ttl": ttl, "max_ttl": maxTTL})
+}
+
+// agent is a Vault Agent at work.
+type agent struct {
+	dir   string
+	cmd   *exec.Cmd
+	ended chan struct{} // closed when the process has ended
+}
+
+// template returns a template of bootstrap/agent, for this world's mount.
+func (w *world) template(t *testing.T, name string) string {
+	t.Helper()
+	const mount = `"oidcexchange/`
+	template := readFile(t, filepath.Join("..", "..", "bootstrap", "agent"), name)
+	if !strings.Contains(template, mount) {
+		t.Fatalf("%s names no mount that could be replaced:\n%s", name, template)
+	}
+	return strings.ReplaceAll(template, mount, `"`+w.path+`/`)
+}
+
+// startAgent runs the agent until it is stopped, or the test ends.
+func (w *world) startAgent(t *testing.T, dir string) *agent {
 	t.Helper()
 	log, err := os.Create(filepath.Join(dir, "agent.log"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	cmd := exec.Command(w.bin, "agent", "-config=agent.hcl")
-	cmd.Dir, cmd.Stdout, cmd.Stderr = dir, log, log
-	cmd.Env = []string{"VAULT_ADDR=" + w.addr, "HOME=" + dir, "PATH=" + os.Getenv("PATH")}
-	if err := cmd.Start(); err != nil {
+	a := &agent{dir: dir, cmd: exec.Command(w.bin, "agent", "-config=agent.hcl"), ended: make(chan struct{})}
+	a.cmd.Dir, a.cmd.Stdout, a.cmd.Stderr = dir, log, log
+	a.cmd.Env = []string{"VAULT_ADDR=" + w.addr, "HOME=" + dir, "PATH=" + os.Getenv("PATH")}
+	if err := a.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	stopped := false
-	stop = func() {
-		if !stopped {
-			stopped = true
-			_ = cmd.Process.Signal(syscall.SIGTERM)
-			_ = cmd.Wait()
-		}
+	go func() {
+		_ = a.cmd.Wait()
+		close(a.ended)
+	}()
+	t.Cleanup(a.stop)
+	return a
+}
+
+func (a *agent) stop() {
+	_ = a.cmd.Process.Signal(syscall.SIGTERM)
+	<-a.ended
+}
+
+// lives reports whether the process has not ended.
+func (a *agent) lives() bool {
+	select {
+	case <-a.ended:
+		return false
+	default:
+		return true
 	}
-	t.Cleanup(stop)
-	return stop
+}
+
+// wantExit waits until the process ends by itself, which must be a failure.
+func (a *agent) wantExit(t *testing.T) {
+	t.Helper()
+	eventually(t, "the agent's end", func() (bool, string) { return !a.lives(), readFile(t, a.dir, "agent.log") })
+	if code := a.cmd.ProcessState.ExitCode(); code != 1 {
+		t.Errorf("the agent's exit status is %d; want 1", code)
+	}
 }
 
 // rendered returns the key in the agent's file, "" if there is none yet.
-func rendered(dir string) string {
-	content, err := os.ReadFile(filepath.Join(dir, "key.env"))
+func rendered(dir string) string { return renderedIn(dir, "key.env") }
+
+func renderedIn(dir, file string) string {
+	content, err := os.ReadFile(filepath.Join(dir, file))
 	if err != nil {
 		return ""
 	}

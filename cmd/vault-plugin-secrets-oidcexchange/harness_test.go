@@ -37,9 +37,10 @@ func eventually(t testing.TB, what string, ok func() (done bool, state string)) 
 	within(t, patience, what, ok)
 }
 
+// within is eventually with another patience.
 func within(t testing.TB, patience time.Duration, what string, ok func() (done bool, state string)) {
 	t.Helper()
-	tick := time.NewTicker(25 * time.Millisecond)
+	tick := time.NewTicker(max(25*time.Millisecond, patience/3600))
 	defer tick.Stop()
 	deadline := time.After(patience)
 	for {
@@ -213,6 +214,14 @@ func (s *server) kill(t testing.TB) {
 		t.Fatal(err)
 	}
 	<-s.ended
+}
+
+// signal sends Vault's process a signal.
+func (s *server) signal(t testing.TB, signal syscall.Signal) {
+	t.Helper()
+	if err := s.process.Signal(signal); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // end leaves no process behind.

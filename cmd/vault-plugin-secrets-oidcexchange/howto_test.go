@@ -145,7 +145,7 @@ func testAgentConnect(t *testing.T, s *server) {
 	g.followAll(t)
 
 	writeFile(t, g.dir, "agent.hcl", g.replace.Replace(readFile(t, filepath.Join(g.dir, "bootstrap", "how-to"), "agent-connect.hcl")))
-	stop := w.startAgent(t, g.dir)
+	a := w.startAgent(t, g.dir)
 	var key string
 	eventually(t, "the key in the agent's file", func() (bool, string) {
 		content, err := os.ReadFile(filepath.Join(g.dir, "connect.env"))
@@ -157,7 +157,7 @@ func testAgentConnect(t *testing.T, s *server) {
 		key, _, whole = strings.Cut(after, "\n")
 		return whole && before == "CONNECT_SERVER=https://connect.example.com\n", string(content)
 	})
-	stop()
+	a.stop()
 	w.canary(key)
 	if !connect.Valid(key) {
 		t.Error("Connect does not know the agent's key")

@@ -5,7 +5,6 @@ package main
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -24,10 +23,7 @@ func testRotation(t *testing.T, s *server) {
 		t.Fatal(err)
 	}
 	w.rootWrite(t, "auth/approle/role/"+w.path, map[string]any{"token_policies": w.path + "-static"})
-	template := strings.ReplaceAll(readFile(t, filepath.Join("..", "..", "bootstrap", "agent"), "static.ctmpl"), `"oidcexchange/`, `"`+w.path+`/`)
-	if err := os.WriteFile(filepath.Join(dir, "key.ctmpl"), []byte(template), 0o600); err != nil {
-		t.Fatal(err)
-	}
+	writeFile(t, dir, "key.ctmpl", readFile(t, dir, "static.ctmpl"))
 	w.startAgent(t, dir)
 	first := ""
 	eventually(t, "the first key in the agent's file", func() (bool, string) {
