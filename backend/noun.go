@@ -101,7 +101,7 @@ func (n *noun[T]) exists(ctx context.Context, req *logical.Request, d *framework
 		return false, nil // the handler says what is wrong
 	}
 	record, err := n.load(ctx, req.Storage, name)
-	return record != nil, err
+	return record != nil || err != nil, nil // what cannot be read is there, and the handler says why; Vault would hide an error
 }
 
 func (n *noun[T]) list(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {

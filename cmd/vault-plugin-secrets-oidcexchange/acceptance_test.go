@@ -29,6 +29,7 @@ var acceptance = []struct {
 	{"RevocationGoesOn", testRevocationGoesOn},
 	{"Restarts", testRestarts},
 	{"AgentOutage", testAgentOutage},
+	{"Install", testInstall},
 	{"Self", testSelf},
 	{"Agent", testAgent},
 	{"AgentMistake", testAgentMistake},
