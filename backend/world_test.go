@@ -100,6 +100,7 @@ func newWorld(t testing.TB) *world {
 	}}
 	w.system.GroupsVal = []*logical.Group{{ID: "g1", Name: "deployers"}}
 	w.restart()
+	t.Cleanup(func() { w.configChanged() }) // of the last engine
 
 	w.write("config", map[string]any{"allow_private": "127.0.0.0/8"})
 	w.write("issuers/github", map[string]any{"oidc_discovery_url": w.issuerURL, "ca_pem": w.ca})
@@ -171,7 +172,7 @@ func (w *world) client() *http.Client {
 func (w *world) restart() {
 	w.t.Helper()
 	if w.engine != nil {
-		w.end()
+		w.Cleanup(w.t.Context())
 	}
 	w.engine = newEngine(w.clock.now)
 	err := w.Setup(w.t.Context(), &logical.BackendConfig{
@@ -181,7 +182,6 @@ func (w *world) restart() {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.t.Cleanup(w.configChanged)
 	if err := w.ledger.count(w.t.Context(), w.store); err != nil {
 		w.t.Fatal(err)
 	}
