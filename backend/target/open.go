@@ -10,6 +10,7 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
@@ -163,10 +164,41 @@ func profileOf(c Config) (*profile, error) {
 	case c.Driver != profileDriverName:
 		text = builtIn(c.Driver, len(c.Credential) > 0)
 	}
-	p, err := parseProfile(text)
+	p, err := compiled.profile(text)
 	if err != nil {
 		return nil, fieldErrorf("profile", "%v", err)
 	}
+	return p, nil
+}
+
+// compiled has the profiles that were read last. Every change of a mount's configuration opens its targets anew, and compiling
+// a profile's expressions is most of that work. A profile never changes, so targets share it.
+var compiled profileCache
+
+const maxProfiles = 64 // that the cache keeps; when it is full it begins anew
+
+type profileCache struct {
+	mu     sync.Mutex
+	byText map[string]*profile
+}
+
+func (c *profileCache) profile(text string) (*profile, error) {
+	c.mu.Lock()
+	p, known := c.byText[text]
+	c.mu.Unlock()
+	if known {
+		return p, nil
+	}
+	p, err := parseProfile(text)
+	if err != nil {
+		return nil, err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.byText == nil || len(c.byText) >= maxProfiles {
+		c.byText = make(map[string]*profile)
+	}
+	c.byText[text] = p
 	return p, nil
 }
 
