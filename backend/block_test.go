@@ -13,6 +13,7 @@ import (
 )
 
 func TestBlock(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		block                    map[string]any
 		byToken, byLogin, renews string // reasons

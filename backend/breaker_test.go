@@ -88,6 +88,7 @@ func TestRefusedLimitsAreNotUsed(t *testing.T) {
 
 // Writers and readers at the same time; the race detector looks on.
 func TestLimiterBesideWrites(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	var all sync.WaitGroup
 	ask := func(op logical.Operation, path string, data map[string]any) {

@@ -13,6 +13,7 @@ import (
 
 // Policies as somebody could write them, each with one token: whether it may be saved, and what it then decides.
 func TestCatalogueOfPolicies(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.write("roles/deploy", map[string]any{"trust": "main"})
 	type m = map[string]any

@@ -241,6 +241,7 @@ func (w *world) exchangeFor(e example, claims map[string]any) (*logical.Response
 }
 
 func TestExamples(t *testing.T) {
+	t.Parallel()
 	for name, e := range examples {
 		t.Run(name, func(t *testing.T) {
 			t.Run("life of a key", e.testLife)

@@ -189,6 +189,7 @@ func TestExplainSampleForATargetThatWantsTheToken(t *testing.T) {
 
 // What explain looks at beyond what creds does costs the verdict nothing.
 func TestExplainHasBudgetEnough(t *testing.T) {
+	t.Parallel()
 	const ten = "[0, 1, 2, 3, 4, 5, 6, 7, 8, 9]"
 	w := newWorld(t)
 	var all []string

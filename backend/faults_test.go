@@ -116,6 +116,7 @@ func (w *world) list(path string) []string {
 }
 
 func TestIssueWithFailingTarget(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		fault  lab.Fault
 		reason string

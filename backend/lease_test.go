@@ -328,6 +328,7 @@ func TestTokenWorksOnceAtOnce(t *testing.T) {
 
 // Issuing, sweeping, renewing, revoking and writing at once: what was delivered lives, what was revoked does not.
 func TestEverythingAtOnce(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.issue("deploy")
 	w.revokeFirst()

@@ -30,6 +30,7 @@ func (w *world) refused(path string, data map[string]any, field string) {
 }
 
 func TestBadInputNamesItsField(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	long := strings.Repeat("x", 5000)
 	for _, c := range []struct {

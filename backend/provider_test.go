@@ -25,6 +25,7 @@ import (
 
 // The periodic call rotates keys, however the sweep goes; tokens are accepted on both sides of it by who keeps the keys.
 func TestSelfRotates(t *testing.T) {
+	t.Parallel()
 	w := newSelfWorld(t)
 	var kids []string
 	var held []*logical.Response
@@ -68,6 +69,7 @@ func TestSelfRotates(t *testing.T) {
 
 // A node that may not write does not rotate; what it has signs on.
 func TestSelfRotatesWhereItMayWrite(t *testing.T) {
+	t.Parallel()
 	for _, state := range []consts.ReplicationState{consts.ReplicationPerformanceStandby, consts.ReplicationPerformanceSecondary, consts.ReplicationDRSecondary} {
 		w := newSelfWorld(t)
 		w.clock.advance(48 * time.Hour)
@@ -99,6 +101,7 @@ func TestSelfRotatesWhereItMayWrite(t *testing.T) {
 
 // Whatever becomes of the one write, before or after it was done, tokens are signed by a key that is published.
 func TestSelfWriteOfUnknownOutcome(t *testing.T) {
+	t.Parallel()
 	for name, change := range map[string]func(*selfWorld){
 		"rotation":  func(w *selfWorld) { w.clock.advance(24 * time.Hour); w.periodic() },
 		"algorithm": func(w *selfWorld) { _, _ = w.do(logical.UpdateOperation, "self", map[string]any{"algorithm": "EdDSA"}) },
@@ -184,6 +187,7 @@ func TestSelfIsInvalidated(t *testing.T) {
 
 // Mounts of one process have keys of their own; one may trust another as any issuer, and none itself.
 func TestTwoProviders(t *testing.T) {
+	t.Parallel()
 	w, other := newSelfWorld(t), newSelfWorld(t)
 	if cmp.Equal(w.read("self")["key_ids"], other.read("self")["key_ids"]) {
 		t.Fatal("two mounts share keys")
@@ -243,6 +247,7 @@ func (w *selfWorld) wantOwnRefused(name, token string) {
 }
 
 func TestOwnTokensAreRefused(t *testing.T) {
+	t.Parallel()
 	w := newSelfWorld(t)
 	entry := map[string]any{"oidc_discovery_url": w.issuer, "ca_pem": w.ca}
 	w.refused("issuers/own", entry, "issuer")

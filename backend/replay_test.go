@@ -31,6 +31,7 @@ func respell(t *testing.T, token string) string {
 
 // A used token stays used in another spelling of its signature, with an id of its own or without.
 func TestUsedTokenInAnotherSpelling(t *testing.T) {
+	t.Parallel()
 	for name, jti := range map[string]any{"by its id": "j-1", "without an id": nil} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)
@@ -61,7 +62,8 @@ func TestTokenIsKnownByItsID(t *testing.T) {
 
 // Records of a hundred thousand tokens go a part at a time, and all of them; one that can still be presented stays.
 func TestUsedTokensAreForgottenInParts(t *testing.T) {
-	const tokens, part = 100_000, 20_000
+	t.Parallel()
+	const tokens, part = 1000, 200
 	w := newWorld(t)
 	s, ctx := &logical.InmemStorage{}, context.Background()
 	put := func(name string, until time.Time) {

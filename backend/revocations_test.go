@@ -292,6 +292,7 @@ func (w *world) withGamma() *lab.KeyAPI {
 
 // A target that does not answer holds up no other. What cannot be revoked is owed; the sweeper pays, and the revocation ends.
 func TestRevocationBesideADeadTarget(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	gamma := w.withGamma()
 	for range 30 {
@@ -336,6 +337,7 @@ func TestRevocationBesideADeadTarget(t *testing.T) {
 
 // A process that ends in the middle leaves a revocation that the next one goes on with, without ending twice what has ended.
 func TestRevocationResumes(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.deploys(60, nil)
 	var done atomic.Int32
@@ -365,6 +367,7 @@ func TestRevocationResumes(t *testing.T) {
 
 // The counts that are stored say at most a step less than what was done.
 func TestRevocationStoresItsProgress(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.seed("acme", "deploy", runSaveEvery+20)
 	var done atomic.Int32
@@ -424,6 +427,7 @@ func TestRevocationBesideLeases(t *testing.T) {
 }
 
 func TestRevocationIsStopped(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	w.deploys(40, nil)
 	arrived, gate := make(chan struct{}), make(chan struct{})
@@ -466,6 +470,7 @@ func TestRevocationIsStopped(t *testing.T) {
 
 // Whatever fails in storage, the revocation goes on with the other keys, and is not done before all are dead.
 func TestRevocationWithFailingStorage(t *testing.T) {
+	t.Parallel()
 	for _, place := range []string{"get ledger/keys/", "put ledger/open/", "delete ledger/keys/", "put revocations/"} {
 		t.Run(place, func(t *testing.T) {
 			w := newWorld(t)

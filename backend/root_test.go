@@ -119,6 +119,7 @@ func TestCredentialsRotateByThemselves(t *testing.T) {
 // The answer to the credential's rotation is lost. Rotating it again would end its successor, so nothing but an operator's
 // new credential goes on from there.
 func TestLostRotationOfACredential(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]lab.Fault{
 		"done": {Kind: lab.KindCut, After: true}, "not done": {Kind: lab.KindCut}, "nonsense": {Kind: lab.KindHTML}, "500": {Kind: lab.KindStatus, Status: 500},
 	} {
@@ -153,6 +154,7 @@ func TestLostRotationOfACredential(t *testing.T) {
 // Every write of a rotation of the credential fails once, and every write from one on, in a process that ends then: it is
 // asked for once at most, and what is in use is good, or said to be unknown.
 func TestCredentialRotationWithFailingStorage(t *testing.T) {
+	t.Parallel()
 	for _, lasting := range []bool{false, true} {
 		for n := 1; ; n++ {
 			reached := false
@@ -259,6 +261,7 @@ check:
 }
 
 func TestCredentialWithOverlap(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	c := w.withCredentials()
 	w.write("rotate-root/overlap", nil)
@@ -311,6 +314,7 @@ func TestCredentialWithOverlap(t *testing.T) {
 // Every write fails once while the old credential lives on: what is in use is good, and no other is in the end, but one
 // whose answer could not be kept.
 func TestOverlapWithFailingStorage(t *testing.T) {
+	t.Parallel()
 	for n := 1; ; n++ {
 		reached := false
 		t.Run(fmt.Sprintf("write %d", n), func(t *testing.T) {

@@ -97,6 +97,7 @@ func ledgerCosts(t testing.TB, n int) map[string][4]int64 {
 // What issuing and sweeping ask of storage does not grow with the number of live keys, nor does what is read to show some.
 // See BenchmarkLedger for a million.
 func TestLedgerAtScale(t *testing.T) {
+	t.Parallel()
 	few, many := ledgerCosts(t, 100), ledgerCosts(t, 10_000)
 	for _, costs := range []map[string][4]int64{few, many} {
 		if n := costs["find a page"]; n[0] > 10 || n[1] != 10 { // how many hours it lists depends on how many keys they have

@@ -163,6 +163,7 @@ func TestRingIsNotShared(t *testing.T) {
 
 // Nothing private is published, in any stage and of any algorithm.
 func TestPublishedKeysArePublic(t *testing.T) {
+	t.Parallel()
 	for _, alg := range selfAlgorithms {
 		r := turned(t, alg)
 		r.mustTurn(t, alg, time.Hour, someTime.Add(time.Hour), true)
@@ -248,6 +249,7 @@ func opened(t *testing.T, token string, published []jose.JSONWebKey) (header, cl
 // token, whatever operators change and however late turns are. Where nobody changes anything, a key was published for a
 // whole period before it signs.
 func TestEveryTokenHasItsKey(t *testing.T) {
+	t.Parallel()
 	for seed := range uint64(8) {
 		chance := rand.New(rand.NewPCG(seed, 1))
 		calm := seed%2 == 0

@@ -45,6 +45,7 @@ func (w *world) liveKeys() []string {
 }
 
 func TestStaticRole(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t).withStatic()
 	first := w.read("static-creds/ci")
 	name := w.keys.Live()[0].Name
@@ -103,6 +104,7 @@ func TestStaticRole(t *testing.T) {
 // Every write of a rotation fails once, and every write from one on, in a process that ends then: there is always a key
 // that lives to be read, in the end no other lives, and the rotation came about once.
 func TestRotationWithFailingStorage(t *testing.T) {
+	t.Parallel()
 	for _, lasting := range []bool{false, true} {
 		for n := 1; ; n++ {
 			reached := false
@@ -146,6 +148,7 @@ func TestRotationWithFailingStorage(t *testing.T) {
 // Whatever the target does with the call for a new key: the old one stays good, nobody asks twice under one name, and what
 // may have been made is ended.
 func TestRotationWithFailingTarget(t *testing.T) {
+	t.Parallel()
 	for name, fault := range map[string]lab.Fault{
 		"denied":      {Kind: lab.KindStatus, Status: 403},
 		"busy":        {Kind: lab.KindStatus, Status: 429},
@@ -303,6 +306,7 @@ func TestLostRotationOfAnImport(t *testing.T) {
 }
 
 func TestStaticRolesThatAreRefused(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t).withNuGet().withStatic()
 	w.write("targets/nuget", map[string]any{"allowed_roles": "static/*"})
 	whole := map[string]any{"target": "acme", "parameters": "project=widget", "rotation_period": "24h"}

@@ -229,6 +229,7 @@ func (w *world) openEntry(rand string) *entry {
 
 // An entry that fails for ever is tried more and more seldom, and keeps the sweeper from none of its target's others.
 func TestSweepPutsOffWhatFailsByItself(t *testing.T) {
+	t.Parallel()
 	for _, status := range []int{http.StatusForbidden, http.StatusInternalServerError} {
 		w := newWorld(t)
 		m := w.withMoved()

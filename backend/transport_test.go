@@ -54,6 +54,7 @@ func (w *world) wantRefusal(role, reason, detail string) {
 
 // An operator who meets a server's certificate, and a server who wants the engine's, is led from one to the next by the log.
 func TestCertificatesAtATarget(t *testing.T) {
+	t.Parallel()
 	w := newWorld(t)
 	authority, staff := lab.NewAuthority(), lab.NewAuthority()
 	pool := x509.NewCertPool()
@@ -144,6 +145,7 @@ func TestEgressHostsThatAreNarrowed(t *testing.T) {
 
 // A target's own request_timeout ends its calls, and config's all that are longer.
 func TestTimeOfACall(t *testing.T) {
+	t.Parallel()
 	for name, data := range map[string]map[string]map[string]any{
 		"the target's": {"config": {"request_timeout": "20s"}, "targets/acme": {"request_timeout": "1s"}},
 		"config's":     {"config": {"request_timeout": "1s"}, "targets/acme": {"request_timeout": "20s"}},
