@@ -51,9 +51,7 @@ faults: need-go
 # Outages at their real length: Agent while its target or Vault is away for a minute, and a target that is down for a quarter of
 # an hour, so that Vault and the ledger come to the end of their schedules.
 outage: need-go
-	export VAULT_BIN="$$(./scripts/vault.sh)" RUN='^TestAcceptance$$/^in_one_Vault$$' && \
-	OUTAGE=1m go test -run "$$RUN/^AgentOutage$$" -count=1 -v $(TESTARGS) ./cmd/$(PLUGIN_NAME) && \
-	OUTAGE=15m go test -run "$$RUN/^Outage$$" -count=1 -v -timeout 1h $(TESTARGS) ./cmd/$(PLUGIN_NAME)
+	vault=$$(./scripts/vault.sh) && VAULT_BIN="$$vault" OUTAGE=15m go test -run '^TestAcceptance$$/^in_one_Vault$$/^(Outage|AgentOutage)$$' -count=1 -v -timeout 1h $(TESTARGS) ./cmd/$(PLUGIN_NAME)
 
 # Each fuzz function for FUZZTIME.
 fuzz: need-go

@@ -38,8 +38,9 @@ type sweepReport struct {
 	complete bool
 }
 
-// sweeper is one sweep. A target that does not answer is left alone for the rest of it. An entry that fails by itself is put
-// off, each time for longer, and takes no turn from the target's others.
+// sweeper is one sweep. A target that does not answer is left alone for the rest of it, and found dead it puts nothing off: what
+// is owed there is paid as soon as it is back. An entry that fails by itself is put off, each time for longer, and takes no
+// turn from the target's others.
 type sweeper struct {
 	*engine
 	s      logical.Storage
@@ -124,6 +125,7 @@ func (w *sweeper) open(ctx context.Context) error {
 	}
 	rands = append(rands[start:], rands[:start]...)
 	var fault error
+	silent := "" // the first entry whose target did not answer
 	for _, rand := range rands[:min(len(rands), sweepEntries)] {
 		if ctx.Err() != nil {
 			return ctx.Err()
@@ -141,20 +143,31 @@ func (w *sweeper) open(ctx context.Context) error {
 			continue
 		}
 		w.note(e, w.openEntry(ctx, e))
+		if silent == "" && w.down[e.Target] {
+			silent = rand
+		}
+	}
+	if silent != "" && len(rands) <= sweepEntries {
+		w.sweptTo = silent // the next sweep begins after it: if it is that entry which is never answered, the others have their turn
 	}
 	return fault
 }
 
-// note keeps the error of one entry and goes on with the next. A refusal, or a server's error, may be about that entry alone.
+// note keeps the error of one entry and goes on with the next.
 func (w *sweeper) note(e *entry, err error) {
 	if err == nil {
 		return
 	}
-	told := (*target.Error)(nil)
-	if errors.Is(err, target.ErrBusy) || errors.Is(err, target.ErrUnknown) && errors.As(err, &told) && told.Status == 0 {
+	if unanswered(err) {
 		w.down[e.Target] = true
 	}
 	w.faults = append(w.faults, fmt.Errorf("key %s at target %q: %w", e.ID, e.Target, err))
+}
+
+// unanswered reports whether an error says that a target is not there. A refusal, or a server's error, may be about one entry alone.
+func unanswered(err error) bool {
+	told := (*target.Error)(nil)
+	return errors.Is(err, target.ErrBusy) || errors.Is(err, target.ErrUnknown) && errors.As(err, &told) && told.Status == 0
 }
 
 func (w *sweeper) openEntry(ctx context.Context, e *entry) error {
@@ -169,10 +182,16 @@ func (w *sweeper) openEntry(ctx context.Context, e *entry) error {
 	case e.State == statePending && !putOff(e.IssuedAt.Add(w.grace), now):
 		err = w.settle(ctx, e)
 	}
-	if err == nil {
-		return nil
+	if err == nil || unanswered(err) && w.foundDead(ctx, e.Target) {
+		return err
 	}
 	return errors.Join(err, w.postpone(ctx, e.rand()))
+}
+
+// foundDead reports whether a target has failed so often that it is asked only now and then.
+func (w *sweeper) foundDead(ctx context.Context, name string) bool {
+	t, err := w.target(ctx, w.s, name)
+	return err == nil && t != nil && t.State().Open
 }
 
 // putOff reports whether something waits for a time. Nothing waits longer than maxBackoff: a time further away was written by a

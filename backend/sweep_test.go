@@ -268,6 +268,49 @@ func TestSweepPutsOffWhatFailsByItself(t *testing.T) {
 	}
 }
 
+// What is owed to a target that was away is paid as soon as it is back, however long that took, and it was asked no more than
+// once a minute. A key that never comes to an end keeps none of the others waiting.
+func TestOutageIsPaidWhenItIsOver(t *testing.T) {
+	w := newWorld(t)
+	m := w.withMoved()
+	roles := []string{"stays", "moved", "stays", "moved", "stays"}
+	for _, role := range roles {
+		owed, err := w.exchange(role, w.token(nil))
+		if reason, _ := reasonOf(owed, err); reason != "" {
+			t.Fatal(reason)
+		}
+		w.keys.Fault(lab.OpAny, lab.Fault{Kind: lab.KindCut})
+		if _, err := w.lease(logical.RevokeOperation, owed); err == nil {
+			t.Fatal("a key counts as revoked")
+		}
+		w.keys.ClearFaults()
+	}
+	w.keys.Fault(lab.OpAny, lab.Fault{Kind: lab.KindCut})
+	before, minutes := w.calls(), 5*60
+	for range minutes {
+		w.clock.advance(time.Minute)
+		w.periodic()
+	}
+	if made := w.calls() - before; made > minutes+5 {
+		t.Errorf("the target was asked %d times in %d minutes", made, minutes)
+	}
+	w.keys.ClearFaults()
+	m.fails(http.StatusServiceUnavailable)
+	for range 4 {
+		w.clock.advance(time.Minute)
+		w.periodic()
+	}
+	if live := w.keys.Live(); slices.ContainsFunc(live, func(k lab.Key) bool { return k.Project != "moved" }) || len(live) != 2 {
+		t.Errorf("live are %v; want those two of the project that fails", live)
+	}
+	m.fails(0)
+	w.clock.advance(maxBackoff)
+	w.periodic()
+	if live := w.keys.Live(); len(live) != 0 || len(w.ledgerEntries()) != 0 {
+		t.Errorf("%d keys live; the ledger has %v", len(live), w.ledgerEntries())
+	}
+}
+
 // An operator who sweeps tries everything, whatever was put off.
 func TestSweepNowTriesWhatWasPutOff(t *testing.T) {
 	w := newWorld(t)
