@@ -12,6 +12,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -247,6 +248,9 @@ func fits(raw any, t framework.FieldType) bool {
 // whole refuses what the SDK would cut: fractions, and numbers so long that they overflow on the way.
 func whole(raw any, t framework.FieldType) bool {
 	text := fmt.Sprint(raw)
+	if n, isFloat := raw.(float64); isFloat { // as Vault hands a JSON number to a plugin; Sprint would write a million as 1e+06
+		text = strconv.FormatFloat(n, 'f', -1, 64)
+	}
 	if _, isText := raw.(string); isText && t == framework.TypeDurationSecond {
 		d, err := parseutil.ParseDurationSecond(text)
 		return err == nil && d%time.Second == 0 && len(text) <= 20

@@ -154,6 +154,17 @@ func TestWritesKeepWhatTheyDoNotName(t *testing.T) {
 	}
 }
 
+// Vault hands a JSON number to a plugin as a float, whole or not.
+func TestNumbersAsVaultHandsThem(t *testing.T) {
+	w := newWorld(t)
+	w.write("roles/deploy", map[string]any{"max_ttl": float64(30 * 24 * 3600), "max_keys": float64(1_000_000)})
+	if r := w.read("roles/deploy"); r["max_ttl"] != json.Number("2592000") || r["max_keys"] != json.Number("1000000") {
+		t.Errorf("max_ttl %v, max_keys %v", r["max_ttl"], r["max_keys"])
+	}
+	w.refused("roles/deploy", map[string]any{"max_ttl": 2592000.5}, "max_ttl")
+	w.refused("roles/deploy", map[string]any{"max_keys": 1e30}, "max_keys")
+}
+
 func TestSecretsNeverComeBack(t *testing.T) {
 	w := newWorld(t)
 	target := w.read("targets/acme")

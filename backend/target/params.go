@@ -225,6 +225,8 @@ func plainText(raw any) string {
 		return raw
 	case json.Number:
 		return string(raw)
+	case float64: // Sprint would write a million as 1e+06
+		return strconv.FormatFloat(raw, 'f', -1, 64)
 	case int, int64, uint64, bool:
 		return fmt.Sprint(raw)
 	}
