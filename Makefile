@@ -8,7 +8,7 @@ TESTARGS    ?=
 PACKAGE     := github.com/oidcexchange/$(PLUGIN_NAME)
 STATICCHECK := go tool -modfile=scripts/tools/go.mod staticcheck
 
-.PHONY: default dev vault demo test unit faults outage fuzz bench growth lint fmt cover reference run configure release clean need-go need-cc
+.PHONY: default dev vault demo test unit faults outage soak fuzz bench growth lint fmt cover reference run configure release clean need-go need-cc
 
 default: dev
 
@@ -35,6 +35,7 @@ test: need-cc
 	@for tool in node npm; do command -v $$tool >/dev/null || echo "NOT RUN: $$tool is missing, so no JavaScript verifier looks at the tokens of self; install Node.js 20 or newer" >&2; done
 	@[ "$(REAL)" = 1 ] || echo "NOT RUN: SPIRE, Gitea, Unleash and Verdaccio are not tried; make test REAL=1 builds and tries them" >&2
 	@echo "NOT RUN: no outage lasts longer than some seconds; make outage has some of a minute and one of a quarter of an hour, in half an hour" >&2
+	@echo "NOT RUN: the fault matrix on all targets, and the soak; see make faults and make soak" >&2
 	cd scripts/differential && go test -count=1 ./...
 	cd scripts/bench && go test -count=1 ./...
 	@for server in $(SERVERS); do ./scripts/real.sh $$server >/dev/null || true; done # what fails here the tests report
@@ -52,6 +53,12 @@ faults: need-go
 # an hour, so that Vault and the ledger come to the end of their schedules.
 outage: need-go
 	vault=$$(./scripts/vault.sh) && VAULT_BIN="$$vault" OUTAGE=15m go test -run '^TestAcceptance$$/^in_one_Vault$$/^(Outage|AgentOutage)$$' -count=1 -v -timeout 1h $(TESTARGS) ./cmd/$(PLUGIN_NAME)
+
+# Three Vaults under load, in which something fails all the time, for DURATION. What SEED chose is printed.
+DURATION    ?= 1h
+SEED        ?=
+soak: need-cc
+	vault=$$(./scripts/vault.sh) && cd cmd/$(PLUGIN_NAME) && VAULT_BIN="$$vault" SOAK="$(DURATION)" SEED="$(SEED)" CGO_ENABLED=1 go test -race -run '^TestSoak$$' -count=1 -timeout 0 $(TESTARGS)
 
 # Each fuzz function for FUZZTIME.
 fuzz: need-go
