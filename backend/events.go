@@ -44,6 +44,8 @@ func (b *engine) tellKey(ctx context.Context, kind string, e *entry) {
 	path := "creds/" + e.Role
 	if name, static := strings.CutPrefix(e.Role, staticPrefix); static {
 		path = "static-creds/" + name
+	} else if strings.HasPrefix(e.Role, reconciledPrefix) {
+		path = e.Role
 	}
 	b.tell(ctx, kind, path, "id", e.ID, "role", e.Role, "target", e.Target)
 }

@@ -144,7 +144,7 @@ func (b *engine) writeConfig(ctx context.Context, req *logical.Request, d *frame
 		resp.AddWarning("sweep_grace is shorter than an issue can take: after a failover the sweeper may look for a key that is not made yet")
 	}
 	if record.Instance != old.Instance {
-		resp.AddWarning("keys that were issued under the former instance keep its name at their targets")
+		resp.AddWarning("keys that were issued under the former instance keep its name at their targets; reconcile looks for those of the present one alone")
 	}
 	if len(resp.Warnings) == 0 {
 		return nil, nil

@@ -41,7 +41,7 @@ func (b *engine) reconcilePath() *framework.Path {
 		HelpSynopsis: "After a restore: find and revoke keys that live at a target and that the ledger lacks.",
 		HelpDescription: "A Vault that was restored from an older snapshot has forgotten the keys that were issued since: no lease and no sweeper ends them. They are found at the target by their names, which begin with this mount's instance; keys of static roles, the engine's credential, other instances' keys and whatever the ledger has are never among them. " +
 			"A read, or a write without confirm, changes nothing and answers count, keys (500 at most), the places at the target that were looked at, each with its state, and open_roles, whose callers may have had keys in other places (give those as parameters). whole is false if there may be more keys than were seen. " +
-			"It tells what else a restore rolls back: credential says whether the target takes the engine's; static_keys whether it knows the present key of each static role; static_strays are keys of static roles that live and that no static role has; replay_seconds is for how long after the restore tokens that were spent since the snapshot can be presented again. " +
+			"It tells what else a restore rolls back: credential says whether the target takes the engine's; static_keys whether it knows the present key of each static role; static_strays are keys of static roles that live and that no static role has, a deleted one perhaps; replay_seconds is for how long after the restore tokens that were spent since the snapshot can be presented again. " +
 			"A write with confirm and instance revokes: each key is in the ledger as a debt first, so the sweeper goes on with those that failed. What a request has no time for is left; ask again. " +
 			"Two mounts must never have one instance: each would take the other's keys for lost. Give a copy of a Vault another instance before anything else. Where Vault replicates the mount to other clusters confirm is refused, for their keys bear the same instance.",
 	}
@@ -67,28 +67,34 @@ func (b *engine) reconcile(ctx context.Context, req *logical.Request, d *framewo
 		return nil, refuse(reasonTargetBusy, "target %q is being reconciled", name)
 	}
 	defer release()
-	conf, err := b.config(ctx, req.Storage) // a mount without an instance has asked for no key
-	if err != nil {
+	r, err := b.found(ctx, req.Storage, t, d)
+	switch {
+	case err != nil:
 		return nil, err
-	}
-	if given, ok := d.GetOk("instance"); ok && given != conf.Instance {
-		return nil, badField("instance", "is not this mount's, which a dry run answers")
-	}
-	r := &reconciling{engine: b, s: req.Storage, target: t, instance: conf.Instance}
-	place, _ := d.Get("parameters").(map[string]any)
-	if _, given := d.GetOk("parameters"); !given {
-		place = nil
-	}
-	if err := r.find(ctx, place); err != nil {
-		return nil, err
-	}
-	if !confirmed {
+	case !confirmed:
 		return r.told(ctx)
 	}
 	if count := d.Get("confirm").(int); count != len(r.lost) {
 		return nil, badField("confirm", "is %d, and %d keys are lost; look at them again, without confirm", count, len(r.lost))
 	}
 	return r.revoked(ctx)
+}
+
+// found is what lives at a target and is lost, as a request asks for it.
+func (b *engine) found(ctx context.Context, s logical.Storage, t *openTarget, d *framework.FieldData) (*reconciling, error) {
+	conf, err := b.config(ctx, s)
+	if err != nil {
+		return nil, err
+	}
+	if given, ok := d.GetOk("instance"); ok && given != conf.Instance {
+		return nil, badField("instance", "is not this mount's, which a dry run answers")
+	}
+	var place map[string]any
+	if given, ok := d.GetOk("parameters"); ok {
+		place = given.(map[string]any)
+	}
+	r := &reconciling{engine: b, s: s, target: t, instance: conf.Instance}
+	return r, r.find(ctx, place)
 }
 
 // unlistable refuses a target whose keys cannot be listed, and says what that means.

@@ -76,21 +76,21 @@ var nameEnd = regexp.MustCompile(`\A[a-z2-7]{26}\z`)
 // mine reports whether a name is one that this mount gives, of one kind.
 func (r *reconciling) mine(kind, name string) bool {
 	end, begins := strings.CutPrefix(name, kind+r.instance+"-")
-	return begins && nameEnd.MatchString(end)
+	return begins && r.instance != "" && nameEnd.MatchString(end) // a mount without an instance has asked for no key
 }
 
 // choosePlaces finds out in which places keys may be: those that roles name, and those of the keys that the ledger has.
 func (r *reconciling) choosePlaces(ctx context.Context, given map[string]any) error {
-	if given != nil {
+	placed := r.target.Placed()
+	if given != nil || len(placed) == 0 {
 		p, ok := r.target.Place(given)
+		for name := range given {
+			ok = ok && slices.Contains(placed, name)
+		}
 		if !ok {
-			return badField("parameters", "want those that say where keys are: %s", strings.Join(r.target.Placed(), ", "))
+			return badField("parameters", "want those that say where keys are, and no others: %s", strings.Join(placed, ", "))
 		}
 		r.places = []*place{{params: p}}
-		return nil
-	}
-	if len(r.target.Placed()) == 0 {
-		r.places = []*place{{params: map[string]any{}}}
 		return nil
 	}
 	if err := r.placesOfRoles(ctx); err != nil {
@@ -330,11 +330,12 @@ func (r *reconciling) endOne(ctx context.Context, h target.Handle) (err error) {
 	defer cancel()
 	if err := r.target.Revoke(call, h); err != nil {
 		r.Logger().Warn("a lost key is not revoked yet; the ledger owes it", "id", e.ID, "target", e.Target, "error", err)
+		r.tellKey(ctx, eventOwed, e)
 		return err
 	}
 	writing, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 	defer cancel()
-	return r.ledger.dead(writing, r.s, e)
+	return r.dead(writing, r.s, e)
 }
 
 const reconciledPrefix = "reconcile/" // and the target's name, in place of a role in the ledger

@@ -13,19 +13,22 @@ import (
 // Placed returns the parameters that say where at the target a key is; empty if all its keys are in one place.
 func (t *Target) Placed() []string { return slices.Clone(t.kind.placed) }
 
-// Place returns what of a key's parameters says where it is. ok is false if they do not tell: they lack something, or are
-// none of this target's.
+// Place returns what of a key's parameters says where it is, checked. ok is false if they do not tell.
 func (t *Target) Place(params map[string]any) (place map[string]any, ok bool) {
-	if checked, err := t.Params(params); err == nil {
-		params, ok = checked, true
-	}
 	place = map[string]any{}
-	for _, name := range t.kind.placed {
-		if value, given := params[name]; given {
-			place[name] = value
+	for _, p := range t.kind.params {
+		if !slices.Contains(t.kind.placed, p.name) {
+			continue
+		}
+		value, fault := p.value(params)
+		if fault != "" {
+			return nil, false
+		}
+		if value != nil {
+			place[p.name] = value
 		}
 	}
-	return place, ok || len(place) == len(t.kind.placed)
+	return place, true
 }
 
 // List returns the handles of the keys in one place, as Place returned it, whose names begin with prefix: sorted, and none

@@ -48,6 +48,7 @@ var acceptance = []struct {
 	{"KeyByToken", testKeyByToken},
 	{"RenewalExtendsKey", testRenewalExtendsKey},
 	{"Runbook", testRunbook},
+	{"Restore", testRestore},
 	{"RevokeScriptOfExposedKeys", testRevokeScriptOfExposedKeys},
 	{"RevokePrefix", testRevokePrefix},
 	{"EndOfLogin", testEndOfLogin},

@@ -24,8 +24,21 @@ type runbook struct {
 
 func newRunbook(t *testing.T, w *world) *runbook {
 	t.Helper()
+	compromised, _, _ := strings.Cut(runbookText(t), afterRestore)
+	return newPart(t, w, compromised)
+}
+
+// afterRestore begins the part of the runbook that is for another day.
+const afterRestore = "\n## After a restore\n"
+
+func runbookText(t *testing.T) string {
+	return readFile(t, filepath.Join("..", "..", "bootstrap"), "runbook.md")
+}
+
+func newPart(t *testing.T, w *world, text string) *runbook {
+	t.Helper()
 	r := &runbook{world: w, bin: t.TempDir()}
-	for _, block := range shellBlocks.FindAllStringSubmatch(readFile(t, filepath.Join("..", "..", "bootstrap"), "runbook.md"), -1) {
+	for _, block := range shellBlocks.FindAllStringSubmatch(text, -1) {
 		r.blocks = append(r.blocks, block[1])
 	}
 	if err := os.Symlink(w.bin, filepath.Join(r.bin, "vault")); err != nil {
