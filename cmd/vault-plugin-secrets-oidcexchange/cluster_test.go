@@ -5,6 +5,7 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"syscall"
 	"testing"
@@ -98,11 +99,13 @@ func (s *server) seal(t testing.TB) {
 	}
 }
 
-// rejoin brings a server back that was lost or sealed.
+// rejoin brings a server back that was lost or sealed. A plugin that has outlived it ends, as a service manager would have it.
 func (s *server) rejoin(t testing.TB) {
 	t.Helper()
 	select {
 	case <-s.ended:
+		_ = syscall.Kill(-s.process.Pid, syscall.SIGKILL) // there may be none
+		s.groups = slices.DeleteFunc(s.groups, func(group int) bool { return group == s.process.Pid })
 		s.launch(t)
 	default:
 	}
@@ -113,7 +116,7 @@ func (s *server) rejoin(t testing.TB) {
 func (c cluster) takeOver(t testing.TB, w *world, lost *server) {
 	t.Helper()
 	next := c.active(t, lost)
-	next.canary(w.canaries...) // all that were used so far
+	next.canary(slices.Collect(maps.Keys(w.canaries))...) // all that were used so far
 	w.server = next
 	user, err := next.client(w.user.Token())
 	if err != nil {

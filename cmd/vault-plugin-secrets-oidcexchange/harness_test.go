@@ -95,7 +95,7 @@ type server struct {
 	groups  []int         // process groups to end: Vault's, with its plugins
 
 	mu       sync.Mutex
-	canaries []string // what must never stand in a log
+	canaries map[string]bool // what must never stand in a log
 }
 
 // startServer starts a new Vault, unsealed, with the plugin in its catalog, a file audit device and two auth methods.

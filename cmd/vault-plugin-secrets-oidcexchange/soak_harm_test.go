@@ -6,7 +6,6 @@ package main
 import (
 	"fmt"
 	"net/http"
-	"syscall"
 	"testing"
 	"time"
 
@@ -48,18 +47,10 @@ func (s *server) stepDown(t testing.TB) {
 }
 
 func (s *soak) failOver(t *testing.T, lose func(*server, testing.TB)) {
-	lost, group := s.server, s.process.Pid
+	lost := s.server
 	lose(lost, t)
 	s.c.takeOver(t, s.world, lost)
-	s.back(t, lost, group)
-}
-
-// back has a server join again. A plugin that outlived it ends now, as a service manager would have it.
-func (s *soak) back(t *testing.T, lost *server, group int) {
 	lost.rejoin(t)
-	if lost.process.Pid != group {
-		_ = syscall.Kill(-group, syscall.SIGKILL) // there may be none
-	}
 }
 
 func (s *soak) killStandby(t *testing.T) {
@@ -67,9 +58,8 @@ func (s *soak) killStandby(t *testing.T) {
 	if standby == s.server {
 		return
 	}
-	group := standby.process.Pid
 	standby.crash(t)
-	s.back(t, standby, group)
+	standby.rejoin(t)
 }
 
 func (s *soak) killProcess(t *testing.T) {

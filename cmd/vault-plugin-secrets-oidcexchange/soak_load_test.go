@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ type books struct {
 	mu      sync.Mutex
 	asked   map[string]*asked
 	silence [][2]time.Time // when answers may have been lost
+	secrets []string       // that must stand in no log
 	counts
 }
 
@@ -72,6 +74,12 @@ func (b *books) answer(jti string, a *asked, secret *api.Secret, err error) {
 	default:
 		b.unanswered++
 	}
+}
+
+func (b *books) hide(secret string) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.secrets = append(b.secrets, secret)
 }
 
 func (b *books) ask(jti string, a *asked) {
@@ -128,12 +136,15 @@ func (s *soak) life(t *testing.T, user, root *api.Client) {
 		ref = groupRef(s.group.Load())
 	}
 	token := s.issuer.Token(map[string]any{"aud": audience, "jti": jti, "ref": ref})
-	if s.dice.percent(5) {
-		s.secret(token) // not all: they are thousands
-	}
 	s.books.ask(jti, a)
+	if s.dice.percent(5) { // not all: they are thousands
+		s.books.hide(token[strings.LastIndex(token, ".")+1:])
+	}
 	secret, err := user.Logical().WriteWithContext(t.Context(), s.path+"/creds/"+a.role, map[string]any{"subject_token": token})
 	s.books.answer(jti, a, secret, err)
+	if a.key != "" {
+		s.books.hide(a.key)
+	}
 	if err != nil || a.role == "kept" {
 		return
 	}

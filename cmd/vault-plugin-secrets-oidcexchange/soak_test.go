@@ -170,6 +170,7 @@ func (s *soak) finish(t *testing.T) {
 	found.grown = s.grown()
 	s.endAll(t, found)
 	for _, server := range s.c {
+		server.canary(s.books.secrets...)
 		server.wantClean(t)
 		eachLine(t, server.logFile(), func(line string) {
 			if strings.Contains(line, "DATA RACE") {
