@@ -121,10 +121,12 @@ func (s *soak) startLoad(t *testing.T) (stop func()) {
 			}
 		})
 	}
-	return func() {
+	stop = func() {
 		cancel()
 		all.Wait()
 	}
+	t.Cleanup(stop) // also of a test that has failed
+	return stop
 }
 
 // life is that of one key: it is asked for at one server, perhaps renewed, and perhaps revoked at another.
