@@ -278,7 +278,6 @@ func (b *engine) shared() bool {
 
 // ended is what became of one lost key.
 type ended struct {
-	target.Handle
 	tried bool
 	err   error // nil = revoked, if it was tried
 }
@@ -296,9 +295,6 @@ func (r *reconciling) end(ctx context.Context, keys []target.Handle) []ended {
 				outcomes[i].tried, outcomes[i].err = true, r.endOne(ctx, keys[i])
 			}
 		})
-	}
-	for i, h := range keys {
-		outcomes[i].Handle = h
 	}
 	for i := 0; i < len(keys) && beginning.Err() == nil; i++ {
 		select {
