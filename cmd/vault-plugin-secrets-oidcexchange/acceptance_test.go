@@ -35,6 +35,7 @@ var acceptance = []struct {
 	{"AgentMistake", testAgentMistake},
 	{"CrashWhileIssuing", testCrashWhileIssuing},
 	{"CrashWhileRevoking", testCrashWhileRevoking},
+	{"CrashOfLostKeys", testCrashOfLostKeys},
 	{"CrashWhileRotating", testCrashWhileRotating},
 	{"KilledDuringCall", testKilledDuringCall},
 	{"TargetFaults", testTargetFaults},

@@ -138,7 +138,7 @@ func testKilledDuringCall(t *testing.T, s *server) {
 				t.Parallel()
 				w, bystander := crashWorld(t, s, plugin, s.built.plain)
 				for range crashes {
-					killed := w.killAt(t, plugin, op, stage)
+					killed := w.killAt(t, plugin, &w.keys.Control, op, stage)
 					err := ask(w)
 					if !killed() {
 						t.Fatalf("no call came to %s of %s", stage, op)
@@ -153,11 +153,11 @@ func testKilledDuringCall(t *testing.T, s *server) {
 	}
 }
 
-// killAt kills the plugin once, when the next call of op comes to a stage.
-func (w *world) killAt(t *testing.T, plugin, op string, stage lab.Stage) (killed func() bool) {
+// killAt kills the plugin once, when the next call of op at a target comes to a stage.
+func (w *world) killAt(t *testing.T, plugin string, target *lab.Control, op string, stage lab.Stage) (killed func() bool) {
 	var once sync.Once
 	var done atomic.Bool
-	w.keys.OnRequest(func(got string, at lab.Stage) {
+	target.OnRequest(func(got string, at lab.Stage) {
 		if got == op && at == stage {
 			once.Do(func() {
 				w.killPlugin(t, plugin)
