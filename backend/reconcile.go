@@ -143,7 +143,8 @@ func (r *reconciling) look(params map[string]any) {
 	}
 }
 
-// compare sorts out what of the keys that live is lost: what neither the ledger nor a static role has.
+// compare sorts out what of the keys that live is lost: what neither the ledger nor a static role has. Storage is asked, not
+// the tally, which may still be counted; what is under way is open there before it is asked for.
 func (r *reconciling) compare(ctx context.Context) error {
 	leased, static := map[string][]target.Handle{}, map[string][]target.Handle{} // by name
 	for _, p := range r.places {
@@ -176,11 +177,6 @@ func (r *reconciling) compare(ctx context.Context) error {
 	})
 	if err != nil {
 		return err
-	}
-	for name := range leased {
-		if r.ledger.id(strings.TrimPrefix(name, leasedName+r.instance+"-")) != "" { // what is being written now
-			forget(name)
-		}
 	}
 	r.lost, r.strays = sorted(leased), sorted(static)
 	return nil
