@@ -274,14 +274,13 @@ func TestRenewalThatWasRefused(t *testing.T) {
 func TestTokensAreNotForwardedToAStrangersProxy(t *testing.T) {
 	w := newWorld(t).withNuGet()
 	var seen atomic.Int32
-	collector := httptest.NewTLSServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+	collector := w.serve(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.Header.Get("Authorization"), "Bearer ey") {
 			seen.Add(1)
 		}
 	}))
-	defer collector.Close()
 	proxy := httptest.NewServer(http.HandlerFunc(func(rw http.ResponseWriter, _ *http.Request) {
-		to, err := net.Dial("tcp", collector.Listener.Addr().String())
+		to, err := net.Dial("tcp", strings.TrimPrefix(collector, "https://"))
 		if err != nil {
 			return
 		}

@@ -28,7 +28,7 @@ type matrixFault struct {
 	lasting bool // storage fails from then on until the step has ended
 	gone    bool // the engine is gone there: nothing that it still does has any effect, and a new one starts on the same storage
 	late    bool // the target does its work only when nobody waits for the answer any more
-	whole   bool // takes long, so only the whole matrix has it
+	whole   bool // only the whole matrix has it: it takes long, or is much like another
 }
 
 var matrixFaults = []matrixFault{
@@ -38,14 +38,14 @@ var matrixFaults = []matrixFault{
 	{name: "cut inside the answer", of: ofCalls, call: lab.Fault{Kind: lab.KindTruncate}},
 	{name: "answer past the deadline", of: ofCalls, call: lab.Fault{Kind: lab.KindHang, After: true}, whole: true},
 	{name: "work past the deadline", of: ofCalls, late: true, whole: true},
-	{name: "500 instead", of: ofCalls, call: lab.Fault{Kind: lab.KindStatus, Status: 500}},
+	{name: "500 instead", of: ofCalls, call: lab.Fault{Kind: lab.KindStatus, Status: 500}, whole: true},
 	{name: "500 once done", of: ofCalls, call: lab.Fault{Kind: lab.KindStatus, Status: 500, After: true}},
-	{name: "502 once done", of: ofCalls, call: lab.Fault{Kind: lab.KindStatus, Status: 502, After: true}},
+	{name: "502 once done", of: ofCalls, call: lab.Fault{Kind: lab.KindStatus, Status: 502, After: true}, whole: true},
 	{name: "401", of: ofCalls, call: lab.Fault{Kind: lab.KindStatus, Status: 401}},
 	{name: "429", of: ofCalls, call: lab.Fault{Kind: lab.KindStatus, Status: 429}},
 	{name: "429, retry after", of: ofCalls, call: lab.Fault{Kind: lab.KindStatus, Status: 429, RetryAfter: time.Second}, whole: true}, // the clock stands, so what waits for it waits for its deadline
 	{name: "a page for JSON", of: ofCalls, call: lab.Fault{Kind: lab.KindHTML}},
-	{name: "JSON of other types", of: ofCalls, call: lab.Fault{Kind: lab.KindWrongTypes}},
+	{name: "JSON of other types", of: ofCalls, call: lab.Fault{Kind: lab.KindWrongTypes}, whole: true},
 	{name: "JSON without the key", of: ofCalls, call: lab.Fault{Kind: lab.KindNoSecret}},
 	{name: "engine gone before a call", of: ofCalls, call: lab.Fault{Kind: lab.KindCut}, gone: true},
 	{name: "engine gone after a call", of: ofCalls, call: lab.Fault{Kind: lab.KindCut, After: true}, gone: true},

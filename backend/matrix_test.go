@@ -96,7 +96,7 @@ func (m *matrix) step(step matrixStep, faults []matrixFault) {
 
 // legend ends the table.
 const legend = `
-EXPOSED: a key that may live, of an answer that was lost, where the target can neither find it nor end it. keys/ shows it until its own end.
+EXPOSED: a key that may live and that its target cannot end: its answer or its lease is lost or over. keys/ shows it until its own end.
 AWAITED: the engine was gone after its last write and before Vault had the lease. The sweeper ends the key at the latest end that its lease could have had.
 An engine that is gone is left where it stands, in this process, and a new one starts on the same storage. SIGKILL of a plugin's
 process, in a real Vault and at each step of its own, is in the acceptance tests CrashWhileIssuing, CrashWhileRevoking, CrashOfLostKeys,

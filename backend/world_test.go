@@ -5,6 +5,7 @@ package backend
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -83,10 +84,16 @@ func (w *world) profile(old, by string) string {
 	return strings.ReplaceAll(acme, old, by)
 }
 
+// All stand-ins have one certificate, of a key whose handshakes are cheap.
+var (
+	authority   = lab.NewAuthority()
+	certificate = authority.Issue(nil)
+)
+
 // newWorld makes an engine with issuer github, trust policy main, targets acme and nuget, and roles deploy and publish.
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	w := &world{t: t, clock: &clock{at: time.Now().Truncate(time.Second)}, logs: &strings.Builder{}, events: &bus{}, doors: map[controlled]*door{}, store: &faultyStorage{Storage: &logical.InmemStorage{}}}
+	w := &world{t: t, ca: authority.PEM(), clock: &clock{at: time.Now().Truncate(time.Second)}, logs: &strings.Builder{}, events: &bus{}, doors: map[controlled]*door{}, store: &faultyStorage{Storage: &logical.InmemStorage{}}}
 	w.issuer = lab.NewIssuer(lab.IssuerOptions{Now: w.clock.now, Algorithm: "ES256"})
 	w.issuerURL = w.serve(w.issuer)
 	w.issuer.SetURL(w.issuerURL)
@@ -152,21 +159,17 @@ func (d *door) Accept() (net.Conn, error) {
 // serve runs a handler with TLS, under one certificate for all.
 func (w *world) serve(h http.Handler) string {
 	server := httptest.NewUnstartedServer(h)
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{certificate}}
 	if c, ok := h.(controlled); ok {
 		w.doors[c] = &door{Listener: server.Listener}
 		server.Listener = w.doors[c]
 	}
 	server.StartTLS()
 	w.t.Cleanup(server.Close)
-	w.ca = lab.CertificatePEM(server.Certificate())
 	return server.URL
 }
 
-func (w *world) client() *http.Client {
-	server := httptest.NewTLSServer(http.NotFoundHandler())
-	w.t.Cleanup(server.Close)
-	return server.Client()
-}
+func (w *world) client() *http.Client { return authority.Client() }
 
 // restart makes the engine anew on the same storage, as after the end of its process.
 func (w *world) restart() {
