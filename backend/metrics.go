@@ -23,6 +23,7 @@ type meters struct {
 	refused  *prometheus.CounterVec   // by operation and reason
 	calls    *prometheus.HistogramVec // by target, operation and outcome
 	swept    *prometheus.CounterVec   // by what became of a key
+	rotated  *prometheus.CounterVec   // by kind, target and outcome
 }
 
 // callBuckets are seconds: an API on the same network takes milliseconds, and no call may take longer than the last.
@@ -44,8 +45,11 @@ func newMeters() *meters {
 		swept: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "oidcexchange_swept_total", Help: "Entries of the ledger that the sweeper ended: settled, revoked, expired.",
 		}, []string{"as"}),
+		rotated: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "oidcexchange_rotations_total", Help: "Rotations that were tried, of static roles' keys (static_role) and of credentials (credential); outcome is ok or a reason code.",
+		}, []string{"kind", "target", "outcome"}),
 	}
-	m.registry.MustRegister(m.issued, m.refused, m.calls, m.swept,
+	m.registry.MustRegister(m.issued, m.refused, m.calls, m.swept, m.rotated,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})) // of the process, which serves many mounts
 	return m
 }
@@ -54,6 +58,7 @@ func newMeters() *meters {
 func (m *meters) forget(target string) {
 	m.issued.DeleteLabelValues(target)
 	m.calls.DeletePartialMatch(prometheus.Labels{"target": target})
+	m.rotated.DeletePartialMatch(prometheus.Labels{"target": target})
 }
 
 // refusal counts a refusal of what issues or renews a key; other paths are operators' own.
@@ -72,13 +77,17 @@ func (m *meters) sweep(done swept) {
 	m.swept.WithLabelValues("expired").Add(float64(done.Expired))
 }
 
+// outcomeOf is the label of how something went.
+func outcomeOf(err error) string {
+	if err == nil {
+		return "ok"
+	}
+	return asRefusal(err).reason
+}
+
 // called measures one call of the target; err is read when it has ended.
 func (t *openTarget) called(operation string, began time.Time, err *error) {
-	outcome := "ok"
-	if *err != nil {
-		outcome = asRefusal(*err).reason
-	}
-	t.meters.calls.WithLabelValues(t.name, operation, outcome).Observe(time.Since(began).Seconds())
+	t.meters.calls.WithLabelValues(t.name, operation, outcomeOf(*err)).Observe(time.Since(began).Seconds())
 }
 
 // Exchange is target.Target's, measured; so are the others.

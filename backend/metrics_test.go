@@ -143,7 +143,7 @@ func TestMetrics(t *testing.T) {
 func TestMetricsOfTroubles(t *testing.T) {
 	w := newWorld(t)
 	w.issue("deploy")
-	w.keys.Fault(lab.OpAny, lab.Fault{Kind: lab.KindStatus, Status: 500})
+	w.keys.Fault(lab.OpAny, lab.Fault{Kind: lab.KindStatus, Status: 502})
 	for range 8 {
 		_, _ = w.exchange("deploy", w.token(nil))
 	}
@@ -152,6 +152,40 @@ func TestMetricsOfTroubles(t *testing.T) {
 	runs := got["revocations{state=running}"] + got["revocations{state=waiting}"] + got["revocations{state=done}"]
 	if got["target_breaker_open{target=acme}"] != 1 || runs != 1 {
 		t.Errorf("a breaker is %v, %v revocations; want 1 and 1", got["target_breaker_open{target=acme}"], runs)
+	}
+}
+
+// Of all that is rotated there is when it was and will be, and whether an operator must act.
+func TestMetricsOfRotations(t *testing.T) {
+	w := newWorld(t).withStatic()
+	g := w.withGitLab()
+	w.write("targets/gitlab", map[string]any{"rotation_period": "240h"})
+	w.write("rotate-root/gitlab", nil)
+	first := w.clock.now()
+	w.clock.advance(time.Hour)
+	w.keys.Fault(lab.OpCreate, lab.Fault{Kind: lab.KindStatus, Status: 403, Count: 1})
+	_, _ = w.do(logical.UpdateOperation, "rotate-role/ci", nil)
+	g.Fault(lab.OpRotate, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
+	_, _ = w.do(logical.UpdateOperation, "rotate-root/gitlab", nil)
+	got := w.scrape()
+	for name, want := range map[string]float64{
+		"rotations_total{kind=static_role,outcome=ok,target=acme}":                   1,
+		"rotations_total{kind=static_role,outcome=target_denied,target=acme}":        1,
+		"rotations_total{kind=credential,outcome=ok,target=gitlab}":                  1,
+		"rotations_total{kind=credential,outcome=outcome_unknown,target=gitlab}":     1,
+		"rotation_last_timestamp_seconds{kind=static_role,name=ci,target=acme}":      float64(first.Unix()),
+		"rotation_last_timestamp_seconds{kind=credential,name=gitlab,target=gitlab}": float64(first.Unix()),
+		"rotation_due_timestamp_seconds{kind=static_role,name=ci,target=acme}":       float64(first.Add(24 * time.Hour).Unix()),
+		"rotation_due_timestamp_seconds{kind=credential,name=gitlab,target=gitlab}":  float64(first.Add(240 * time.Hour).Unix()),
+		"rotation_unknown{kind=credential,name=gitlab,target=gitlab}":                1,
+	} {
+		if got[name] != want {
+			t.Errorf("%s is %v; want %v", name, got[name], want)
+		}
+	}
+	w.write("static-roles/ci", map[string]any{"enabled": false})
+	if _, due := w.scrape()["rotation_due_timestamp_seconds{kind=static_role,name=ci,target=acme}"]; due {
+		t.Error("what is switched off is due")
 	}
 }
 
@@ -185,7 +219,7 @@ var metricName = regexp.MustCompile(`oidcexchange_[a-z_]+`)
 
 // Alert rules and dashboard ask for what there is.
 func TestDashboardsKnowTheMetrics(t *testing.T) {
-	w := newWorld(t)
+	w := newWorld(t).withStatic()
 	w.issue("deploy")
 	_, _ = w.exchange("deploy", "x")
 	w.clock.advance(10 * time.Minute)

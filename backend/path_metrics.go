@@ -7,6 +7,7 @@ import (
 	"bytes"
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
@@ -81,6 +82,9 @@ var (
 	runsGauge     = desc("revocations", "Revocations by filter that the mount remembers: running, waiting for what could not be revoked yet, done, stopped.", "state")
 	issuerKeys    = desc("issuer_keys", "Usable keys of an issuer.", "issuer")
 	issuerFetched = desc("issuer_keys_fetched_timestamp_seconds", "When the keys in use were asked for.", "issuer")
+	rotatedGauge  = desc("rotation_last_timestamp_seconds", "When a static role's key, or a target's credential (named by its target), was last rotated.", "kind", "name", "target")
+	dueGauge      = desc("rotation_due_timestamp_seconds", "When it is to be rotated next; none for what is not rotated by itself, or is switched off.", "kind", "name", "target")
+	unknownGauge  = desc("rotation_unknown", "Whether the outcome of its last rotation is unknown: none follows until an operator acts.", "kind", "name", "target")
 	issuerFetches = desc("issuer_fetches_total", "Fetches of an issuer's keys, since its entry was last written.", "issuer", "outcome")
 )
 
@@ -123,7 +127,7 @@ func (b *engine) gauges(ctx context.Context, s logical.Storage) (readings, error
 		r.gauge(sweptGauge, float64(last.at.Unix()))
 		r.gauge(completeGauge, boolean(last.complete))
 	}
-	for _, read := range []func(context.Context, logical.Storage, *readings) error{b.targetReadings, b.runReadings, b.issuerReadings} {
+	for _, read := range []func(context.Context, logical.Storage, *readings) error{b.targetReadings, b.rotationReadings, b.runReadings, b.issuerReadings} {
 		if err := read(ctx, s, &r); err != nil {
 			return nil, err
 		}
@@ -142,6 +146,40 @@ func (b *engine) targetReadings(ctx context.Context, s logical.Storage, r *readi
 		}
 	}
 	return nil
+}
+
+// rotationReadings tells of all that is rotated. What is wrong with one is for status to say.
+func (b *engine) rotationReadings(ctx context.Context, s logical.Storage, r *readings) error {
+	roots, err := b.targetNoun.table.list(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, name := range roots {
+		if one, err := b.openRoot(ctx, s, name); err == nil && one != nil && one.state != nil {
+			r.rotation(one, name, one.state.Turn, one.due(), one.target.record.Enabled && one.target.record.DeletedUntil == nil)
+		}
+	}
+	roles, err := b.staticNoun.table.list(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, name := range roles {
+		if one, err := b.openStatic(ctx, s, name); err == nil && one != nil && one.state != nil {
+			r.rotation(one, name, one.state.Turn, one.due(), one.record.Enabled && (one.target == nil || one.target.record.Enabled))
+		}
+	}
+	return nil
+}
+
+func (r *readings) rotation(of rotating, name string, t turn, due time.Time, on bool) {
+	kind, target := of.labels()
+	if !t.LastRotation.IsZero() {
+		r.gauge(rotatedGauge, float64(t.LastRotation.Unix()), kind, name, target)
+	}
+	if on && !due.IsZero() {
+		r.gauge(dueGauge, float64(due.Unix()), kind, name, target)
+	}
+	r.gauge(unknownGauge, boolean(t.State == turnUnknown), kind, name, target)
 }
 
 func (b *engine) runReadings(ctx context.Context, s logical.Storage, r *readings) error {

@@ -52,6 +52,7 @@ type root struct {
 }
 
 func (r *root) what() string                   { return fmt.Sprintf("the credential of target %q", r.name) }
+func (r *root) labels() (kind, target string)  { return "credential", r.name }
 func (r *root) turn() *turn                    { return &r.state.Turn }
 func (r *root) event() (kind, path string)     { return eventCredentialRotated, "targets/" + r.name }
 func (r *root) save(ctx context.Context) error { return rootTable.put(ctx, r.s, r.name, r.state) }

@@ -42,8 +42,9 @@ type turn struct {
 
 // rotating is one secret, as the way of a rotation sees it. Its methods store nothing but by save.
 type rotating interface {
-	what() string               // for the log
-	event() (kind, path string) // that tells of a rotation: where the new one is read, or its target
+	what() string                  // for the log
+	event() (kind, path string)    // that tells of a rotation: where the new one is read, or its target
+	labels() (kind, target string) // for the metrics
 	turn() *turn
 	save(context.Context) error
 
@@ -79,7 +80,11 @@ func (b *engine) tend(ctx context.Context, names []string, prefix, what string, 
 
 // rotate takes a rotation to its end, from wherever it is, whether or not its caller waits: a call that is cut off would leave
 // what nobody has. The caller holds its lock and has decided that it is due.
-func (b *engine) rotate(ctx context.Context, r rotating) error {
+func (b *engine) rotate(ctx context.Context, r rotating) (err error) {
+	defer func() {
+		kind, target := r.labels()
+		b.meters.rotated.WithLabelValues(kind, target, outcomeOf(err)).Inc()
+	}()
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rotateTimeout)
 	defer cancel()
 	t := r.turn()

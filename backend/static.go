@@ -80,6 +80,9 @@ type staticRole struct {
 
 func (r *staticRole) what() string { return fmt.Sprintf("static role %q", r.name) }
 func (r *staticRole) turn() *turn  { return &r.state.Turn }
+func (r *staticRole) labels() (kind, target string) {
+	return "static_role", r.record.Target
+}
 func (r *staticRole) event() (kind, path string) {
 	return eventStaticRotated, "static-creds/" + r.name
 }
