@@ -5,6 +5,8 @@ package backend
 
 import (
 	"encoding/json"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -65,21 +67,26 @@ func filterFields(fields map[string]*framework.FieldSchema) map[string]*framewor
 
 // parseFilter reads the filter of a request.
 func parseFilter(d *framework.FieldData) (*filter, error) {
-	for name := range filterTexts {
-		if value, given := d.Raw[name]; given && (value == "" || value == nil) {
-			return nil, badField(name, "is empty; leave it out to match every key")
-		}
-	}
 	none := filter{Claim: map[string]string{}}
 	f, err := overlay(none, none, d)
 	if err == nil {
-		err = f.check()
+		err = f.check(d.Raw)
 	}
 	return &f, err
 }
 
-// check refuses names that can be no claim's: who wrote them believes that they match something.
-func (f *filter) check() error {
+// filterNames are the fields of a filter, sorted.
+var filterNames = slices.Sorted(maps.Keys(filterFields(map[string]*framework.FieldSchema{})))
+
+// check refuses conditions that were written and are empty, and names that can be no claim's: who wrote them believes that they
+// match something.
+func (f *filter) check(raw map[string]any) error {
+	given := f.given()
+	for _, name := range filterNames {
+		if _, written := raw[name]; written && given[name] == nil {
+			return badField(name, "is empty; leave it out to match every key")
+		}
+	}
 	for name := range f.Claim {
 		if err := trust.CheckName(name); err != nil {
 			return badField("claim", "%v", err)

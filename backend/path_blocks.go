@@ -54,12 +54,17 @@ func (b *engine) newBlockNoun() noun[blockRecord] {
 	}
 }
 
-func (b *engine) checkBlock(ctx context.Context, s logical.Storage, _ string, record, old *blockRecord, _ *framework.FieldData) ([]string, error) {
+func (b *engine) checkBlock(ctx context.Context, s logical.Storage, _ string, record, old *blockRecord, d *framework.FieldData) ([]string, error) {
 	if record.empty() {
 		return nil, badField("subject", "the filter is empty and would block everybody; give a condition, or switch roles off by enabled=false")
 	}
-	if err := record.check(); err != nil || old != nil {
-		return nil, err
+	if d != nil { // else it is a revocation's, which has checked its filter
+		if err := record.check(d.Raw); err != nil {
+			return nil, err
+		}
+	}
+	if old != nil {
+		return nil, nil
 	}
 	all, err := b.blockNoun.table.list(ctx, s)
 	if err != nil {

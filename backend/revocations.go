@@ -25,6 +25,7 @@ const (
 const (
 	runSaveEvery = 500 // keys; a process that ends forgets to have counted at most so many
 	maxPrefixes  = 100
+	clockSkew    = time.Minute // that the clock of a node which was active before may have run ahead
 )
 
 // revocation ends all keys that a filter matches and that were asked for before it started. What of it is done need not be
@@ -57,7 +58,17 @@ var revocationTable = table[revocation]{prefix: "revocations/"}
 
 // means reports whether the revocation is to end a key of which its filter says v.
 func (r *revocation) means(e *entry, v verdict) bool {
-	return (v == matched || v == unjudged && r.IncludeUnrecorded) && !e.IssuedAt.After(r.StartedAt)
+	return (v == matched || v == unjudged && r.IncludeUnrecorded) && r.precedes(e)
+}
+
+// precedes reports whether a key was asked for before the revocation started. While its block stands no other can have been, so
+// one that is said to be younger was dated by a clock that ran ahead.
+func (r *revocation) precedes(e *entry) bool {
+	until := r.StartedAt
+	if r.Block != "" {
+		until = until.Add(clockSkew)
+	}
+	return !e.IssuedAt.After(until)
 }
 
 func (r *revocation) over() bool { return r.State == runDone || r.State == runStopped }
@@ -81,6 +92,9 @@ func (c *census) leave(e *entry) {
 
 // concern notes the prefix under which a key's lease is.
 func (c *census) concern(e *entry) {
+	if strings.HasPrefix(e.Role, staticPrefix) { // it has no lease
+		return
+	}
 	prefix := "creds/" + e.Role
 	if e.LeasePath != "" && !c.Coarse {
 		prefix += "/" + e.LeasePath
@@ -214,7 +228,7 @@ func (r *run) conclude(ctx context.Context) error {
 	r.rec.Revoked = r.rec.Matched - r.rec.Debt - r.rec.Exposed
 	was := r.rec.State
 	switch {
-	case !r.rec.Counted || r.fault.n > 0 && r.rec.Debt == 0:
+	case !r.rec.Counted || r.fault.n > 0: // what storage kept from being recorded is perhaps nowhere open
 		r.rec.State = runRunning
 	case r.rec.Debt > 0:
 		r.rec.State = runWaiting
@@ -307,7 +321,7 @@ func (r *run) meets(e *entry, v verdict) bool {
 			r.rec.Matched++
 		}
 		return true
-	case v == unjudged && !r.rec.Counted && !e.IssuedAt.After(r.rec.StartedAt):
+	case v == unjudged && !r.rec.Counted && r.rec.precedes(e):
 		r.rec.Unrecorded++
 	}
 	return false
@@ -322,8 +336,9 @@ func (r *run) endKey(ctx context.Context, id string) (whyLeft error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
-	case err != nil:
+	case err != nil: // nobody knows that it is dead
 		r.fault.add(err)
+		r.rec.Debt++
 	case left != nil:
 		r.rec.leave(left)
 	default:

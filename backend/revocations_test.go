@@ -161,7 +161,7 @@ func TestRevocationFields(t *testing.T) {
 		}{
 			"nothing":            {map[string]any{}, "role"},
 			"unrecorded alone":   {map[string]any{"include_unrecorded": true}, "role"},
-			"no claim":           {map[string]any{"claim": map[string]any{}}, "role"},
+			"no claim":           {map[string]any{"claim": map[string]any{}}, "claim"},
 			"empty":              {map[string]any{"role": "deploy", "subject": ""}, "subject"},
 			"null":               {map[string]any{"role": "deploy", "block": nil}, "block"},
 			"no claim's name":    {map[string]any{"claim": map[string]any{"/a~2": "x"}}, "claim"},
@@ -502,6 +502,52 @@ func TestRevocationWithFailingStorage(t *testing.T) {
 	}
 }
 
+// A key that could be neither revoked nor owed is not called revoked, and is tried again although others wait for their target.
+func TestRevocationOfWhatCouldNotBeOwed(t *testing.T) {
+	w := newWorld(t)
+	gamma := w.withGamma()
+	w.issue("gamma")
+	_, rand, _ := splitID(w.issue("deploy").Data["id"].(string))
+	gamma.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 403})
+	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 403, Count: 1})
+	w.store.set(func(op, key string) error {
+		if op == "put" && key == openEntries+rand {
+			return errors.New("disk full")
+		}
+		return nil
+	})
+	id := w.starts(map[string]any{"issuer": "github"})
+	w.wantRun(w.works(id), map[string]any{"state": runRunning, "matched": 2, "revoked": 0, "debt": 2})
+	w.store.set(nil)
+	w.periodic()
+	w.wantRun(w.works(id), map[string]any{"state": runWaiting, "matched": 2, "revoked": 1, "debt": 1})
+	if len(w.keys.Live()) != 0 {
+		t.Error("the key lives")
+	}
+}
+
+// While its block stands, a revocation means also what a node whose clock ran ahead has dated after its start.
+func TestRevocationAfterAClockThatRanAhead(t *testing.T) {
+	for _, blocks := range []bool{false, true} {
+		w := newWorld(t)
+		id := w.issue("deploy").Data["id"].(string)
+		if _, err := w.ledger.update(t.Context(), w.store, id, func(e *entry) { e.IssuedAt = e.IssuedAt.Add(30 * time.Second) }); err != nil {
+			t.Fatal(err)
+		}
+		w.wantRun(w.works(w.starts(map[string]any{"role": "deploy", "block": blocks})), map[string]any{"state": runDone, "matched": map[bool]int{true: 1}[blocks]})
+	}
+}
+
+// A condition that was written and is empty, as by a script whose variable is, narrows nothing and is refused.
+func TestEmptyConditions(t *testing.T) {
+	w := newWorld(t)
+	for field, value := range map[string]any{"role": "", "subject": "", "revision_before": 0, "claim": map[string]any{}} {
+		filter := map[string]any{"issuer": "github", field: value}
+		w.refused("revocations", filter, field)
+		w.refused("blocks/one", filter, field)
+	}
+}
+
 // A record that cannot be read stops nothing, and the revocation does not call itself done.
 func TestRevocationBesideAnUnreadableRecord(t *testing.T) {
 	w := newWorld(t)
@@ -604,6 +650,7 @@ func TestRevocationPrefixes(t *testing.T) {
 		}
 	}
 	c.concern(&entry{Role: "other", LeasePath: "x"})
+	c.concern(&entry{Role: "static/ci"}) // which has no lease
 	if !cmp.Equal(c.Prefixes, []string{"creds/other", "creds/r0", "creds/r1", "creds/r2"}) {
 		t.Errorf("%v", c.Prefixes)
 	}
