@@ -214,8 +214,9 @@ func TestOAuthOutcomes(t *testing.T) {
 		"redirected":         {lab.OpGrant, lab.Fault{Kind: lab.KindRedirect, Location: "https://evil.example"}, reasonOutcomeUnknown, 422, true},
 		"nonsense":           {lab.OpGrant, lab.Fault{Kind: lab.KindNoSecret}, reasonTargetProtocol, 422, true},
 		"a page":             {lab.OpGrant, lab.Fault{Kind: lab.KindHTML}, reasonTargetProtocol, 422, true},
-		"no document":        {lab.OpDiscovery, lab.Fault{Kind: lab.KindStatus, Status: 404}, reasonTargetBusy, 503, false},
-		"document is a page": {lab.OpDiscovery, lab.Fault{Kind: lab.KindHTML}, reasonTargetBusy, 503, false},
+		"no document":        {lab.OpDiscovery, lab.Fault{Kind: lab.KindStatus, Status: 404}, reasonTargetDenied, 422, false},
+		"document is a page": {lab.OpDiscovery, lab.Fault{Kind: lab.KindHTML}, reasonTargetDenied, 422, false},
+		"discovery fails":    {lab.OpDiscovery, lab.Fault{Kind: lab.KindStatus, Status: 500}, reasonTargetBusy, 503, false},
 		"discovery is down":  {lab.OpDiscovery, lab.Fault{Kind: lab.KindCut}, reasonTargetBusy, 503, false},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -274,6 +275,14 @@ func TestOAuthRenew(t *testing.T) {
 	if reason, status := reasonOf(w.lease(logical.RenewOperation, resp)); reason != reasonTargetBusy || status != 503 {
 		t.Errorf("nobody knows: %q %d", reason, status)
 	}
+	// A document that lacks what is wanted says nothing of the key, which is not owed for that.
+	w.write("targets/login", map[string]any{"description": "the document is asked for anew"})
+	w.server.Fault(lab.OpDiscovery, lab.Fault{Kind: lab.KindStatus, Status: 404})
+	if reason, status := reasonOf(w.lease(logical.RenewOperation, resp)); reason != reasonTargetDenied || status != 422 || len(w.stored(openEntries)) != 0 {
+		t.Errorf("no document: %q %d; open: %v", reason, status, w.stored(openEntries))
+	}
+	w.server.ClearFaults()
+	w.clock.advance(30 * time.Second) // the floor of discovery
 	w.revoke(resp)
 	e := w.ledgerEntries()
 	if len(e) != 2 { // of the other roles

@@ -67,11 +67,13 @@ func (d *discovery) get(ctx context.Context, op string, urgent bool) (endpoints,
 }
 
 // ask looks for the document at its well-known addresses. A place without it, or with the document of another issuer, is not
-// the end: servers differ in where they put it when the issuer has a path.
+// the end: servers differ in where they put it when the issuer has a path. A server without the document that is wanted is
+// denial, not busy: the same again would end the same, and clients repeat by themselves what is busy.
 func (d *discovery) ask(ctx context.Context, op string, urgent bool) (endpoints, *Error) {
 	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
 	defer cancel()
 	var other error // what is wrong with a document that was there
+	outcome := ErrDenied
 	for _, address := range d.addresses() {
 		answered, err := d.api.do(ctx, call{
 			op: op, url: address, method: http.MethodGet, header: http.Header{}, wantBody: true, urgent: urgent,
@@ -81,6 +83,9 @@ func (d *discovery) ask(ctx context.Context, op string, urgent bool) (endpoints,
 			if e.Status == 0 || e.outcome == ErrBusy { // the same awaits us at the other addresses
 				return endpoints{}, undiscovered(op, e)
 			}
+			if e.Status >= http.StatusInternalServerError {
+				outcome = ErrBusy
+			}
 			continue
 		}
 		found, fault, own := d.read(answered.body)
@@ -88,13 +93,14 @@ func (d *discovery) ask(ctx context.Context, op string, urgent bool) (endpoints,
 			return found, nil
 		}
 		if other = fault; own {
+			outcome = ErrDenied
 			break
 		}
 	}
 	if other == nil {
 		other = errors.New("no document at the well-known addresses of url")
 	}
-	return endpoints{}, &Error{Op: op, Text: "discovery: " + other.Error(), outcome: ErrBusy}
+	return endpoints{}, &Error{Op: op, Text: "discovery: " + other.Error(), outcome: outcome}
 }
 
 // undiscovered is what the failure of a question means for a call that was not made because of it.

@@ -120,11 +120,11 @@ func TestOAuthBadDocuments(t *testing.T) {
 			d.says(text)
 			_, err := d.exchange(opened, d.token(nil), nil)
 			if strings.HasSuffix(c.want, ": ") {
-				if err == nil || !strings.HasPrefix(err.Error(), "exchange: target is busy: discovery: "+c.want) {
+				if err == nil || !strings.HasPrefix(err.Error(), "exchange: denied by the target: discovery: "+c.want) {
 					t.Errorf("got %v", err)
 				}
 			} else {
-				wantError(t, name, err, target.ErrBusy, "exchange: target is busy: discovery: "+c.want)
+				wantError(t, name, err, target.ErrDenied, "exchange: denied by the target: discovery: "+c.want)
 			}
 			if target.MayLive(err) || d.tokens.Load() != 0 || d.asked.Load() != c.asked {
 				t.Errorf("%d requests for the document, %d for a token", d.asked.Load(), d.tokens.Load())
@@ -182,7 +182,7 @@ func TestOAuthMutualTLSAliases(t *testing.T) {
 	})
 	d.says(d.document(`{"mtls_endpoint_aliases":{"token_endpoint":"https://mtls.example/t"}}`))
 	_, err := d.exchange(opened, d.token(nil), nil)
-	wantError(t, "alias", err, target.ErrBusy, "exchange: target is busy: discovery: token_endpoint: is not on url's host, nor on one of token_hosts")
+	wantError(t, "alias", err, target.ErrDenied, "exchange: denied by the target: discovery: token_endpoint: is not on url's host, nor on one of token_hosts")
 	d.clock.advance(time.Minute)
 	d.says(d.document(`{"mtls_endpoint_aliases":{"token_endpoint":"BASE/m"}}`))
 	if _, err := d.exchange(opened, d.token(nil), nil); err != nil {
