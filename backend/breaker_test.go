@@ -185,3 +185,15 @@ func TestRevocationsWhileTheAPIIsDead(t *testing.T) {
 		t.Errorf("%d keys live; the ledger has %v", len(live), w.ledgerEntries())
 	}
 }
+
+// What one caller asks for may break the server each time; that keeps no other caller away.
+func TestErrorsOfOneCallerOpenNoBreaker(t *testing.T) {
+	w := newWorld(t)
+	w.keys.Fault(lab.OpCreate, lab.Fault{Kind: lab.KindStatus, Status: http.StatusInternalServerError, Count: 20})
+	for range 20 {
+		if reason, _ := reasonOf(w.exchange("deploy", w.token(nil))); reason != reasonOutcomeUnknown {
+			t.Fatalf("refused for %q", reason)
+		}
+	}
+	w.issue("deploy")
+}

@@ -78,7 +78,7 @@ func TestStatusOfTargetsAndLedger(t *testing.T) {
 	if reason, _ := reasonOf(w.exchange("deploy", w.token(nil))); reason != reasonOutcomeUnknown {
 		t.Fatalf("refused for %q", reason)
 	}
-	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 500})
+	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 502})
 	if _, err := w.lease(logical.RevokeOperation, lease); err == nil {
 		t.Fatal("revoking works although the target is down")
 	}

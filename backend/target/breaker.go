@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 )
 
@@ -20,19 +21,25 @@ const (
 type health int
 
 const (
-	healthUnknown health = iota // nothing: the call was given up, or never left
+	healthUnknown health = iota // nothing: the call was given up, never left, or broke a server that may be well
 	healthAlive                 // it answers, if only to refuse
-	healthDead                  // no connection, no answer in time, or a server's error
+	healthDead                  // no connection, no answer in time, or a gateway's word that there is none
 )
 
-// healthOf judges a call by its error; ctx is its caller's.
+// gateways are the statuses that say that there is no server, whatever it was asked.
+var gateways = []int{http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}
+
+// healthOf judges a call by its error; ctx is its caller's. Other errors of a server, such as 500, count for nothing: what one
+// caller asks for may bring them forth, and shall not keep all others away.
 func healthOf(ctx context.Context, err error) health {
 	e := (*Error)(nil)
 	switch {
 	case err == nil, errors.Is(err, ErrDenied), errors.Is(err, ErrProtocol):
 		return healthAlive
-	case errors.As(err, &e) && e.Status >= http.StatusInternalServerError:
+	case errors.As(err, &e) && slices.Contains(gateways, e.Status):
 		return healthDead
+	case errors.As(err, &e) && e.Status >= http.StatusInternalServerError:
+		return healthUnknown
 	case errors.As(err, &e) && e.Status != 0:
 		return healthAlive
 	case errors.Is(err, ErrEgress), errors.Is(ctx.Err(), context.Canceled):

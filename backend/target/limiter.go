@@ -245,7 +245,7 @@ func (t *Target) Use() { t.api.limiter.set(t.api.limits) }
 
 // State is what a Limiter has met.
 type State struct {
-	Failures int       // calls in a row that had no answer, or a server's error
+	Failures int       // calls in a row that had no answer, or a gateway's that there is none
 	Open     bool      // there were so many that the target is asked only now and then
 	Next     time.Time // no call is made before; zero = calls are made
 }
