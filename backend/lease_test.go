@@ -414,3 +414,18 @@ func TestRefusedRenewalIsFoundByItsKey(t *testing.T) {
 		t.Error("the log does not name the key")
 	}
 }
+
+// A profile whose revoke wants what the leases have not kept would leave nobody to end their keys.
+func TestProfileThatWantsOtherHandles(t *testing.T) {
+	w := newWorld(t)
+	lease := w.issue("deploy")
+	byKey := strings.ReplaceAll(w.profile(acme[strings.Index(acme, "find:"):strings.Index(acme, "check:")], "lifetime: 2h\n"), `"keys", accessor]`, `"keys", key.secret]`)
+	change := map[string]any{"profile": byKey, "credential": "token=" + adminToken}
+	w.refused("targets/acme", change, "profile")
+	w.revoke(lease)
+	w.write("targets/acme", map[string]any{"allowed_roles": "*,static/*"})
+	w.write("static-roles/ci", map[string]any{"target": "acme", "parameters": "project=widget", "rotation_period": "24h"})
+	w.refused("targets/acme", change, "profile")
+	w.delete("static-roles/ci", nil)
+	w.write("targets/acme", change)
+}

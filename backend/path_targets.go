@@ -182,13 +182,13 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	if err := retold(record, old, d); err != nil {
 		return nil, err
 	}
-	return warnings, b.strands(name, record, old, made)
+	return warnings, b.strands(ctx, s, name, record, old, made)
 }
 
 // strands refuses a change after which nobody could revoke keys that may live at the target.
-func (b *engine) strands(name string, record, old *targetRecord, made *openTarget) error {
+func (b *engine) strands(ctx context.Context, s logical.Storage, name string, record, old *targetRecord, made *openTarget) error {
 	if made.Caps().Revoke {
-		return nil
+		return b.strandsHandles(ctx, s, name, record, old, made)
 	}
 	for _, field := range []struct {
 		name    string
@@ -204,6 +204,32 @@ func (b *engine) strands(name string, record, old *targetRecord, made *openTarge
 		if n, err := b.ledger.revocable(name); err != nil || n > 0 {
 			return cmp.Or(err, badField(field.name, "%d keys that can be revoked may live there, and with this change nobody could revoke them; revoke them first", n))
 		}
+	}
+	return nil
+}
+
+// strandsHandles refuses a profile that wants of a key what the one before it has not kept.
+func (b *engine) strandsHandles(ctx context.Context, s logical.Storage, name string, record, old *targetRecord, made *openTarget) error {
+	if record.Profile == old.Profile {
+		return nil
+	}
+	conf, err := b.config(ctx, s)
+	if err != nil {
+		return err
+	}
+	before, err := b.openTarget(name, old, conf, nil)
+	if err == nil {
+		defer before.Close()
+		if made.TakesHandlesOf(before.Target) {
+			return nil
+		}
+	}
+	static, err := users(ctx, s, b.staticNoun.table, "static role", func(r *staticRecord) bool { return r.Target == name })
+	if err != nil {
+		return err
+	}
+	if n, err := b.ledger.revocable(name); err != nil || n+len(static) > 0 {
+		return cmp.Or(err, badField("profile", "%d keys that can be revoked may live there, and of them was not kept what this profile's renew or revoke needs; revoke them first", n+len(static)))
 	}
 	return nil
 }

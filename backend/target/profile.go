@@ -35,8 +35,7 @@ type profile struct {
 	newCredential             []entry       // of rotate_credential: the fields that are new
 	credentialExpires         *expr.Program // of the same; may be nil
 
-	endsByAccessor, endsByKey bool // what renew and revoke need of a key
-	endsByName                bool // revoke needs its name alone, and there is no find
+	endsByName bool // revoke needs its name alone, and there is no find
 }
 
 // operation is one request of a profile and the statuses that its answer may have.

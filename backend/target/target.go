@@ -71,6 +71,7 @@ type facts struct {
 	headerName                  string
 	wantsToken                  bool     // an exchange presents a subject token
 	subjectHosts                []string // to which it may present that; nil = the URL's
+	endsByAccessor, endsByKey   bool     // what of a key a profile's renew and revoke need, and so what its handles hold
 
 	// together judges parameters that depend on each other; nil = none do.
 	together func(params map[string]any) *FieldError
@@ -133,6 +134,12 @@ func (t *Target) Caps() Caps {
 		Rotate: t.driver.rotate != nil, Identify: t.driver.identify != nil,
 		RotateRoot: t.driver.rotateCredential != nil, Retire: t.driver.retire != nil,
 	}
+}
+
+// TakesHandlesOf reports whether the handles of keys that another target has made hold what Renew and Revoke need here, as far
+// as profiles differ in that.
+func (t *Target) TakesHandlesOf(other *Target) bool {
+	return (other.kind.endsByAccessor || !t.kind.endsByAccessor) && (other.kind.endsByKey || !t.kind.endsByKey)
 }
 
 // Width returns how many calls may be made at once so that none waits for its turn longer than patience; at least 1.
