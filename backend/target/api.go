@@ -66,6 +66,9 @@ type call struct {
 
 	ok, gone, busy, denied []int
 
+	// onlyIf says of an answer whose status is in ok or gone that it means that; nil = the status alone does.
+	onlyIf func(answer) bool
+
 	// absent says of a refusal that what was to be ended is not there, where the API has no status of its own for that; nil =
 	// never.
 	absent func(answer) bool
@@ -214,22 +217,12 @@ func (a *api) address(c call) *url.URL {
 // read judges the answer by its status and reads its body if that is wanted.
 func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, error) {
 	in := func(list []int) bool { return slices.Contains(list, resp.StatusCode) }
-	if in(c.ok) && c.wantBody {
-		body, err := egress.ReadAll(resp.Body, a.maxBytes)
-		if err == nil {
-			err = ctx.Err() // a body that was cut by our deadline may end as if it were whole
-		}
-		switch {
-		case errors.Is(err, egress.ErrTooLarge):
-			return answer{}, protocol(c.op, "the answer has more than %d bytes", a.maxBytes)
-		case err != nil:
-			return answer{}, lost(ctx, c.op, reachedServer, err)
-		}
-		return answer{status: resp.StatusCode, header: resp.Header, body: body}, nil
+	if in(c.ok) && c.wantBody || (in(c.ok) || in(c.gone)) && c.onlyIf != nil {
+		return a.whole(ctx, c, resp)
 	}
 	e := &Error{Op: c.op, Status: resp.StatusCode}
 	gone := in(c.gone)
-	page := (in(c.ok) || gone) && isPage(resp)
+	page := (in(c.ok) || gone) && isPage(resp.Header, resp.Body)
 	if !gone && (c.hint != nil || c.absent != nil) && in(c.denied) {
 		body, _ := egress.ReadAll(resp.Body, min(a.maxBytes, maxRefusalBytes))
 		_, reason, _ := strings.Cut(resp.Status, " ")
@@ -242,7 +235,7 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 	}
 	switch {
 	case (in(c.ok) || gone) && page:
-		return answer{}, protocol(c.op, "it answers with a web page (status %d); is a login page or a proxy in front of the server?", resp.StatusCode)
+		return answer{}, pageError(c.op, resp.StatusCode)
 	case in(c.ok) || gone:
 		return answer{status: resp.StatusCode, header: resp.Header}, nil
 	case in(c.denied):
@@ -260,14 +253,41 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 	return answer{}, e
 }
 
+// whole reads an answer of which more matters than its status.
+func (a *api) whole(ctx context.Context, c call, resp *http.Response) (answer, error) {
+	body, err := egress.ReadAll(resp.Body, a.maxBytes)
+	if err == nil {
+		err = ctx.Err() // a body that was cut by our deadline may end as if it were whole
+	}
+	switch {
+	case errors.Is(err, egress.ErrTooLarge):
+		return answer{}, protocol(c.op, "the answer has more than %d bytes", a.maxBytes)
+	case err != nil:
+		return answer{}, lost(ctx, c.op, reachedServer, err)
+	}
+	_, reason, _ := strings.Cut(resp.Status, " ")
+	got := answer{status: resp.StatusCode, reason: reason, header: resp.Header, body: body}
+	switch {
+	case !c.wantBody && isPage(resp.Header, bytes.NewReader(body)):
+		return answer{}, pageError(c.op, resp.StatusCode)
+	case c.onlyIf != nil && !c.onlyIf(got):
+		return answer{}, &Error{Op: c.op, Status: resp.StatusCode, Text: "the answer does not say what only_if wants", outcome: ErrProtocol}
+	}
+	return got, nil
+}
+
 // isPage reports whether an answer is a web page: no API's, but that of a proxy before it, which wants a login or knows no
 // such path, and so says nothing of a key. An empty answer is none, for some servers call that text/html, too.
-func isPage(resp *http.Response) bool {
-	if kind, _, _ := mime.ParseMediaType(resp.Header.Get("Content-Type")); kind != "text/html" {
+func isPage(h http.Header, body io.Reader) bool {
+	if kind, _, _ := mime.ParseMediaType(h.Get("Content-Type")); kind != "text/html" {
 		return false
 	}
-	head, _ := io.ReadAll(io.LimitReader(resp.Body, pageBytes))
+	head, _ := io.ReadAll(io.LimitReader(body, pageBytes))
 	return bytes.HasPrefix(bytes.TrimSpace(head), []byte("<"))
+}
+
+func pageError(op string, status int) error {
+	return protocol(op, "it answers with a web page (status %d); is a login page or a proxy in front of the server?", status)
 }
 
 // reach is how far a call came that has no answer.

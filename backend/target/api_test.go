@@ -157,3 +157,35 @@ func TestBusyAfterTheTokenWasUsed(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// Where a profile says what an answer must say, its status alone ends no key, and finds none wrong.
+func TestOnlyIf(t *testing.T) {
+	profile := strings.Replace(base, "gone: [404]", "gone: [404]\n  ok: [200]\n  only_if: 'response.status == 200 ? response.json.ok : response.text.contains(\"no such key\")'", 1)
+	if profile == base {
+		t.Fatal("the profile has no gone")
+	}
+	for name, c := range map[string]struct {
+		status int
+		body   string
+		holds  bool
+	}{
+		"ok":               {200, `{"ok": true}`, true},
+		"not ok":           {200, `{"ok": false}`, false},
+		"no bool":          {200, `{"ok": "true"}`, false},
+		"says nothing":     {200, `{}`, false},
+		"no JSON":          {200, `ok`, false},
+		"nothing":          {200, ``, false},
+		"gone":             {404, `{"error": "no such key"}`, true},
+		"an ingress's 404": {404, "default backend - 404", false},
+	} {
+		opened, _ := serve(t, profile, c.status, c.body, "Content-Type", "text/plain")
+		err := opened.Revoke(t.Context(), Handle{Name: "n", Accessor: "k-7"})
+		if c.holds != (err == nil) || !c.holds && !errors.Is(err, ErrProtocol) {
+			t.Errorf("%s: got %v", name, err)
+		}
+	}
+	opened, _ := serve(t, profile, 404, "<html>no such key</html>", "Content-Type", "text/html")
+	if err := opened.Revoke(t.Context(), Handle{Name: "n", Accessor: "k-7"}); !errors.Is(err, ErrProtocol) {
+		t.Errorf("a web page: got %v", err)
+	}
+}

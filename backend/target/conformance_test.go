@@ -207,6 +207,16 @@ func TestProfileOfOnesOwn(t *testing.T) {
 	targettest.Run(t, s)
 }
 
+// An API whose 404 is believed only if it says itself what is not there.
+func TestProfileOfWhatTheAPISays(t *testing.T) {
+	const gone = "  ok: [204]\n  gone: [404]\n"
+	profile := strings.Replace(acme, gone, gone+"  only_if: 'response.status == 204 || response.json.error == \"no such key\"'\n", 1)
+	s := acmeSuite(profile, false)
+	s.Caps.Rotate, s.Caps.Identify, s.Caps.RotateRoot, s.Caps.Retire, s.Rotated = true, true, true, true, "token"
+	s.Gone = targettest.Answer{Status: 404, Body: map[string]any{"error": "no such key"}}
+	targettest.Run(t, s)
+}
+
 func TestExampleProfiles(t *testing.T) {
 	for name, alone := range map[string]bool{"acme": false, "federated": true} {
 		t.Run(name, func(t *testing.T) {

@@ -47,7 +47,8 @@ type operation struct {
 	form           bool          // the body is a form; else JSON
 
 	ok, gone, busy, denied []int
-	hints                  []entry // what a refusal means: text, and the condition under which it is said
+	onlyIf                 *expr.Program // what an answer must say for ok and gone to hold; nil = nothing
+	hints                  []entry       // what a refusal means: text, and the condition under which it is said
 }
 
 // entry is a named value of a query, a header, or what a profile adds.

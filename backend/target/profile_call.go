@@ -27,6 +27,9 @@ func (o *operation) call(op string, b *expr.Budget, vars map[string]any) (call, 
 		op: op, method: o.method, query: url.Values{}, header: http.Header{},
 		ok: o.ok, gone: o.gone, busy: o.busy, denied: o.denied,
 	}
+	if o.onlyIf != nil {
+		c.onlyIf = func(a answer) bool { return wholeAnswer(op, b, a).says(o.onlyIf) }
+	}
 	if len(o.hints) > 0 {
 		c.hint = func(a answer) string { return o.hint(op, b, a) }
 	}
@@ -52,17 +55,29 @@ func (o *operation) call(op string, b *expr.Budget, vars map[string]any) (call, 
 	return c, nil
 }
 
-// hint returns the first hint whose condition holds. One that cannot be judged does not: most read members that only some
-// refusals have.
+// hint returns the first hint whose condition holds.
 func (o *operation) hint(op string, b *expr.Budget, a answer) string {
-	refusal := answerOf(op, b, a, map[string]any{})
-	refusal.vars["response"].(map[string]any)["text"] = a.reason + "\n" + strings.ToValidUTF8(string(a.body), "?")
+	refusal := wholeAnswer(op, b, a)
 	for _, h := range o.hints {
-		if holds, err := h.value.Eval(b, refusal.vars); err == nil && holds == true {
+		if refusal.says(h.value) {
 			return h.name
 		}
 	}
 	return ""
+}
+
+// wholeAnswer prepares an answer for conditions, which see its text too.
+func wholeAnswer(op string, b *expr.Budget, a answer) *reading {
+	whole := answerOf(op, b, a, map[string]any{})
+	whole.vars["response"].(map[string]any)["text"] = a.reason + "\n" + strings.ToValidUTF8(string(a.body), "?")
+	return whole
+}
+
+// says reports whether a condition holds of an answer. One that cannot be judged does not: most read members that only some
+// answers have.
+func (a *reading) says(condition *expr.Program) bool {
+	holds, err := condition.Eval(a.budget, a.vars)
+	return err == nil && holds == true
 }
 
 // address fills in path and query.

@@ -44,7 +44,7 @@ var (
 	nextVariables    = []string{"response", "params", "name", "page"}
 	listedVariables  = []string{"response", "params"}
 	furtherVariables = []string{"response", "params", "page"}
-	hintVariables    = []string{"response"}
+	saysVariables    = []string{"response"} // of only_if and hints
 	headerVariables  = []string{"key"}
 
 	rotatedVariables    = []string{"response", "params", "name", "not_after"}
@@ -185,7 +185,7 @@ func parseOperation(s section, name string, scope scope, own ...string) *operati
 		return nil
 	}
 	o := s.section(name)
-	o.only(append([]string{"method", "path", "query", "headers", "json", "form", "ok", "busy", "hints"}, own...)...)
+	o.only(append([]string{"method", "path", "query", "headers", "json", "form", "ok", "busy", "only_if", "hints"}, own...)...)
 	inside := slices.Concat(scope.url, scope.inside)
 	op := &operation{
 		method: parseMethod(o, name),
@@ -204,7 +204,8 @@ func parseOperation(s section, name string, scope scope, own ...string) *operati
 		o.fault("method", "is GET, which has no body")
 	}
 	op.headers = parseHeaders(s, o, inside)
-	op.hints = entries(o.section("hints"), expr.Bool, hintVariables)
+	op.onlyIf = o.cel("only_if", expr.Bool, saysVariables...)
+	op.hints = entries(o.section("hints"), expr.Bool, saysVariables)
 	parseStatuses(op, o, name)
 	return op
 }

@@ -85,7 +85,7 @@ func TestProfileFaults(t *testing.T) {
 		"two documents":   {base, base + "---\nname: x\n", "line 25: profile: goes on after its end; want one document"},
 		"anchor":          {"name: acme", "name: &a acme", "line 1: profile: has an anchor or an alias; write the value out"},
 		"alias":           {"name: acme", "name: &a acme\naudience: *a", "line 1: profile: has an anchor or an alias; write the value out"},
-		"merge":           {"gone: [404]", "<<: {gone: [404]}", "line 19: revoke.<<: is not known here; known are method, path, query, headers, json, form, ok, busy, hints, gone"},
+		"merge":           {"gone: [404]", "<<: {gone: [404]}", "line 19: revoke.<<: is not known here; known are method, path, query, headers, json, form, ok, busy, only_if, hints, gone"},
 		"tag":             {"name: acme", "name: !!binary acme", "line 1: profile: has a tag; leave it out"},
 		"deep":            {"name: acme", "name: [[[[[[[a]]]]]]]", "line 1: profile: nests deeper than 6 levels"},
 		"duplicate":       {"url: https", "name: b\nurl: https", "line 2: name: stands here twice"},
@@ -176,7 +176,7 @@ func TestProfileFaults(t *testing.T) {
 		"gone by 401":     {"gone: [404]", "gone: [404, 401]", "line 19: revoke.gone: has 401, which refuses the credential and says nothing of the key"},
 		"gone by 403":     {"gone: [404]", "gone: [403]", "line 19: revoke.gone: has 403, which refuses the credential and says nothing of the key"},
 		"gone by 500":     {"gone: [404]", "gone: [500]", "line 19: revoke.gone: want statuses from 400 to 499"},
-		"gone elsewhere":  {"ok: [201]", "ok: [201]\n  gone: [404]", "line 15: exchange.gone: is not known here; known are method, path, query, headers, json, form, ok, busy, hints, denied, key"},
+		"gone elsewhere":  {"ok: [201]", "ok: [201]\n  gone: [404]", "line 15: exchange.gone: is not known here; known are method, path, query, headers, json, form, ok, busy, only_if, hints, denied, key"},
 
 		"hint of a credential":   {"ok: [201]", "ok: [201]\n  hints: {mend it: credential.token == \"x\"}", `line 15: exchange.hints.mend it: "credential" cannot be used here; what can is response`},
 		"hint that is no test":   {"ok: [201]", "ok: [201]\n  hints: {mend it: '\"x\"'}", "line 15: exchange.hints.mend it: yields string; want bool"},
