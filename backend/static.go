@@ -30,15 +30,16 @@ var staticTable = table[staticState]{prefix: staticStates}
 
 // staticState is what is stored of a static role beside what its operator has written.
 type staticState struct {
-	Turn        turn       `json:"turn"`
-	Name        string     `json:"name"`      // under which the new key is asked for
-	NotAfter    time.Time  `json:"not_after"` // the latest end that it is given
-	InPlace     bool       `json:"in_place"`  // by the target's own rotation, which ends the old one
-	Doubtful    bool       `json:"doubtful"`  // current may be dead, and a key of its name live that nobody has
-	Current     *staticKey `json:"current"`   // nil = none yet
-	Next        *staticKey `json:"next"`      // made, and not in use yet
-	Predecessor string     `json:"predecessor"`
-	Old         []oldKey   `json:"old"`
+	Turn        turn           `json:"turn"`
+	Name        string         `json:"name"`      // under which the new key is asked for
+	Params      map[string]any `json:"params"`    // with which it is asked for
+	NotAfter    time.Time      `json:"not_after"` // the latest end that it is given
+	InPlace     bool           `json:"in_place"`  // by the target's own rotation, which ends the old one
+	Doubtful    bool           `json:"doubtful"`  // current may be dead, and a key of its name live that nobody has
+	Current     *staticKey     `json:"current"`   // nil = none yet
+	Next        *staticKey     `json:"next"`      // made, and not in use yet
+	Predecessor string         `json:"predecessor"`
+	Old         []oldKey       `json:"old"`
 }
 
 // staticKey is a key that a static role has. It holds the key itself, so it never leaves storage but by static-creds.
@@ -139,6 +140,7 @@ func (r *staticRole) prepare(ctx context.Context) error {
 		return &refusal{reason: reasonParameter, text: err.Error(), detail: err.Error()}
 	}
 	st, now := r.state, r.now().UTC()
+	st.Params = params
 	st.NotAfter = r.record.end(now).Add(r.record.Overlap.duration())
 	if life := r.target.Lifetime(); life > 0 { // for so long a lost key is shown
 		st.NotAfter = earlier(st.NotAfter, now.Add(life))
@@ -162,11 +164,8 @@ func sameJSON(a, b map[string]any) bool {
 
 func (r *staticRole) ask(ctx context.Context) error {
 	st := r.state
-	params, err := r.target.Params(r.record.Parameters)
-	if err != nil {
-		return &refusal{reason: reasonParameter, text: err.Error(), detail: err.Error()}
-	}
 	var made target.Key
+	var err error
 	if st.InPlace {
 		h := st.Current.Handle
 		h.Secret = st.Current.Secret
@@ -179,14 +178,14 @@ func (r *staticRole) ask(ctx context.Context) error {
 			}
 		}
 		made, err = r.target.Exchange(ctx, target.Request{
-			Name: st.Name, Params: params, NotAfter: st.NotAfter, TTL: st.NotAfter.Sub(r.now()), SubjectToken: token,
+			Name: st.Name, Params: st.Params, NotAfter: st.NotAfter, TTL: st.NotAfter.Sub(r.now()), SubjectToken: token,
 			Subject: map[string]any{"issuer": "static-roles", "subject": staticPrefix + r.name},
 		})
 	}
 	if err != nil {
 		return err
 	}
-	st.Next = newStaticKey(made, params)
+	st.Next = newStaticKey(made, st.Params)
 	st.Next.Imported = st.InPlace && st.Current.Imported // it has its name
 	return nil
 }
@@ -199,40 +198,37 @@ func (r *staticRole) lost(ctx context.Context) (bool, error) {
 		r.state.Doubtful = !r.state.Current.Imported && r.target != nil && r.target.Caps().Find
 		return r.state.Doubtful, nil
 	}
-	return true, r.intend(ctx, r.state.Name, r.state.Turn.Since)
+	return true, r.intend(ctx, r.state.asked(), r.state.Turn.Since)
 }
 
 // abandon hands over what may live of a rotation that nobody will take to its end, but for the name that is kept.
 func (r *staticRole) abandon(ctx context.Context, kept string) error {
 	st, asking := r.state, r.state.Turn.State == turnAsking
-	name, since := "", r.now().UTC()
+	h, since := target.Handle{}, r.now().UTC()
 	switch {
 	case asking && !st.InPlace:
-		name, since = st.Name, st.Turn.Since
+		h, since = st.asked(), st.Turn.Since
 	case (asking || st.Doubtful) && !st.Current.Imported:
-		name = st.Current.Handle.Name
+		h = st.Current.Handle
 	}
-	if name == "" || name == kept {
+	if h.Name == "" || h.Name == kept {
 		return nil
 	}
-	return r.intend(ctx, name, since)
+	return r.intend(ctx, h, since)
 }
 
-// intend has the sweeper end whatever lives under a name, once its grace since asked is over.
-func (r *staticRole) intend(ctx context.Context, name string, asked time.Time) error {
-	params := r.record.Parameters
-	if r.target != nil {
-		if checked, err := r.target.Params(params); err == nil {
-			params = checked
-		}
-	}
+// asked names the key that is asked for. The role may ask for other parameters by now.
+func (s *staticState) asked() target.Handle { return target.Handle{Name: s.Name, Params: s.Params} }
+
+// intend has the sweeper end whatever lives under a handle's name, once its grace since asked is over.
+func (r *staticRole) intend(ctx context.Context, h target.Handle, asked time.Time) error {
 	notAfter := r.now().UTC()
 	if r.state.NotAfter.After(notAfter) {
 		notAfter = r.state.NotAfter
 	}
 	return r.ledger.intend(ctx, r.s, &entry{
-		ID: newID(notAfter), Name: name, Role: staticPrefix + r.name, Target: r.record.Target, Revocable: true,
-		IssuedAt: asked, NotAfter: notAfter, Handle: target.Handle{Name: name, Params: params}, Claims: map[string]any{},
+		ID: newID(notAfter), Name: h.Name, Role: staticPrefix + r.name, Target: r.record.Target, Revocable: true,
+		IssuedAt: asked, NotAfter: notAfter, Handle: target.Handle{Name: h.Name, Params: h.Params}, Claims: map[string]any{},
 	})
 }
 
@@ -288,7 +284,7 @@ func (r *staticRole) commit(ctx context.Context) error {
 	}
 	st.Current, st.Next, st.Doubtful, st.Turn.State = st.Next, nil, false, turnIdle
 	if doubtful && was != nil { // before the last trace of its name is gone
-		if err := r.intend(ctx, was.Handle.Name, r.now().UTC()); err != nil {
+		if err := r.intend(ctx, was.Handle, r.now().UTC()); err != nil {
 			return err
 		}
 	}

@@ -4,6 +4,7 @@
 package backend
 
 import (
+	"errors"
 	"maps"
 	"slices"
 	"strings"
@@ -133,5 +134,33 @@ func TestOnePredecessorLives(t *testing.T) {
 	w.pass(time.Hour)
 	if live := w.liveKeys(); len(live) != 1 || len(w.ledgerEntries()) != 0 {
 		t.Errorf("after the overlap: live %q, ledger %q", live, w.ledgerEntries())
+	}
+}
+
+// What may live of a rotation that a process did not take to its end is looked for where it was asked for, wherever the role has
+// its keys made by now.
+func TestLostStaticKeyOfOtherParameters(t *testing.T) {
+	w := newWorld(t).withStatic()
+	w.clock.advance(24 * time.Hour)
+	states := 0
+	w.store.set(func(op, key string) error {
+		if op == "put" && strings.HasPrefix(key, staticStates) {
+			states++
+		}
+		if op == "put" && states > 1 { // after the intent
+			return errors.New("disk full")
+		}
+		return nil
+	})
+	w.periodic()
+	w.store.set(nil)
+	w.restart()
+	if live := len(w.liveKeys()); live != 2 {
+		t.Fatalf("%d keys live; want the old one and the lost one", live)
+	}
+	w.write("static-roles/ci", map[string]any{"parameters": "project=gadget"})
+	w.pass(80 * time.Minute)
+	if live := w.keys.Live(); len(live) != 1 || live[0].Project != "gadget" || len(w.ledgerEntries()) != 0 {
+		t.Errorf("live: %v, ledger %q", live, w.ledgerEntries())
 	}
 }
