@@ -159,7 +159,7 @@ func (b *engine) unclaimed(ctx context.Context, s logical.Storage, name string, 
 			return badField("import", "it is the engine's own credential at the target")
 		}
 	}
-	if strings.HasPrefix(key.Handle.Name, "oidcx-"+conf.Instance+"-") {
+	if strings.HasPrefix(key.Handle.Name, leasedName+conf.Instance+"-") {
 		return badField("import", "it was made for a lease, which will end it")
 	}
 	owed := false

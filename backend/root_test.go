@@ -5,7 +5,6 @@ package backend
 
 import (
 	"encoding/json"
-	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -155,42 +154,24 @@ func TestLostRotationOfACredential(t *testing.T) {
 // asked for once at most, and what is in use is good, or said to be unknown.
 func TestCredentialRotationWithFailingStorage(t *testing.T) {
 	t.Parallel()
-	for _, lasting := range []bool{false, true} {
-		for n := 1; ; n++ {
-			reached := false
-			t.Run(fmt.Sprintf("write %d, lasting %v", n, lasting), func(t *testing.T) {
-				w := newWorld(t)
-				g := w.withGitLab()
-				writes := 0
-				w.store.set(func(op, _ string) error {
-					if op == "get" {
-						return nil
-					}
-					if writes++; writes == n || lasting && writes > n {
-						reached = true
-						return errors.New("disk full")
-					}
-					return nil
-				})
-				_, err := w.do(logical.UpdateOperation, "rotate-root/gitlab", nil)
-				w.store.set(nil)
-				w.restart()
-				w.pass(5 * time.Minute)
-				asked, state := g.Calls(lab.OpRotate), w.rotation("gitlab")["rotation"]
-				switch {
-				case asked > 1:
-					t.Errorf("it was asked for %d times", asked)
-				case state == "unknown" && n != 2: // the write that would have kept the new one, after the intent's
-					t.Errorf("unknown after %v", err)
-				case state != "unknown" && !g.Valid(w.credential("gitlab")):
-					t.Errorf("the credential in use is dead, and said to be %v", state)
-				}
-			})
-			if !reached {
-				break // there is no n-th write
-			}
+	eachWriteFails(t, func(t *testing.T, n int, arm func(*world)) {
+		w := newWorld(t)
+		g := w.withGitLab()
+		arm(w)
+		_, err := w.do(logical.UpdateOperation, "rotate-root/gitlab", nil)
+		w.store.set(nil)
+		w.restart()
+		w.pass(5 * time.Minute)
+		asked, state := g.Calls(lab.OpRotate), w.rotation("gitlab")["rotation"]
+		switch {
+		case asked > 1:
+			t.Errorf("it was asked for %d times", asked)
+		case state == "unknown" && n != 2: // the write that would have kept the new one, after the intent's
+			t.Errorf("unknown after %v", err)
+		case state != "unknown" && !g.Valid(w.credential("gitlab")):
+			t.Errorf("the credential in use is dead, and said to be %v", state)
 		}
-	}
+	})
 }
 
 // credentials is an API that makes credentials beside the old one, which its owner ends.
@@ -311,39 +292,24 @@ func TestCredentialWithOverlap(t *testing.T) {
 	}
 }
 
-// Every write fails once while the old credential lives on: what is in use is good, and no other is in the end, but one
+// Whatever cannot be written while the old credential lives on: what is in use is good, and no other is in the end, but one
 // whose answer could not be kept.
 func TestOverlapWithFailingStorage(t *testing.T) {
 	t.Parallel()
-	for n := 1; ; n++ {
-		reached := false
-		t.Run(fmt.Sprintf("write %d", n), func(t *testing.T) {
-			w := newWorld(t)
-			c := w.withCredentials()
-			writes := 0
-			w.store.set(func(op, _ string) error {
-				if op != "get" {
-					writes++
-				}
-				if writes == n && op != "get" {
-					reached = true
-					return errors.New("disk full")
-				}
-				return nil
-			})
-			_, _ = w.do(logical.UpdateOperation, "rotate-root/overlap", nil)
-			w.restart()
-			w.pass(5 * time.Minute)
-			w.store.set(nil)
-			if c.made > 1 || !slices.Contains(c.list(), w.credential("overlap")) {
-				t.Errorf("%d were made, good are %q, in use is %s", c.made, c.list(), w.credential("overlap"))
-			}
-			if state := w.rotation("overlap")["rotation"]; len(c.list()) != 1 && state != "unknown" {
-				t.Errorf("good are %q, and the rotation is %v", c.list(), state)
-			}
-		})
-		if !reached {
-			break
+	eachWriteFails(t, func(t *testing.T, _ int, arm func(*world)) {
+		w := newWorld(t)
+		c := w.withCredentials()
+		arm(w)
+		_, _ = w.do(logical.UpdateOperation, "rotate-root/overlap", nil)
+		w.restart()
+		w.pass(5 * time.Minute)
+		w.store.set(nil)
+		w.pass(2 * time.Hour)
+		if c.made > 1 || !slices.Contains(c.list(), w.credential("overlap")) {
+			t.Errorf("%d were made, good are %q, in use is %s", c.made, c.list(), w.credential("overlap"))
 		}
-	}
+		if state := w.rotation("overlap")["rotation"]; len(c.list()) != 1 && state != "unknown" {
+			t.Errorf("good are %q, and the rotation is %v", c.list(), state)
+		}
+	})
 }

@@ -5,6 +5,8 @@ package backend
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -16,6 +18,32 @@ import (
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
+
+// eachWriteFails runs a test once for each write that it makes after arm, with that one failing, and again with all failing from
+// that one on.
+func eachWriteFails(t *testing.T, run func(t *testing.T, n int, arm func(*world))) {
+	t.Helper()
+	for _, lasting := range []bool{false, true} {
+		for n, reached := 1, true; reached; n++ {
+			reached = false
+			t.Run(fmt.Sprintf("write %d, lasting %v", n, lasting), func(t *testing.T) {
+				run(t, n, func(w *world) {
+					writes := 0
+					w.store.set(func(op, _ string) error {
+						if op == "get" {
+							return nil
+						}
+						if writes++; writes == n || lasting && writes > n {
+							reached = true
+							return errors.New("disk full")
+						}
+						return nil
+					})
+				})
+			})
+		}
+	}
+}
 
 // What a rotation has made or replaced and not ended yet is ended, although an operator writes another credential; but never
 // what is in use.

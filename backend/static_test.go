@@ -4,7 +4,6 @@
 package backend
 
 import (
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -105,44 +104,26 @@ func TestStaticRole(t *testing.T) {
 // that lives to be read, in the end no other lives, and the rotation came about once.
 func TestRotationWithFailingStorage(t *testing.T) {
 	t.Parallel()
-	for _, lasting := range []bool{false, true} {
-		for n := 1; ; n++ {
-			reached := false
-			t.Run(fmt.Sprintf("write %d, lasting %v", n, lasting), func(t *testing.T) {
-				w := newWorld(t).withStatic()
-				first := w.read("static-creds/ci")["accessor"]
-				w.clock.advance(24 * time.Hour)
-				writes := 0
-				w.store.set(func(op, key string) error {
-					if op == "get" {
-						return nil
-					}
-					if writes++; writes == n || lasting && writes > n {
-						reached = true
-						return errors.New("disk full")
-					}
-					return nil
-				})
-				w.periodic()
-				w.store.set(nil)
-				w.restart()
-				if !w.keys.Valid(w.read("static-creds/ci")["api_key"].(string)) {
-					t.Error("the key that is read is dead")
-				}
-				w.pass(75 * time.Minute)
-				got := w.read("static-creds/ci")
-				if diff := cmp.Diff([]string{got["accessor"].(string)}, w.liveKeys()); diff != "" || got["predecessor"] != first {
-					t.Errorf("%v follows %v, with %d asked for (-read +live):\n%s", got["accessor"], got["predecessor"], w.keys.Calls(lab.OpCreate), diff)
-				}
-				if len(w.ledgerEntries()) != 0 {
-					t.Errorf("the ledger has %q", w.ledgerEntries())
-				}
-			})
-			if !reached {
-				break // there is no n-th write
-			}
+	eachWriteFails(t, func(t *testing.T, _ int, arm func(*world)) {
+		w := newWorld(t).withStatic()
+		first := w.read("static-creds/ci")["accessor"]
+		w.clock.advance(24 * time.Hour)
+		arm(w)
+		w.periodic()
+		w.store.set(nil)
+		w.restart()
+		if !w.keys.Valid(w.read("static-creds/ci")["api_key"].(string)) {
+			t.Error("the key that is read is dead")
 		}
-	}
+		w.pass(75 * time.Minute)
+		got := w.read("static-creds/ci")
+		if diff := cmp.Diff([]string{got["accessor"].(string)}, w.liveKeys()); diff != "" || got["predecessor"] != first {
+			t.Errorf("%v follows %v, with %d asked for (-read +live):\n%s", got["accessor"], got["predecessor"], w.keys.Calls(lab.OpCreate), diff)
+		}
+		if len(w.ledgerEntries()) != 0 {
+			t.Errorf("the ledger has %q", w.ledgerEntries())
+		}
+	})
 }
 
 // Whatever the target does with the call for a new key: the old one stays good, nobody asks twice under one name, and what
