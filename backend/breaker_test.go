@@ -138,7 +138,7 @@ func TestExchangeIsNoProbe(t *testing.T) {
 // Where nothing else can be asked, the exchange itself is the probe.
 func TestExchangeAsProbe(t *testing.T) {
 	w := newWorld(t).withNuGet()
-	w.nuget.Fault(lab.OpAny, lab.Fault{Kind: lab.KindStatus, Status: 500})
+	w.nuget.Fault(lab.OpAny, lab.Fault{Kind: lab.KindStatus, Status: 502})
 	ask := func() string {
 		t.Helper()
 		reason, _ := reasonOf(w.exchange("publish", w.token(map[string]any{"aud": "https://www.nuget.org"})))
