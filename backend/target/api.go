@@ -271,7 +271,7 @@ func (a *api) whole(ctx context.Context, c call, resp *http.Response) (answer, e
 	case !c.wantBody && isPage(resp.Header, bytes.NewReader(body)):
 		return answer{}, pageError(c.op, resp.StatusCode)
 	case c.onlyIf != nil && !c.onlyIf(got):
-		return answer{}, &Error{Op: c.op, Status: resp.StatusCode, Text: "the answer does not say what only_if wants", outcome: ErrProtocol}
+		return answer{}, &Error{Op: c.op, Status: resp.StatusCode, Text: "the answer does not say what only_if wants", outcome: ErrUnknown}
 	}
 	return got, nil
 }

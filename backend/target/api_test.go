@@ -180,7 +180,7 @@ func TestOnlyIf(t *testing.T) {
 	} {
 		opened, _ := serve(t, profile, c.status, c.body, "Content-Type", "text/plain")
 		err := opened.Revoke(t.Context(), Handle{Name: "n", Accessor: "k-7"})
-		if c.holds != (err == nil) || !c.holds && !errors.Is(err, ErrProtocol) {
+		if c.holds != (err == nil) || !c.holds && !errors.Is(err, ErrUnknown) {
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
