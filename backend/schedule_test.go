@@ -20,16 +20,13 @@ func at(t *testing.T, text string) time.Time {
 	return parsed
 }
 
-// When a rotation is due depends on what is stored and the time, and on nothing else: not on the zone that Vault runs in,
+// When a rotation is due depends on what is stored and the time, and on nothing else: not on the zone of these times,
 // whose clocks change.
 func TestDue(t *testing.T) {
 	zone, err := time.LoadLocation("America/New_York")
 	if err != nil {
 		t.Fatal(err)
 	}
-	was := time.Local
-	time.Local = zone
-	t.Cleanup(func() { time.Local = was })
 	saturdays := schedule{RotationSchedule: "30 2 * * SAT"}
 	windowed := schedule{RotationSchedule: "30 2 * * SAT", RotationWindow: 3600}
 	for name, c := range map[string]struct {
