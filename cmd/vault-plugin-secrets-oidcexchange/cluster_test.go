@@ -54,8 +54,8 @@ func (s *server) join(t testing.TB) {
 	eventually(t, "a standby", status(func(status *api.SealStatusResponse) bool { return !status.Sealed }))
 	eventually(t, "a vote", func() (bool, string) {
 		secret, err := s.root.Logical().ReadWithContext(t.Context(), "sys/storage/raft/configuration")
-		if err != nil {
-			return false, err.Error()
+		if err != nil || secret == nil { // nothing: it does not know its own paths yet
+			return false, fmt.Sprint(err)
 		}
 		config, _ := secret.Data["config"].(map[string]any)
 		nodes, _ := config["servers"].([]any)
