@@ -63,6 +63,8 @@ type engine struct {
 	workload  workloadAPI
 	tokenDirs string // the plugin's environment: where token files may be
 
+	leaseTimes leaseTimes
+
 	turns   locks // one rotation of a secret at a time
 	ledger  ledger
 	replay  replay

@@ -143,7 +143,7 @@ func (b *engine) renewed(ctx context.Context, req *logical.Request) (*logical.Re
 	}
 	// Vault applies the client's increment to what is returned here by itself, so it is MaxTTL that binds it.
 	issued := req.Secret.IssueTime
-	ttl, warnings, err := framework.CalculateTTL(b.System(), req.Secret.Increment, r.TTL.duration(), 0, r.MaxTTL.duration(), 0, issued)
+	ttl, warnings, err := framework.CalculateTTL(b.leaseTimes.of(b.System(), b.now()), req.Secret.Increment, r.TTL.duration(), 0, r.MaxTTL.duration(), 0, issued)
 	if err != nil {
 		return nil, badField("increment", "%v", err)
 	}

@@ -57,11 +57,12 @@ func (b *engine) order(ctx context.Context, req *logical.Request, r *role, t *op
 	if o.self, err = b.assert(ctx, req, o); err != nil {
 		return nil, err
 	}
-	o.max = b.System().MaxLeaseTTL()
+	times := b.leaseTimes.of(b.System(), b.now())
+	o.max = times.MaxLeaseTTL()
 	if most := r.MaxTTL.duration(); most > 0 {
 		o.max = min(o.max, most)
 	}
-	o.ttl, o.warnings, err = framework.CalculateTTL(b.System(), a.ttl, r.TTL.duration(), 0, r.MaxTTL.duration(), 0, time.Time{})
+	o.ttl, o.warnings, err = framework.CalculateTTL(times, a.ttl, r.TTL.duration(), 0, r.MaxTTL.duration(), 0, time.Time{})
 	if err != nil {
 		return nil, badField("ttl", "%v", err)
 	}
