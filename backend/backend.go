@@ -65,14 +65,15 @@ type engine struct {
 
 	leaseTimes leaseTimes
 
-	turns   locks // one rotation of a secret at a time
-	ledger  ledger
-	replay  replay
-	runs    runs
-	counts  sync.Mutex // one count at a time
-	sweeps  sync.Mutex // one sweep at a time
-	sweptTo string     // the open entry at which the last sweep stopped
-	turn    int        // sweeps so far; each begins with another part
+	turns    locks // one rotation of a secret at a time
+	ledger   ledger
+	replay   replay
+	runs     runs
+	counts   sync.Mutex // one count at a time
+	sweeps   sync.Mutex // one sweep at a time
+	sweptTo  string     // the open entry at which the last sweep stopped
+	hoursDue time.Time  // passed hours have no keys; the next one will have passed then
+	turn     int        // sweeps so far; each begins with another part
 
 	lastSweep atomic.Pointer[sweepReport]
 	meters    *meters

@@ -23,6 +23,7 @@ const usedTokens = "used/"
 type replay struct {
 	now   func() time.Time
 	locks [64]sync.Mutex
+	due   time.Time // nothing is to be forgotten before the next hour has passed, which is then; sweeps guards it
 }
 
 // use is the record of a token that was used.
@@ -108,7 +109,11 @@ func (who *subject) tokenHash() [sha256.Size]byte {
 
 // forget deletes at most limit records of tokens that can no longer be presented.
 func (r *replay) forget(ctx context.Context, s logical.Storage, limit int) error {
-	hours, err := s.List(ctx, usedTokens+"hour/")
+	due := nextPassed(r.now())
+	if r.due.Equal(due) {
+		return nil
+	}
+	hours, err := s.List(ctx, usedTokens+"hour/") // a walk over all of them in Vault's storage
 	if err != nil {
 		return storageError(err)
 	}
@@ -130,6 +135,7 @@ func (r *replay) forget(ctx context.Context, s logical.Storage, limit int) error
 			}
 		}
 	}
+	r.due = due
 	return nil
 }
 
@@ -149,6 +155,11 @@ func (r *replay) forgetOne(ctx context.Context, s logical.Storage, hour, name st
 
 // hourMargin is more than the largest leeway of clocks.
 const hourMargin = 5 * time.Minute
+
+// nextPassed is when the next hour will have passed, with its margin.
+func nextPassed(now time.Time) time.Time {
+	return now.Add(-hourMargin).Truncate(time.Hour).Add(time.Hour + hourMargin)
+}
 
 // passed reports whether the whole hour, and a margin for the largest leeway of clocks, lies before now.
 func passed(hour string, now time.Time) bool {

@@ -7,7 +7,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"strings"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -116,17 +116,53 @@ func TestLedgerAtScale(t *testing.T) {
 	}
 }
 
-// BenchmarkLedger tells the same with a hundred keys and a million. It needs 3 GB of memory.
+// BenchmarkLedger tells the same from no key to a million, with the time that an issue and a tick take, and the memory that
+// the engine holds beside what storage does. It needs 3 GB of memory.
 func BenchmarkLedger(b *testing.B) {
-	for _, n := range []int{100, 1_000_000} {
+	for _, n := range []int{0, 10_000, 100_000, 1_000_000} {
 		b.Run(fmt.Sprint(n), func(b *testing.B) {
-			for range b.N {
-				for what, n := range ledgerCosts(b, n) {
-					b.ReportMetric(float64(n[0]+n[1]), strings.ReplaceAll(what, " ", "-")+"-reads")
-					b.ReportMetric(float64(n[2]+n[3]), strings.ReplaceAll(what, " ", "-")+"-writes")
-				}
-			}
+			w, counted := worldWith(b, n)
+			b.Run("issue", func(b *testing.B) { counted.each(b, func() { w.issue("deploy") }) })
+			b.Run("tick", func(b *testing.B) { counted.each(b, w.periodic) })
 		})
+	}
+}
+
+// worldWith makes an engine whose ledger has n keys of another role, counts them, and tells the memory that this took.
+func worldWith(b *testing.B, n int) (*world, *countingStorage) {
+	b.Helper()
+	w := newWorld(b)
+	counted := &countingStorage{Storage: w.store.Storage}
+	w.store.Storage = counted
+	w.seed("acme", "other", n)
+	w.engine.ledger.tally = tally{}
+	w.store.set(nil) // forgets what it has seen
+	before := heap()
+	w.restart()
+	b.Logf("%d keys: the engine holds %.1f MB for them", n, float64(heap()-before)/1e6)
+	w.issue("deploy")
+	w.periodic() // caches are warm
+	return w, counted
+}
+
+// heap is how many bytes live.
+func heap() int64 {
+	var m runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&m)
+	return int64(m.HeapAlloc)
+}
+
+// each runs do, and tells what it asks of storage each time.
+func (s *countingStorage) each(b *testing.B, do func()) {
+	s.total()
+	b.ResetTimer()
+	for range b.N {
+		do()
+	}
+	b.StopTimer()
+	for i, n := range s.total() {
+		b.ReportMetric(float64(n)/float64(b.N), []string{"lists/op", "gets/op", "puts/op", "deletes/op"}[i])
 	}
 }
 
@@ -226,4 +262,56 @@ func BenchmarkRevocation(b *testing.B) {
 		b.ReportMetric(float64(counted.deletes.Load())/keys, "deletes/key")
 		b.ReportMetric(float64(counted.lists.Load()), "lists")
 	}
+}
+
+// Ticks do not walk over the keys that live, or the tokens that were used, while no hour passes; what an hour leaves is looked
+// at until it is gone.
+func TestTicksWalkOnceAnHour(t *testing.T) {
+	w := newWorld(t)
+	walks := func() (n int) {
+		t.Helper()
+		w.store.set(nil)
+		lists := &listed{Storage: w.store.Storage}
+		w.store.Storage = lists
+		w.periodic()
+		w.store.Storage = lists.Storage
+		for _, prefix := range lists.prefixes {
+			if prefix == plainKeys || prefix == sealedKeys || prefix == usedTokens+"hour/" {
+				n++
+			}
+		}
+		return n
+	}
+	w.issue("deploy")
+	if n := walks(); n != 3 {
+		t.Errorf("the first tick walks %d times; want 3", n)
+	}
+	if n := walks(); n != 0 {
+		t.Errorf("the next tick walks %d times", n)
+	}
+	w.clock.advance(-2 * time.Hour) // set back, hours pass again
+	if n := walks(); n != 3 {
+		t.Errorf("after the clock was set back a tick walks %d times; want 3", n)
+	}
+	w.clock.advance(6 * time.Hour) // the lease was lost
+	if n := walks(); n != 3 || len(w.ledgerEntries()) != 0 {
+		t.Errorf("when the key's hour has passed a tick walks %d times; want 3, and none of %q", n, w.ledgerEntries())
+	}
+	if n := walks(); n != 2 {
+		t.Errorf("after a tick that met keys the next one walks %d times; want 2, to see that they are gone", n)
+	}
+	if n := walks(); n != 0 {
+		t.Errorf("a tick walks %d times when all is done", n)
+	}
+}
+
+// listed keeps the prefixes that are listed.
+type listed struct {
+	logical.Storage
+	prefixes []string
+}
+
+func (s *listed) List(ctx context.Context, prefix string) ([]string, error) {
+	s.prefixes = append(s.prefixes, prefix)
+	return s.Storage.List(ctx, prefix)
 }

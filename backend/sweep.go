@@ -48,6 +48,7 @@ type sweeper struct {
 	eager  bool            // try what was put off, too
 	down   map[string]bool // targets that did not answer in this sweep
 	isOpen map[string]bool // what is in open/
+	left   bool            // a passed hour had keys when it was looked at
 	done   swept
 	faults []error
 }
@@ -314,7 +315,14 @@ func (w *sweeper) giveUp(ctx context.Context, t *openTarget, e *entry) error {
 
 // passedHours goes through the keys whose latest end has passed. A lease would have ended them, so whoever is still here
 // has lost its lease.
+//
+// Vault's storage finds the hours by walking over all keys that live. Once no passed hour has a key, the next walk is due when
+// the next hour has passed; what is filed late, under an hour of the past, waits for that too.
 func (w *sweeper) passedHours(ctx context.Context) error {
+	due := nextPassed(w.now())
+	if !w.eager && w.hoursDue.Equal(due) {
+		return nil
+	}
 	for _, sealed := range []bool{false, true} {
 		hours, err := w.ledger.hours(ctx, w.s, sealed)
 		if err != nil {
@@ -331,12 +339,16 @@ func (w *sweeper) passedHours(ctx context.Context) error {
 			}
 		}
 	}
+	if !w.left {
+		w.hoursDue = due
+	}
 	return nil
 }
 
 // passedHour goes through one hour. A record that cannot be read is told, and keeps no other from being swept.
 func (w *sweeper) passedHour(ctx context.Context, keys table[entry]) error {
 	rands, err := keys.list(ctx, w.s)
+	w.left = w.left || err != nil || len(rands) > 0
 	if err != nil {
 		return err
 	}
