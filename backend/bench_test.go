@@ -5,7 +5,9 @@ package backend
 
 import (
 	"crypto"
+	"fmt"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -63,19 +65,38 @@ func BenchmarkIssue(b *testing.B) {
 	}
 }
 
-// BenchmarkVerifyAndDecide leaves the target out.
+// BenchmarkVerifyAndDecide leaves the target out. The mount has so many policies; the role names one, or as many as it may, of
+// which the last accepts.
 func BenchmarkVerifyAndDecide(b *testing.B) {
-	w := newWorld(b)
-	r, err := w.role(b.Context(), w.store, "deploy")
-	if err != nil {
-		b.Fatal(err)
-	}
-	token := w.token(nil)
-	req := &logical.Request{Storage: w.store}
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := w.identify(b.Context(), req, r, token, nil, expr.NewBudget()); err != nil {
-			b.Fatal(err)
+	for _, stored := range []int{1, 100, 1_000, 10_000} {
+		w := newWorld(b)
+		named := []string{}
+		for i := 1; i < stored; i++ {
+			name := "p" + strconv.Itoa(i)
+			w.write("trust/"+name, map[string]any{"issuer": "github", "bound_audiences": audience, "bound_claims": map[string]any{"repository": "acme/other-" + strconv.Itoa(i)}})
+			if i < maxPolicies {
+				named = append(named, name)
+			}
+		}
+		token := w.token(nil)
+		req := &logical.Request{Storage: w.store}
+		for _, names := range [][]string{{"main"}, append(named, "main")} {
+			b.Run(fmt.Sprintf("%d stored/%d named", stored, len(names)), func(b *testing.B) {
+				w.write("roles/deploy", map[string]any{"trust": strings.Join(names, ",")})
+				r, err := w.role(b.Context(), w.store, "deploy")
+				if err != nil {
+					b.Fatal(err)
+				}
+				b.ReportAllocs()
+				for b.Loop() {
+					if _, err := w.identify(b.Context(), req, r, token, nil, expr.NewBudget()); err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+			if stored == 1 {
+				break // both are the same
+			}
 		}
 	}
 }

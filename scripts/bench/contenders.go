@@ -61,7 +61,7 @@ var groups = map[string]group{
 	"issue": {
 		name: "issue", what: "keys issued",
 		ways:    []string{"floor", "honest floor", "composition", "composition, batch", "login", "RS256", "RS256, single use", "ES256", "ES256, single use"},
-		clients: []int{1, 8, 64}, rounds: 7, size: some(120, 480), quick: some(20, 80), prepare: prepareIssue,
+		clients: []int{1, 8, 64}, rounds: 5, size: some(100, 300), quick: some(20, 80), prepare: prepareIssue,
 		ratios: []ratio{
 			{"RS256", "honest floor", 0.85}, {"RS256", "composition", 2}, {"RS256, single use", "honest floor", 0}, {"RS256, single use", "composition", 0},
 			{"ES256", "honest floor", 0.85}, {"ES256", "composition", 2}, {"ES256, single use", "honest floor", 0}, {"ES256, single use", "composition", 0},
@@ -70,13 +70,13 @@ var groups = map[string]group{
 	},
 	"renew": {
 		name: "renew", what: "leases renewed", ways: []string{"floor", "honest floor", "login", "RS256"},
-		clients: []int{1, 8, 64}, rounds: 5, size: some(120, 480), quick: some(20, 80), prepare: prepareRenew,
+		clients: []int{1, 8, 64}, rounds: 5, size: some(100, 300), quick: some(20, 80), prepare: prepareRenew,
 		ratios: []ratio{{"login", "honest floor", 0}, {"RS256", "honest floor", 0}, {"honest floor", "floor", 0}},
 	},
 	"revoke": {
-		name: "revoke", what: "leases revoked by one revoke-prefix", ways: []string{"floor", "honest floor", "RS256"},
-		clients: []int{1}, rounds: 5, size: some(10_000, 0), quick: some(500, 0), prepare: prepareRevoke,
-		ratios: []ratio{{"RS256", "honest floor", 0.8}, {"honest floor", "floor", 0}},
+		name: "revoke", what: "leases revoked by one revoke-prefix", ways: []string{"honest floor", "RS256"},
+		clients: []int{1}, rounds: 5, size: some(10_000, 0), quick: some(300, 0), prepare: prepareRevoke,
+		ratios: []ratio{{"RS256", "honest floor", 0.8}},
 	},
 }
 
