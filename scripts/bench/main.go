@@ -71,10 +71,11 @@ func run(ctx context.Context, o options) (err error) {
 		if o.quick {
 			g.rounds, g.size = 2, g.quick
 		}
-		if err := w.measure(ctx, &g); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
+		err := w.measure(ctx, &g)
 		all = append(all, g)
+		if err != nil { // what is whole is told all the same
+			return errors.Join(fmt.Errorf("%s: %w", name, err), publish(o, w.about(o), all))
+		}
 	}
 	return publish(o, w.about(o), all)
 }

@@ -29,7 +29,8 @@ type window struct {
 
 func (w window) rate() float64 { return float64(w.Ops) / w.Seconds }
 
-// measure does the group's rounds: in each, every way has its turn, forwards and backwards by turns.
+// measure does the group's rounds: in each, every way has its turn, forwards and backwards by turns. After an
+// error the group has the numbers of clients whose rounds are whole.
 func (w *world) measure(ctx context.Context, g *group) error {
 	var contenders []way
 	for _, by := range ways {
@@ -37,7 +38,9 @@ func (w *world) measure(ctx context.Context, g *group) error {
 			contenders = append(contenders, by)
 		}
 	}
-	for _, clients := range g.clients {
+	todo := g.clients
+	g.clients = nil
+	for _, clients := range todo {
 		for round := range g.rounds + 1 {
 			n := g.size(clients)
 			if round == 0 { // caches and connections get warm; not counted
@@ -56,6 +59,7 @@ func (w *world) measure(ctx context.Context, g *group) error {
 			slices.Reverse(contenders)
 			fmt.Fprintf(os.Stderr, "%s, %s: round %d of %d\n", g.name, plural(clients, "client"), round, g.rounds)
 		}
+		g.clients = append(g.clients, clients)
 	}
 	return nil
 }
