@@ -6,6 +6,8 @@ package backend
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -40,6 +42,7 @@ type rootState struct {
 	Next     map[string]string `json:"next"`      // made, and not in use yet
 	NextEnd  time.Time         `json:"next_end"`  // its own end
 	RetireAt time.Time         `json:"retire_at"` // zero = old is not to be retired
+	Way      string            `json:"way"`       // the target's when the rotation began; "" = it was not kept
 }
 
 // root is a target's credential while something is done with it; the caller holds its lock.
@@ -73,6 +76,7 @@ func (r *root) prepare(ctx context.Context) error {
 		return err
 	}
 	r.state.Old, r.state.RetireAt = r.target.record.Credential, time.Time{}
+	r.state.Way = r.target.record.way()
 	return nil
 }
 
@@ -96,8 +100,12 @@ func (r *root) ask(ctx context.Context) error {
 
 func (r *root) lost(context.Context) (bool, error) { return false, nil }
 
-// with opens the target with another credential than the one in use.
+// with opens the target with another credential than the one in use. By another way than that credential is known for it is
+// never sent: whoever may write targets could collect it.
 func (r *root) with(ctx context.Context, credential map[string]string) (*openTarget, error) {
+	if way := r.state.Way; way != "" && way != r.target.record.way() {
+		return nil, fmt.Errorf("the target was changed since, so the credential is not sent there: %w", target.ErrDenied)
+	}
 	conf, err := r.config(ctx, r.s)
 	if err != nil {
 		return nil, err
@@ -105,6 +113,15 @@ func (r *root) with(ctx context.Context, credential map[string]string) (*openTar
 	record := r.target.record
 	record.Credential = credential
 	return r.openTarget(r.name, &record, conf, r.limiters.of(r.name, origin(record.URL), r.now))
+}
+
+// way tells apart by what the credential is sent to the target: the fields whose change asks for it again (retold).
+func (r *targetRecord) way() string {
+	sum := sha256.New()
+	for _, part := range []string{r.URL, r.CAPEM, r.ProxyURL, r.Profile, r.ClientCert} {
+		fmt.Fprintf(sum, "%d:%s", len(part), part)
+	}
+	return hex.EncodeToString(sum.Sum(nil))
 }
 
 func (r *root) verify(ctx context.Context) error {
@@ -277,9 +294,9 @@ func (b *engine) savedTarget(ctx context.Context, s logical.Storage, name string
 	switch was := r.state; {
 	case was == nil:
 	case was.Next != nil:
-		state.Old, state.RetireAt = was.Next, now
+		state.Old, state.RetireAt, state.Way = was.Next, now, was.Way
 	case !was.RetireAt.IsZero():
-		state.Old, state.RetireAt = was.Old, was.RetireAt
+		state.Old, state.RetireAt, state.Way = was.Old, was.RetireAt, was.Way
 	}
 	return nil, rootTable.put(ctx, s, name, &state)
 }

@@ -183,6 +183,7 @@ type credentials struct {
 	check  int    // status of a check by what it has made; 0 = that it may do
 	retire int    // status of what ends itself; 0 = it does
 	during func() // while one is made; nil = nothing
+	strays int    // requests by a good one to no path of the API
 }
 
 func (c *credentials) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -219,6 +220,7 @@ func (c *credentials) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		w.WriteHeader(http.StatusOK)
 	default:
+		c.strays++
 		w.WriteHeader(http.StatusNotFound)
 	}
 }

@@ -82,6 +82,28 @@ func TestOperatorWritesACredentialBesideARotation(t *testing.T) {
 	}
 }
 
+// Whoever may write targets must not collect what a rotation has left: it is sent by the way that it is known for, or not at all.
+func TestCredentialOfARotationIsSentNoOtherWay(t *testing.T) {
+	for name, status := range map[string]int{"while the old one is to be retired": 0, "while the new one is tried": http.StatusServiceUnavailable} {
+		w := newWorld(t)
+		api := w.withCredentials()
+		api.check = status
+		_, _ = w.do(logical.UpdateOperation, "rotate-root/overlap", nil)
+		before := w.read("targets/overlap")["url"].(string)
+		w.write("targets/overlap", map[string]any{"url": before + "/mine", "credential": "token=made-up"})
+		w.pass(5 * time.Minute)
+		if api.strays != 0 || w.rotation("overlap")["retiring"] != true {
+			t.Errorf("%s: a good credential was sent elsewhere %d times; %v", name, api.strays, w.rotation("overlap"))
+		}
+		api.check, api.good = 0, append(api.good, "canary-written")
+		w.write("targets/overlap", map[string]any{"url": before, "credential": "token=canary-written"})
+		w.pass(2 * time.Hour)
+		if got := api.list(); len(got) != 2 || !slices.Contains(got, "canary-written") {
+			t.Errorf("%s: by the former way: %q", name, got)
+		}
+	}
+}
+
 // A new credential that may do too little is given up, and ended, for it lives.
 func TestNewCredentialThatMayDoTooLittle(t *testing.T) {
 	w := newWorld(t)
