@@ -88,7 +88,7 @@ var reasons = map[string]reason{
 	reasonTargetDenied:         {http.StatusUnprocessableEntity, "the target refused; its operator finds the status in Vault's log"},
 	reasonTargetProtocol:       {http.StatusUnprocessableEntity, "the target's answer made no sense; do not repeat with the same token"},
 	reasonOutcomeUnknown:       {http.StatusUnprocessableEntity, "the target may have made a key, which the engine ends if the target can find and revoke it, and shows until it has ended; do not repeat with the same token"},
-	reasonTargetBusy:           {http.StatusServiceUnavailable, "nothing happened; try again later"},
+	reasonTargetBusy:           {http.StatusServiceUnavailable, "nothing happened; try again later, and ask its operator if that lasts"},
 	reasonStorage:              {http.StatusInternalServerError, "Vault could not read or write its storage"},
 	reasonInternal:             {http.StatusInternalServerError, "a fault of the plugin; please report it"},
 }

@@ -258,7 +258,7 @@ func retold(record, old *targetRecord, d *framework.FieldData) error {
 		}
 		for _, field := range secret.way {
 			if changed[field] {
-				return badField(secret.field, "changing %s asks for it again", field)
+				return badField(secret.field, "changing %s asks for it again; give both in one write", field)
 			}
 		}
 	}

@@ -88,6 +88,10 @@ func testRunbook(t *testing.T, s *server) {
 		t.Fatal(err)
 	}
 	w.hold(spared)
+	w.write(t, "targets/acme", map[string]any{"allowed_roles": "*,static/*"})
+	w.write(t, "static-roles/ci", map[string]any{"target": "acme", "parameters": "project=widget", "rotation_period": "24h"})
+	shared := w.read(t, "static-creds/ci")["api_key"].(string)
+	w.canary(shared)
 	r.follow(t, w.root.Token(), "")
 	made, err := w.root.Auth().Token().CreateWithContext(t.Context(), &api.TokenCreateRequest{Policies: []string{w.path + "-security"}, NoDefaultPolicy: true})
 	if err != nil {
@@ -99,7 +103,7 @@ func testRunbook(t *testing.T, s *server) {
 	if out := r.follow(t, me, ""); !strings.Contains(out, `"repository": "acme/widget"`) {
 		t.Errorf("a key's record:\n%s", out)
 	}
-	if out, code := r.run(t, me, "24\n", r.blocks[0]); code != 1 || !strings.Contains(out, "nothing was started") || len(w.live()) != 26 {
+	if out, code := r.run(t, me, "24\n", r.blocks[0]); code != 1 || !strings.Contains(out, "nothing was started") || len(w.live()) != 27 {
 		t.Errorf("another number than that of the keys: exit status %d\n%s", code, out)
 	}
 	out := r.follow(t, me, "25\n")
@@ -119,9 +123,13 @@ func testRunbook(t *testing.T, s *server) {
 
 	first := w.list(t, w.path+"/revocations")[0]
 	r.follow(t, me, "", "revocations/ID", "revocations/"+first) // the same by hand
-	if out := r.follow(t, me, ""); !strings.Contains(out, "matched       0") {
+	if out := r.follow(t, me, ""); !strings.HasPrefix(out, "0{") {
 		t.Errorf("what is alive:\n%s", out)
 	}
+	if out := r.follow(t, me, "", "role/NAME", "role/ci"); !strings.Contains(out, "\nci\n") {
+		t.Errorf("the static roles:\n%s", out)
+	}
+	eventually(t, "the end of the shared key", func() (bool, string) { return !w.keys.Valid(shared), "it lives" })
 	r.follow(t, me, "") // the wider switches
 	_, err = w.user.Logical().ReadWithContext(t.Context(), w.path+"/creds/deploy")
 	wantRefused(t, err, http.StatusForbidden, "disabled")
@@ -129,7 +137,8 @@ func testRunbook(t *testing.T, s *server) {
 	if len(r.blocks) != 0 {
 		t.Errorf("not run: %q", r.blocks)
 	}
-	for _, command := range []string{"vault write oidcexchange/roles/release enabled=true", "vault read oidcexchange/creds/deploy", "vault read oidcexchange/targets/acme"} {
+	for _, command := range []string{"vault write oidcexchange/roles/release enabled=true", "vault read oidcexchange/creds/deploy", "vault read oidcexchange/static-creds/ci",
+		"vault write oidcexchange/static-roles/ci enabled=true", "vault read oidcexchange/targets/acme"} {
 		if out, code := r.run(t, me, "", command); code == 0 || !strings.Contains(out, "permission denied") {
 			t.Errorf("the security team may %s: exit status %d\n%s", command, code, out)
 		}
