@@ -64,6 +64,7 @@ type engine struct {
 	tokenDirs string // the plugin's environment: where token files may be
 
 	leaseTimes leaseTimes
+	listeners  listeners
 
 	turns    locks // one rotation of a secret at a time
 	ledger   ledger

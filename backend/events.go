@@ -5,12 +5,11 @@ package backend
 
 import (
 	"context"
-	"errors"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
-	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
@@ -26,15 +25,37 @@ const (
 	eventRevocation        = "revocation-" // and start, or its new state
 
 	eventTimeout = time.Second
+	listenersAge = 10 * time.Minute // for how long it is known whether anybody can subscribe
 )
 
-// tell sends an event about a path of this mount, with pairs of names and values. A server without events is no fault, nor
-// is one that fails to take one.
+// listeners knows whether anybody can subscribe to the server's events. Only Vault Enterprise lets clients do so; elsewhere
+// each event would be a call to another process for nobody.
+type listeners struct {
+	mu    sync.Mutex
+	may   bool
+	asked time.Time
+}
+
+func (l *listeners) mayBe(ctx context.Context, system logical.SystemView, now time.Time) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.asked.IsZero() || now.Sub(l.asked) >= listenersAge || now.Before(l.asked) {
+		env, err := system.PluginEnv(ctx)
+		l.may, l.asked = err == nil && strings.HasPrefix(env.GetVaultVersionMetadata(), "ent"), now
+	}
+	return l.may
+}
+
+// tell sends an event about a path of this mount, with pairs of names and values, if anybody can hear it. That the server
+// does not take one is no fault.
 func (b *engine) tell(ctx context.Context, kind, path string, pairs ...string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventTimeout)
 	defer cancel()
+	if !b.listeners.mayBe(ctx, b.System(), b.now()) {
+		return
+	}
 	err := logical.SendEvent(ctx, b, operationPrefix+"/"+kind, append(pairs, logical.EventMetadataPath, path)...)
-	if err != nil && !errors.Is(err, framework.ErrNoEvents) {
+	if err != nil {
 		b.Logger().Debug("an event was not taken", "event", kind, "error", err)
 	}
 }

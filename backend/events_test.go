@@ -115,6 +115,12 @@ func TestNoEvents(t *testing.T) {
 	w.events = nil
 	w.restart()
 	w.revoke(w.issue("deploy"))
+
+	w.system.PluginEnvironment = &logical.PluginEnvironment{VaultVersion: "1.21.2"} // the community's
+	w.events = &bus{}
+	w.restart()
+	w.revoke(w.issue("deploy"))
+	w.hears()
 }
 
 // sender is the server's bus, for one that has events.

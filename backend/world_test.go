@@ -100,6 +100,7 @@ func newWorld(t testing.TB) *world {
 	w.keys = lab.NewKeyAPI(lab.KeyAPIOptions{AdminToken: adminToken, Now: w.clock.now})
 	w.keysURL = w.serve(w.keys)
 	w.system = logical.TestSystemView()
+	w.system.PluginEnvironment = &logical.PluginEnvironment{VaultVersion: "1.21.2", VaultVersionMetadata: "ent.hsm"}
 	w.system.DefaultLeaseTTLVal, w.system.MaxLeaseTTLVal = time.Hour, 24*time.Hour
 	w.system.EntityVal = &logical.Entity{ID: "entity-1", Name: "ci", Metadata: map[string]string{"team": "red"}, Aliases: []*logical.Alias{
 		{MountAccessor: "auth_userpass_1", Name: "alice", Metadata: map[string]string{"shift": "night"}, CustomMetadata: map[string]string{"grade": "a"}},
