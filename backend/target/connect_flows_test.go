@@ -242,7 +242,7 @@ func TestConnectKinds(t *testing.T) {
 		"user keys, dots":         {target.Config{Credential: withKey}, map[string]any{"user": ".."}, "parameters.user: does not match the target's pattern for it"},
 		"user keys, role":         {target.Config{Credential: withKey}, map[string]any{"user": "g", "user_role": "owner"}, "parameters.user_role: does not match the target's pattern for it"},
 		"user keys, token":        {target.Config{Credential: withKey, Source: target.SourceRequest}, nil, "subject_token_source: want none: with a credential, no token is exchanged"},
-		"user keys, empty key":    {target.Config{Credential: map[string]string{"api_key": ""}}, nil, `credential: field "api_key" is missing or longer than 16384 bytes`},
+		"user keys, empty key":    {target.Config{Credential: map[string]string{"api_key": ""}}, nil, `credential: field "api_key" is missing or longer than 16384 bytes; give credential=api_key=VALUE, or credential=@FILE with JSON`},
 		"user keys, line break":   {target.Config{Credential: map[string]string{"api_key": "k\n"}}, nil, `credential: field "api_key" is not printable ASCII; has it a line break?`},
 		"operator's, line break":  {target.Config{Driver: "git-proxy-java", Credential: map[string]string{"api_key": "k\n"}}, nil, `credential: field "api_key" is not printable ASCII; has it a line break?`},
 		"user keys, lifetime":     {target.Config{Credential: withKey, Lifetime: time.Hour}, nil, "lifetime: this kind of target knows how long its keys live"},

@@ -288,7 +288,7 @@ func checkCredential(given map[string]string, kind facts) error {
 	for _, name := range fields {
 		value, has := given[name]
 		if len(value) > maxCredentialBytes || value == "" && (has || slices.Contains(kind.credential, name)) {
-			return fieldErrorf("credential", "field %q is missing or longer than %d bytes", name, maxCredentialBytes)
+			return fieldErrorf("credential", "field %q is missing or longer than %d bytes; give credential=%[1]s=VALUE, or credential=@FILE with JSON", name, maxCredentialBytes)
 		}
 	}
 	return nil

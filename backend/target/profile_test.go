@@ -77,7 +77,7 @@ func TestProfileFaults(t *testing.T) {
 	for name, c := range map[string]struct{ from, to, want string }{
 		"empty":           {base, "", "line 1: profile: is empty"},
 		"comment":         {base, "# nothing\n", "line 1: profile: is empty"},
-		"not a mapping":   {base, "- a\n", "line 1: profile: want a mapping, name: value"},
+		"not a mapping":   {base, "- a\n", "line 1: profile: want a mapping, name: value; a file is given as profile=@FILE"},
 		"not YAML":        {"url: https", "url: [", "line 1: profile: is not YAML: did not find expected node content"},
 		"tab":             {"  path: '[\"keys\"]'\n  headers", "\tpath: x\n  headers", "line 10: profile: is not YAML: found a tab character that violates indentation"},
 		"not UTF-8":       {"acme\n", "acm\xe9\n", "line 1: profile: is not UTF-8"},

@@ -116,7 +116,11 @@ func (d *document) section(n *yaml.Node, path string, line int) section {
 		return s
 	}
 	if n.Kind != yaml.MappingNode {
-		s.fault("", "want a mapping, name: value")
+		hint := ""
+		if path == "" { // the text is no profile: perhaps the name of its file
+			hint = "; a file is given as profile=@FILE"
+		}
+		s.fault("", "want a mapping, name: value%s", hint)
 		return s
 	}
 	for i := 0; i+1 < len(n.Content); i += 2 {
