@@ -192,13 +192,16 @@ func copyOf(value any) any {
 	return value
 }
 
+// maxInt bounds ints, for Vault hands numbers over as floats, of which one from here on may have been another.
+const maxInt = 1 << 53
+
 // convert brings raw to the parameter's type: string, []any of strings, int64 or bool.
 func (p parameter) convert(raw any) (value any, text string) {
 	switch p.kind {
 	case kindList:
 		return p.list(raw)
 	case kindInt:
-		if n, err := strconv.ParseInt(plainText(raw), 10, 64); err == nil {
+		if n, err := strconv.ParseInt(plainText(raw), 10, 64); err == nil && n > -maxInt && n < maxInt {
 			return n, ""
 		}
 		return nil, "want a whole number"

@@ -219,7 +219,10 @@ func TestParams(t *testing.T) {
 		"int":                 {given: map[string]any{"project": "abc", "level": json.Number("40")}, want: with("level", int64(40))},
 		"int as text":         {given: map[string]any{"project": "abc", "level": "40"}, want: with("level", int64(40))},
 		"int of CEL":          {given: map[string]any{"project": "abc", "level": int64(40)}, want: with("level", int64(40))},
-		"int of a request":    {given: map[string]any{"project": "abc", "level": float64(40)}, want: with("level", int64(40))}, // as Vault hands it to a plugin
+		"int of a request":    {given: map[string]any{"project": "abc", "level": float64(40)}, want: with("level", int64(40))},                    // as Vault hands it to a plugin
+		"int beyond floats":   {given: map[string]any{"project": "abc", "level": float64(1 << 53)}, err: "parameters.level: want a whole number"}, // 1<<53 + 1 comes as this
+		"the same as text":    {given: map[string]any{"project": "abc", "level": "-9007199254740993"}, err: "parameters.level: want a whole number"},
+		"the smallest int":    {given: map[string]any{"project": "abc", "level": float64(1 - 1<<53)}, want: with("level", int64(1-1<<53))},
 		"fraction of one":     {given: map[string]any{"project": "abc", "level": 4.5}, err: "parameters.level: want a whole number"},
 		"fraction":            {given: map[string]any{"project": "abc", "level": json.Number("4.5")}, err: "parameters.level: want a whole number"},
 		"int, bool":           {given: map[string]any{"project": "abc", "level": true}, err: "parameters.level: want a whole number"},
