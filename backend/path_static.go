@@ -180,7 +180,7 @@ func (b *engine) unclaimed(ctx context.Context, s logical.Storage, name string, 
 		if err != nil {
 			return err
 		}
-		if other != name && state != nil && state.Current != nil && state.Current.Accessor == key.Accessor {
+		if other != name && state != nil && state.has(key.Accessor) {
 			return badField("import", "static role %q has it", other)
 		}
 	}

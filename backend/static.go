@@ -60,6 +60,12 @@ func newStaticKey(k target.Key, params map[string]any) *staticKey {
 	}
 }
 
+// has reports whether a key is in use, about to be, or lives on for the overlap, at whose end it is revoked.
+func (s *staticState) has(accessor string) bool {
+	is := func(k *staticKey) bool { return k != nil && k.Accessor == accessor }
+	return is(s.Current) || is(s.Next) || slices.ContainsFunc(s.Old, func(k oldKey) bool { return k.Handle.Accessor == accessor })
+}
+
 // oldKey is a key that has a successor, and lives on for the overlap.
 type oldKey struct {
 	Handle target.Handle `json:"handle"`

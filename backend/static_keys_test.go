@@ -44,8 +44,11 @@ func TestImportOfWhatIsHeldElsewhere(t *testing.T) {
 	w.write("rotate-role/third", nil)
 	g.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 503, Count: 100})
 	w.pass(61 * time.Minute)
+	w.write("static-roles/widget", map[string]any{"overlap": "1h"})
+	before := w.read("static-creds/widget")["api_key"].(string)
+	w.write("rotate-role/widget", nil)
 	own := w.read("static-creds/widget")["api_key"].(string)
-	for name, value := range map[string]string{"a leased key": w.issue("gitlab").Data["api_key"].(string), "a key that must die": owed, "another static role's": own} {
+	for name, value := range map[string]string{"a leased key": w.issue("gitlab").Data["api_key"].(string), "a key that must die": owed, "another static role's": own, "another's before that": before} {
 		role["import"] = value
 		if resp, err := w.do(logical.UpdateOperation, "static-roles/other", role); err != nil || !resp.IsError() || !g.Valid(value) || !strings.HasPrefix(resp.Error().Error(), "bad_request: import: it") && !strings.HasPrefix(resp.Error().Error(), "bad_request: import: static role") {
 			t.Errorf("%s (it lives: %v): %v %v", name, g.Valid(value), resp, err)
