@@ -280,3 +280,14 @@ func wanted(t framework.FieldType) string {
 		return "want " + t.String()
 	}
 }
+
+// likeFiles warns of members of a credential that look like the name of a file: Vault's CLI reads one only where a whole field
+// begins with @.
+func likeFiles(credential map[string]string) (warnings []string) {
+	for _, member := range slices.Sorted(maps.Keys(credential)) {
+		if strings.HasPrefix(credential[member], "@") {
+			warnings = append(warnings, fmt.Sprintf("credential.%s begins with @ and is taken as it stands; to read it from a file give credential=%s=\"$(cat FILE)\"", member, member))
+		}
+	}
+	return warnings
+}

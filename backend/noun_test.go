@@ -369,3 +369,12 @@ func TestProfileThatTakesOnePageForAll(t *testing.T) {
 		}
 	}
 }
+
+// The name of a file inside a credential is no file: the CLI would have read it only where the whole field begins with @.
+func TestCredentialLikeAFile(t *testing.T) {
+	w := newWorld(t)
+	resp := w.write("targets/acme", map[string]any{"credential": "token=@token.txt"})
+	if resp == nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], "credential.token begins with @") || strings.Contains(resp.Warnings[0], "token.txt") {
+		t.Errorf("got %v; want a warning that does not show the value", resp)
+	}
+}

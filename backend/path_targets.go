@@ -167,7 +167,7 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	}
 	record.URL = made.URL()
 	warnings, err := b.checkSelfSubject(ctx, s, made)
-	warnings = append(warnings, made.Advice()...)
+	warnings = slices.Concat(warnings, made.Advice(), likeFiles(record.Credential))
 	if err != nil || old == nil {
 		return warnings, err
 	}
