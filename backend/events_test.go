@@ -96,6 +96,23 @@ func TestEventsOfARevocation(t *testing.T) {
 	)
 }
 
+// A revocation that waits is told of once; one that is stopped is, although nobody works on it then.
+func TestEventOfARevocationThatIsStopped(t *testing.T) {
+	w := newWorld(t)
+	w.issue("deploy")
+	w.keys.Fault("revoke", lab.Fault{Kind: "status", Status: http.StatusServiceUnavailable})
+	id := w.starts(map[string]any{"role": "deploy"})
+	w.wantRun(w.works(id), map[string]any{"state": runWaiting})
+	w.events.lines = nil
+	w.pass(time.Minute)
+	w.wantRun(w.works(id), map[string]any{"state": runWaiting})
+	w.hears() // it waits still
+	w.delete("revocations/"+id, nil)
+	w.hears("oidcexchange/revocation-stopped debt=1 exposed=0 matched=1 path=revocations/" + id + " revoked=0")
+	w.delete("revocations/"+id, nil)
+	w.hears()
+}
+
 func TestEventsOfRotations(t *testing.T) {
 	w := newWorld(t).withStatic()
 	w.hears("oidcexchange/static-key-rotate data_path=static-creds/ci modified=true path=static-creds/ci")

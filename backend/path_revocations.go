@@ -212,29 +212,32 @@ func (b *engine) deleteRevocation(ctx context.Context, req *logical.Request, d *
 	if err := checkName("id", id); err != nil {
 		return nil, err
 	}
+	stopped, err := b.endRevocation(ctx, req.Storage, id)
+	if err != nil || stopped == nil {
+		return nil, err
+	}
+	b.tellRevocation(ctx, id, runStopped, &stopped.census)
+	resp := &logical.Response{}
+	resp.AddWarning("the revocation was stopped: what it has revoked or owes stays so, and its block stands. Delete it again to remove its record")
+	return resp, nil
+}
+
+// endRevocation stops a revocation and returns its record, or removes that of one which is over.
+func (b *engine) endRevocation(ctx context.Context, s logical.Storage, id string) (stopped *revocation, err error) {
 	b.runs.mu.Lock() // nobody begins to work on it meanwhile
 	defer b.runs.mu.Unlock()
 	if r := b.runs.active[id]; r != nil {
-		return b.stopped(r.halt(ctx))
+		return r.halt(ctx)
 	}
-	rec, err := revocationTable.get(ctx, req.Storage, id)
+	rec, err := revocationTable.get(ctx, s, id)
 	switch {
 	case err != nil || rec == nil:
 		return nil, err
 	case rec.over():
-		return nil, revocationTable.delete(ctx, req.Storage, id)
+		return nil, revocationTable.delete(ctx, s, id)
 	}
 	rec.State, rec.FinishedAt = runStopped, b.now().UTC()
-	return b.stopped(revocationTable.put(ctx, req.Storage, id, rec))
-}
-
-func (b *engine) stopped(err error) (*logical.Response, error) {
-	if err != nil {
-		return nil, err
-	}
-	resp := &logical.Response{}
-	resp.AddWarning("the revocation was stopped: what it has revoked or owes stays so, and its block stands. Delete it again to remove its record")
-	return resp, nil
+	return rec, revocationTable.put(ctx, s, id, rec)
 }
 
 // view is a revocation as readers see it.

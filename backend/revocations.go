@@ -125,6 +125,7 @@ type run struct {
 	*engine
 	s    logical.Storage
 	id   string
+	was  string // its state when this process took it up
 	stop context.CancelFunc
 	over chan struct{} // closed when this process has stopped working on it
 
@@ -164,7 +165,7 @@ func (b *engine) work(ctx context.Context, s logical.Storage, id string) error {
 		return err
 	}
 	life, stop := context.WithCancel(b.life)
-	r := &run{engine: b, s: s, id: id, stop: stop, over: make(chan struct{}), rec: *rec}
+	r := &run{engine: b, s: s, id: id, was: rec.State, stop: stop, over: make(chan struct{}), rec: *rec}
 	if b.runs.active == nil {
 		b.runs.active = map[string]*run{}
 	}
@@ -219,6 +220,8 @@ func (r *run) waits() bool {
 
 // conclude counts, and stores, what a round has come to.
 func (r *run) conclude(ctx context.Context) error {
+	tell := func() {}
+	defer func() { tell() }() // under no lock
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if ctx.Err() != nil || r.rec.State == runStopped {
@@ -226,7 +229,6 @@ func (r *run) conclude(ctx context.Context) error {
 	}
 	r.rec.Matched = max(r.rec.Matched, r.rec.Debt+r.rec.Exposed)
 	r.rec.Revoked = r.rec.Matched - r.rec.Debt - r.rec.Exposed
-	was := r.rec.State
 	switch {
 	case !r.rec.Counted || r.fault.n > 0: // what storage kept from being recorded is perhaps nowhere open
 		r.rec.State = runRunning
@@ -235,12 +237,13 @@ func (r *run) conclude(ctx context.Context) error {
 	default:
 		r.rec.State, r.rec.FinishedAt = runDone, r.now().UTC()
 	}
-	if r.rec.State != was {
-		r.tellRevocation(ctx, r.id, r.rec.State, &r.rec.census)
-	}
 	r.Logger().Info("a revocation has tried what was left", "revocation", r.id, "state", r.rec.State,
 		"matched", r.rec.Matched, "revoked", r.rec.Revoked, "debt", r.rec.Debt, "exposed", r.rec.Exposed, "unrecorded", r.rec.Unrecorded)
-	return errors.Join(r.fault.err(), r.save(ctx))
+	err := r.save(ctx)
+	if state, counts := r.rec.State, r.rec.census; err == nil && state != r.was {
+		tell = func() { r.tellRevocation(ctx, r.id, state, &counts) }
+	}
+	return errors.Join(r.fault.err(), err)
 }
 
 // ledgerScan calls visit for all that the filter may mean, and openScan for what of it is not settled.
@@ -394,14 +397,14 @@ func (r *run) owes(ctx context.Context, e *entry) error {
 	return r.indebt(ctx, r.s, e)
 }
 
-// halt ends the work of this process, and of every later one.
-func (r *run) halt(ctx context.Context) error {
+// halt ends the work of this process, and of every later one, and returns the record as it is then.
+func (r *run) halt(ctx context.Context) (*revocation, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.stop()
 	r.rec.State, r.rec.FinishedAt = runStopped, r.now().UTC()
-	r.tellRevocation(ctx, r.id, runStopped, &r.rec.census)
-	return r.save(ctx)
+	rec := r.rec
+	return &rec, r.save(ctx)
 }
 
 // save stores how far the revocation is. The caller holds r.mu.
