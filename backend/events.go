@@ -25,7 +25,7 @@ const (
 	eventRevocation        = "revocation-" // and start, or its new state
 
 	eventTimeout = time.Second
-	listenersAge = 10 * time.Minute // for how long it is known whether anybody can subscribe
+	listenersAge = time.Minute // for how long it is known whether anybody can subscribe
 )
 
 // listeners knows whether anybody can subscribe to the server's events. Only Vault Enterprise lets clients do so; elsewhere
@@ -40,8 +40,10 @@ func (l *listeners) mayBe(ctx context.Context, system logical.SystemView, now ti
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.asked.IsZero() || now.Sub(l.asked) >= listenersAge || now.Before(l.asked) {
-		env, err := system.PluginEnv(ctx)
-		l.may, l.asked = err == nil && strings.HasPrefix(env.GetVaultVersionMetadata(), "ent"), now
+		l.asked = now
+		if env, err := system.PluginEnv(ctx); err == nil { // else as before, until it is asked again
+			l.may = strings.HasPrefix(env.GetVaultVersionMetadata(), "ent")
+		}
 	}
 	return l.may
 }

@@ -21,7 +21,8 @@ const (
 type health int
 
 const (
-	healthUnknown health = iota // nothing: the call was given up, never left, or broke a server that may be well
+	healthUnknown health = iota // nothing: the call was given up, or never left
+	healthFaulty                // it answers that it broke: at this call, whatever it does with others
 	healthAlive                 // it answers, if only to refuse
 	healthDead                  // no connection, no answer in time, or a gateway's word that there is none
 )
@@ -29,7 +30,7 @@ const (
 // gateways are the statuses that say that there is no server, whatever it was asked.
 var gateways = []int{http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}
 
-// healthOf judges a call by its error; ctx is its caller's. Other errors of a server, such as 500, count for nothing: what one
+// healthOf judges a call by its error; ctx is its caller's. Other errors of a server, such as 500, open nothing: what one
 // caller asks for may bring them forth, and shall not keep all others away.
 func healthOf(ctx context.Context, err error) health {
 	e := (*Error)(nil)
@@ -39,7 +40,7 @@ func healthOf(ctx context.Context, err error) health {
 	case errors.As(err, &e) && slices.Contains(gateways, e.Status):
 		return healthDead
 	case errors.As(err, &e) && e.Status >= http.StatusInternalServerError:
-		return healthUnknown
+		return healthFaulty
 	case errors.As(err, &e) && e.Status != 0:
 		return healthAlive
 	case errors.Is(err, ErrEgress), errors.Is(ctx.Err(), context.Canceled):
@@ -81,7 +82,7 @@ func (b *breaker) end(now time.Time, probe bool, h health) {
 		b.probing = false
 	}
 	switch {
-	case h == healthAlive && b.open:
+	case (h == healthAlive || h == healthFaulty) && b.open: // it is there
 		b.open, b.failures = false, breakerTrips-1
 	case h == healthAlive:
 		b.failures, b.pause = 0, 0

@@ -124,6 +124,24 @@ func TestBreakerAndAProbeThatIsGivenUp(t *testing.T) {
 	})
 }
 
+// A target whose probe breaks with its own error is there: else one whose check always does would stay shut for good.
+func TestBreakerAndAProbeThatBreaks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(0, 0, 10)
+		meet(t, l, 2*breakerTrips, healthFaulty) // opens nothing
+		meet(t, l, breakerTrips, healthDead)
+		time.Sleep(breakerFirst)
+		meet(t, l, 1, healthFaulty)
+		if s := l.state(); s.Open {
+			t.Errorf("it has answered: %+v", s)
+		}
+		meet(t, l, 1, healthDead)
+		if left := wantShut(t, l); left != 2*breakerFirst {
+			t.Errorf("on probation the pause is %v; want %v", left, 2*breakerFirst)
+		}
+	})
+}
+
 // While something waits that ends keys, nothing that may use up a token is the probe.
 func TestRevocationProbesFirst(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -171,7 +189,7 @@ func TestHealth(t *testing.T) {
 		"unavailable":            {here, &Error{Status: 503, outcome: ErrBusy}, healthDead},
 		"no server":              {here, &Error{Status: 502, outcome: ErrUnknown}, healthDead},
 		"no server in time":      {here, &Error{Status: 504, outcome: ErrUnknown}, healthDead},
-		"server's error":         {here, &Error{Status: 500, outcome: ErrUnknown}, healthUnknown},
+		"server's error":         {here, &Error{Status: 500, outcome: ErrUnknown}, healthFaulty},
 		"redirect":               {here, &Error{Status: 302, outcome: ErrUnknown}, healthAlive},
 		"nonsense":               {here, &Error{outcome: ErrProtocol}, healthAlive},
 		"no connection":          {here, &Error{outcome: ErrBusy}, healthDead},
