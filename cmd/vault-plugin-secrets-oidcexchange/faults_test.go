@@ -19,7 +19,7 @@ import (
 // The target fails in every way while it makes a key. The caller hears what to do, and no key lives that is not leased.
 func testTargetFaults(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
-	w.write(t, "config", map[string]any{"sweep_grace": "1s", "request_timeout": "1s"})
+	w.write(t, "config", map[string]any{"sweep_grace": "1h", "request_timeout": "3s"}) // no key ends while they are counted
 	bystander := w.issue(t, "deploy")
 	late := make(chan struct{})
 	cases := map[string]struct {
@@ -78,6 +78,7 @@ func testTargetFaults(t *testing.T, s *server) {
 	}
 	close(late)
 	eventually(t, "the late answer", func() (bool, string) { return len(w.live()) == lost+1, strings.Join(w.live(), " ") })
+	w.write(t, "config", map[string]any{"sweep_grace": "1s"})
 	w.wantSettled(t, bystander)
 }
 
