@@ -56,30 +56,30 @@ type entry struct {
 	Name          string         `json:"name"` // of the key at its target
 	State         string         `json:"state"`
 	Role          string         `json:"role"`
-	LeasePath     string         `json:"lease_path"`
+	LeasePath     string         `json:"lease_path,omitzero"`
 	Target        string         `json:"target"`
-	Issuer        string         `json:"issuer"`
-	Subject       string         `json:"subject"`
-	Trust         string         `json:"trust"`
-	Revision      int            `json:"revision"`
-	Entity        string         `json:"entity"`
-	DisplayName   string         `json:"display_name"`
-	RemoteAddress string         `json:"remote_address"`
-	Claims        map[string]any `json:"claims"`         // of the subject token, as far as they were recorded; nil for a login
-	ClaimsWhole   bool           `json:"claims_whole"`   // it had no others
-	ClaimsAbsent  []string       `json:"claims_absent"`  // claims that were to be recorded and that it did not have
-	ClaimsPartial bool           `json:"claims_partial"` // one was left out for its size
-	JTI           string         `json:"jti"`
-	Accessor      string         `json:"accessor"`
-	Revocable     bool           `json:"revocable"`
-	IssuedAt      time.Time      `json:"issued_at"`
-	NotAfter      time.Time      `json:"not_after"`  // latest end that the key can have
-	ExpiresAt     time.Time      `json:"expires_at"` // the key's own expiry; zero = never
-	RequestID     string         `json:"request_id"`
-	Handle        target.Handle  `json:"handle"`
-	DebtSince     time.Time      `json:"debt_since"`
-	NextTry       time.Time      `json:"next_try"`
-	Tries         int            `json:"tries"`
+	Issuer        string         `json:"issuer,omitzero"`
+	Subject       string         `json:"subject,omitzero"`
+	Trust         string         `json:"trust,omitzero"`
+	Revision      int            `json:"revision,omitzero"`
+	Entity        string         `json:"entity,omitzero"`
+	DisplayName   string         `json:"display_name,omitzero"`
+	RemoteAddress string         `json:"remote_address,omitzero"`
+	Claims        map[string]any `json:"claims,omitzero"`         // of the subject token, as far as they were recorded; nil for a login
+	ClaimsWhole   bool           `json:"claims_whole,omitzero"`   // it had no others
+	ClaimsAbsent  []string       `json:"claims_absent,omitzero"`  // claims that were to be recorded and that it did not have
+	ClaimsPartial bool           `json:"claims_partial,omitzero"` // one was left out for its size
+	JTI           string         `json:"jti,omitzero"`
+	Accessor      string         `json:"accessor,omitzero"`
+	Revocable     bool           `json:"revocable,omitzero"`
+	IssuedAt      time.Time      `json:"issued_at,omitzero"`
+	NotAfter      time.Time      `json:"not_after,omitzero"`  // latest end that the key can have
+	ExpiresAt     time.Time      `json:"expires_at,omitzero"` // the key's own expiry; zero = never
+	RequestID     string         `json:"request_id,omitzero"`
+	Handle        target.Handle  `json:"handle,omitzero"`
+	DebtSince     time.Time      `json:"debt_since,omitzero"`
+	NextTry       time.Time      `json:"next_try,omitzero"`
+	Tries         int            `json:"tries,omitzero"`
 }
 
 func (e *entry) rand() string { _, r, _ := strings.Cut(e.ID, "-"); return r }

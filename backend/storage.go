@@ -77,11 +77,10 @@ func (t table[T]) new() T {
 }
 
 func (t table[T]) put(ctx context.Context, s logical.Storage, name string, record *T) error {
-	raw, err := json.Marshal(record)
-	if err != nil {
-		return storageError(fmt.Errorf("encoding %s%s: %w", t.prefix, name, err))
-	}
-	value, err := json.Marshal(envelope{Version: t.version(), Record: raw})
+	value, err := json.Marshal(struct {
+		Version int `json:"version"`
+		Record  *T  `json:"record"`
+	}{t.version(), record})
 	if err != nil {
 		return storageError(fmt.Errorf("encoding %s%s: %w", t.prefix, name, err))
 	}
