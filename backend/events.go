@@ -90,7 +90,9 @@ func (b *engine) dead(ctx context.Context, s logical.Storage, e *entry) error {
 
 // indebt records that a key must die and does not yet, and tells.
 func (b *engine) indebt(ctx context.Context, s logical.Storage, e *entry) error {
-	err := b.ledger.owe(ctx, s, e)
+	if err := b.ledger.owe(ctx, s, e); err != nil {
+		return err
+	}
 	b.tellKey(ctx, eventOwed, e)
-	return err
+	return nil
 }

@@ -68,6 +68,7 @@ func (b *engine) revokeByFilter(ctx context.Context, req *logical.Request, d *fr
 	case f.empty():
 		return nil, badField("role", "the filter is empty and would revoke every key; give a condition")
 	}
+	warnings := b.untouched(ctx, req.Storage, f)
 	rec := &revocation{Filter: *f, IncludeUnrecorded: d.Get("include_unrecorded").(bool), State: runRunning, StartedAt: b.now().UTC()}
 	if d.Get("dry_run").(bool) {
 		if err := b.dryRun(ctx, req.Storage, rec); err != nil {
@@ -78,13 +79,33 @@ func (b *engine) revokeByFilter(ctx context.Context, req *logical.Request, d *fr
 			return !slices.Contains([]string{"filter", "include_unrecorded", "matched", "unrecorded", "exposed", "exposed_until", "prefixes"}, name)
 		})
 		data["dry_run"] = true
-		return &logical.Response{Data: data}, nil
+		return &logical.Response{Data: data, Warnings: warnings}, nil
 	}
 	id, err := b.startRevocation(ctx, req.Storage, rec, d.Get("block").(bool))
 	if err != nil {
 		return nil, err
 	}
-	return b.shown(ctx, req, id)
+	resp, err := b.shown(ctx, req, id)
+	if resp != nil {
+		resp.Warnings = warnings
+	}
+	return resp, err
+}
+
+// untouched warns of keys at a filter's target that no revocation ends. What cannot be read keeps no revocation from starting.
+func (b *engine) untouched(ctx context.Context, s logical.Storage, f *filter) []string {
+	if f.Target == "" {
+		return nil
+	}
+	shared, err := users(ctx, s, b.staticNoun.table, "static role", func(r *staticRecord) bool { return r.Target == f.Target })
+	switch {
+	case err != nil:
+		b.Logger().Error("looking for static roles of a revocation's target", "target", f.Target, "error", err)
+		return []string{"static roles could not be looked at: the keys of those that have this target live on"}
+	case len(shared) == 0:
+		return nil
+	}
+	return []string{"the keys of static roles live on: rotate or disable " + strings.Join(shared, ", ")}
 }
 
 // dryRun counts what a revocation would end.

@@ -385,8 +385,8 @@ func (b *engine) rotateRole(ctx context.Context, req *logical.Request, d *framew
 	if err := r.usable(); err != nil {
 		return nil, err
 	}
-	if r.state == nil {
-		r.state = &staticState{}
+	if r.state == nil { // its write was cut off, or it is being deleted: a key made now might belong to nobody
+		return nil, badField("name", "static role %q was not written to its end; write it once more", r.name)
 	}
 	if err := b.rotate(ctx, r); err != nil {
 		return nil, err

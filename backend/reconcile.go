@@ -22,6 +22,7 @@ import (
 // Bounds of one request to reconcile. What is beyond them is told, and is for the next one.
 const (
 	reconcileListing = 30 * time.Second // of reading the lists
+	reconcileFates   = 15 * time.Second // of asking for the keys of static roles; what is not answered by then is unclear
 	reconcileEnding  = 20 * time.Second // after which no revocation is begun
 	reconcileKeys    = 500              // that are shown, and ended
 	reconcilePlaces  = 100
@@ -209,6 +210,8 @@ func (r *reconciling) staticNames(ctx context.Context, visit func(name string)) 
 
 // staticFates says of each static role of the target whether the target knows its present key.
 func (r *reconciling) staticFates(ctx context.Context) (map[string]any, error) {
+	asking, cancel := context.WithTimeout(ctx, reconcileFates)
+	defer cancel()
 	fates := map[string]any{}
 	names, err := r.staticNoun.table.list(ctx, r.s)
 	if err != nil {
@@ -220,7 +223,7 @@ func (r *reconciling) staticFates(ctx context.Context) (map[string]any, error) {
 			return nil, err
 		}
 		if role != nil && role.record.Target == r.target.name && role.state != nil && role.state.Current != nil {
-			fates[name] = r.fate(ctx, role.state.Current)
+			fates[name] = r.fate(asking, role.state.Current)
 		}
 	}
 	return fates, nil

@@ -96,6 +96,30 @@ func TestDryRunOfARevocation(t *testing.T) {
 	}
 }
 
+// Who revokes what a target gave out is told of the keys there that no revocation ends, and revokes although they cannot be read.
+func TestRevocationTellsOfStaticRoles(t *testing.T) {
+	w := newWorld(t).withStatic().withNuGet()
+	for filter, want := range map[string]string{"target=acme": "disable static role ci", "target=nuget": "", "role=deploy": ""} {
+		field, value, _ := strings.Cut(filter, "=")
+		for _, dry := range []bool{true, false} {
+			warnings := strings.Join(w.write("revocations", map[string]any{field: value, "dry_run": dry}).Warnings, "\n")
+			if !strings.Contains(warnings, want) || want == "" && warnings != "" {
+				t.Errorf("%s, dry run %v: warnings %q; want %q", filter, dry, warnings, want)
+			}
+		}
+	}
+	w.store.set(func(op, key string) error {
+		if op == "get" && strings.HasPrefix(key, "static-roles/") {
+			return errors.New("broken")
+		}
+		return nil
+	})
+	resp := w.write("revocations", map[string]any{"target": "acme", "dry_run": false})
+	if resp.Data["id"] == nil || !strings.Contains(strings.Join(resp.Warnings, ""), "could not be looked at") {
+		t.Errorf("where they cannot be read: %v, warnings %q", resp.Data["id"], resp.Warnings)
+	}
+}
+
 // exposed is the id of the one key that cannot be revoked.
 func (w *world) exposed() string {
 	w.t.Helper()

@@ -291,14 +291,21 @@ func (b *engine) savedTarget(ctx context.Context, s logical.Storage, name string
 	}
 	now := b.now().UTC()
 	state := rootState{From: now}
-	switch was := r.state; {
-	case was == nil:
+	was := r.state
+	if was == nil {
+		return nil, rootTable.put(ctx, s, name, &state)
+	}
+	switch {
 	case was.Next != nil:
 		state.Old, state.RetireAt, state.Way = was.Next, now, was.Way
 	case !was.RetireAt.IsZero():
 		state.Old, state.RetireAt, state.Way = was.Old, was.RetireAt, was.Way
 	}
-	return nil, rootTable.put(ctx, s, name, &state)
+	var warnings []string
+	if !was.Turn.LastRotation.IsZero() || was.Turn.State == turnUnknown { // the written one takes the place of one that nobody else knows
+		warnings = []string{"a credential that the engine made may live on at the target, where its name begins with " + credentialName + ": end it there"}
+	}
+	return warnings, rootTable.put(ctx, s, name, &state)
 }
 
 func (b *engine) rotateRootPath() *framework.Path {

@@ -77,6 +77,25 @@ func TestRotateRoot(t *testing.T) {
 	}
 }
 
+// writtenAnew has an operator write a credential of his own. He is told if it takes the place of one that the engine made.
+func (w *world) writtenAnew(g *lab.GitLab, leavesOne bool) {
+	w.t.Helper()
+	resp := w.write("targets/gitlab", map[string]any{"credential": "token=" + g.AddToken(1, 90, "api")})
+	told := resp != nil && strings.Contains(strings.Join(resp.Warnings, ""), "that the engine made may live on")
+	if told != leavesOne {
+		w.t.Errorf("a new credential is written; the word on the engine's: %v, want %v", told, leavesOne)
+	}
+}
+
+func TestWritingACredentialInPlaceOfTheEngines(t *testing.T) {
+	w := newWorld(t)
+	g := w.withGitLab()
+	w.writtenAnew(g, false)
+	w.write("rotate-root/gitlab", nil)
+	w.writtenAnew(g, true)
+	w.writtenAnew(g, false)
+}
+
 func TestCredentialsRotateByThemselves(t *testing.T) {
 	w := newWorld(t)
 	g := w.withGitLab()
@@ -140,7 +159,7 @@ func TestLostRotationOfACredential(t *testing.T) {
 			if g.Calls(lab.OpRotate) != 1 || w.rotation("gitlab")["rotation"] != "unknown" || !strings.Contains(w.logs.String(), "an operator must act") {
 				t.Errorf("%d rotations: %v", g.Calls(lab.OpRotate), w.rotation("gitlab"))
 			}
-			w.write("targets/gitlab", map[string]any{"credential": "token=" + g.AddToken(1, 90, "api")})
+			w.writtenAnew(g, true)
 			if w.rotation("gitlab")["rotation"] != "idle" {
 				t.Errorf("after a new credential: %v", w.rotation("gitlab"))
 			}

@@ -377,6 +377,23 @@ func TestDeletingStaticRoles(t *testing.T) {
 	}
 }
 
+// A role whose state is gone is being deleted, or its write was cut off. A key that were made for it now might belong to nobody.
+func TestRotatingARoleWithoutState(t *testing.T) {
+	w := newWorld(t).withStatic()
+	if err := w.store.Delete(t.Context(), staticStates+"ci"); err != nil {
+		t.Fatal(err)
+	}
+	before := w.liveKeys()
+	if reason, _ := reasonOf(w.do(logical.UpdateOperation, "rotate-role/ci", nil)); reason != reasonBadRequest {
+		t.Errorf("rotating: %q", reason)
+	}
+	if diff := cmp.Diff(before, w.liveKeys()); diff != "" || len(w.stored(staticStates)) != 0 {
+		t.Errorf("states %q (-want +live):\n%s", w.stored(staticStates), diff)
+	}
+	w.write("static-roles/ci", nil)
+	w.write("rotate-role/ci", nil)
+}
+
 // The nodes that may not write the role do not rotate it.
 func TestOnlyOneNodeRotates(t *testing.T) {
 	w := newWorld(t).withStatic()

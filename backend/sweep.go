@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
 	"slices"
 	"time"
 
@@ -23,6 +24,7 @@ const (
 	sweepEntries = 1000   // open entries read in one sweep; the next one goes on where it stopped
 	sweepForget  = 20_000 // records of used tokens deleted in one sweep
 	maxBackoff   = time.Hour
+	clocksApart  = 5 * time.Minute // as far as the clocks of two nodes may be
 )
 
 // swept is what a sweep did.
@@ -165,10 +167,12 @@ func (w *sweeper) note(e *entry, err error) {
 	w.faults = append(w.faults, fmt.Errorf("key %s at target %q: %w", e.ID, e.Target, err))
 }
 
-// unanswered reports whether an error says that a target is not there. A refusal, or a server's error, may be about one entry alone.
+// unanswered reports whether an error says that a target is not there: it gave no answer, or a gateway gave one in its place.
+// A refusal, or a server's own error, may be about one entry alone.
 func unanswered(err error) bool {
 	told := (*target.Error)(nil)
-	return errors.Is(err, target.ErrBusy) || errors.Is(err, target.ErrUnknown) && errors.As(err, &told) && told.Status == 0
+	return errors.Is(err, target.ErrBusy) || errors.Is(err, target.ErrUnknown) && errors.As(err, &told) &&
+		(told.Status == 0 || told.Status == http.StatusBadGateway || told.Status == http.StatusGatewayTimeout)
 }
 
 func (w *sweeper) openEntry(ctx context.Context, e *entry) error {
@@ -195,11 +199,11 @@ func (w *sweeper) foundDead(ctx context.Context, name string) bool {
 	return err == nil && t != nil && t.State().Open
 }
 
-// putOff reports whether something waits for a time. Nothing waits longer than maxBackoff: a time further away was written by a
-// clock that ran ahead.
+// putOff reports whether something waits for a time. Nothing waits longer than maxBackoff: a time further away than clocks may
+// be apart was written by one that ran ahead.
 func putOff(until, now time.Time) bool {
 	left := until.Sub(now)
-	return left > 0 && left <= maxBackoff
+	return left > 0 && left <= maxBackoff+clocksApart
 }
 
 // postpone puts off the next try of what is open, unless that was settled meanwhile.

@@ -271,6 +271,15 @@ func TestSweepPutsOffWhatFailsByItself(t *testing.T) {
 // What is owed to a target that was away is paid as soon as it is back, however long that took, and it was asked no more than
 // once a minute. A key that never comes to an end keeps none of the others waiting.
 func TestOutageIsPaidWhenItIsOver(t *testing.T) {
+	t.Parallel()
+	for name, away := range map[string]lab.Fault{
+		"no answer": {Kind: lab.KindCut}, "a gateway answers": {Kind: lab.KindStatus, Status: http.StatusBadGateway}, "a gateway waits": {Kind: lab.KindStatus, Status: http.StatusGatewayTimeout},
+	} {
+		t.Run(name, func(t *testing.T) { outageIsPaid(t, away) })
+	}
+}
+
+func outageIsPaid(t *testing.T, away lab.Fault) {
 	w := newWorld(t)
 	m := w.withMoved()
 	roles := []string{"stays", "moved", "stays", "moved", "stays"}
@@ -279,13 +288,13 @@ func TestOutageIsPaidWhenItIsOver(t *testing.T) {
 		if reason, _ := reasonOf(owed, err); reason != "" {
 			t.Fatal(reason)
 		}
-		w.keys.Fault(lab.OpAny, lab.Fault{Kind: lab.KindCut})
+		w.keys.Fault(lab.OpAny, away)
 		if _, err := w.lease(logical.RevokeOperation, owed); err == nil {
 			t.Fatal("a key counts as revoked")
 		}
 		w.keys.ClearFaults()
 	}
-	w.keys.Fault(lab.OpAny, lab.Fault{Kind: lab.KindCut})
+	w.keys.Fault(lab.OpAny, away)
 	before, minutes := w.calls(), 5*60
 	for range minutes {
 		w.clock.advance(time.Minute)
@@ -308,6 +317,16 @@ func TestOutageIsPaidWhenItIsOver(t *testing.T) {
 	w.periodic()
 	if live := w.keys.Live(); len(live) != 0 || len(w.ledgerEntries()) != 0 {
 		t.Errorf("%d keys live; the ledger has %v", len(live), w.ledgerEntries())
+	}
+}
+
+// The longest grace holds for what another node wrote whose clock is a little ahead; what is written far ahead waits for nothing.
+func TestPutOff(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	for ahead, want := range map[time.Duration]bool{-time.Second: false, 0: false, time.Second: true, time.Hour + time.Minute: true, time.Hour + clocksApart + time.Second: false} {
+		if got := putOff(now.Add(ahead), now); got != want {
+			t.Errorf("what is due in %v is put off: %v; want %v", ahead, got, want)
+		}
 	}
 }
 
