@@ -53,6 +53,9 @@ func TestRatiosAreOfOneRound(t *testing.T) {
 	if got := g.cost("RS256", 8, "engine"); got != 3 {
 		t.Errorf("%v ms of CPU each; want 3", got)
 	}
+	if got := g.cpu(g.ratios[0], 8); got != 4 {
+		t.Errorf("%v times the CPU; want 4", got)
+	}
 }
 
 func TestReport(t *testing.T) {

@@ -18,7 +18,7 @@ const audience = "bench"
 
 const callerPolicy = `
 path "oidcexchange/creds/*" { capabilities = ["read", "update"] }
-path "null/creds/*" { capabilities = ["read"] }
+path "null/creds/*" { capabilities = ["read", "update"] }
 path "sys/leases/renew" { capabilities = ["update"] }
 `
 

@@ -29,6 +29,7 @@ type way struct {
 var ways = []way{
 	{"floor", nullName, "null/creds/floor", "", ""},
 	{"honest floor", nullName, "null/creds/honest", "", ""},
+	{"dressed floor", nullName, "null/creds/dressed", "rs", ""},
 	{"composition", nullName, "null/creds/honest", "rs", "service"},
 	{"composition, batch", nullName, "null/creds/honest", "rs", "batch"},
 	{"login", pluginName, "oidcexchange/creds/login", "", ""},
@@ -60,12 +61,12 @@ type ratio struct {
 var groups = map[string]group{
 	"issue": {
 		name: "issue", what: "keys issued",
-		ways:    []string{"floor", "honest floor", "composition", "composition, batch", "login", "RS256", "RS256, single use", "ES256", "ES256, single use"},
+		ways:    []string{"floor", "honest floor", "dressed floor", "composition", "composition, batch", "login", "RS256", "RS256, single use", "ES256", "ES256, single use"},
 		clients: []int{1, 8, 64}, rounds: 5, size: some(100, 300), quick: some(20, 80), prepare: prepareIssue,
 		ratios: []ratio{
 			{"RS256", "honest floor", 0.85}, {"RS256", "composition", 2}, {"RS256, single use", "honest floor", 0}, {"RS256, single use", "composition", 0},
 			{"ES256", "honest floor", 0.85}, {"ES256", "composition", 2}, {"ES256, single use", "honest floor", 0}, {"ES256, single use", "composition", 0},
-			{"login", "honest floor", 0}, {"RS256", "composition, batch", 0}, {"honest floor", "floor", 0}, {"composition", "floor", 0},
+			{"RS256", "dressed floor", 0}, {"login", "honest floor", 0}, {"RS256", "composition, batch", 0}, {"dressed floor", "honest floor", 0}, {"honest floor", "floor", 0}, {"composition", "floor", 0},
 		},
 	},
 	"renew": {

@@ -24,8 +24,11 @@ type window struct {
 	Round   int                `json:"round"`
 	Ops     int                `json:"ops"`
 	Seconds float64            `json:"seconds"`
-	CPU     map[string]float64 `json:"cpu_seconds"` // by process: vault, engine, lab
+	CPU     map[string]float64 `json:"cpu_seconds"` // by process
 }
+
+// processes are those whose CPU time is taken.
+var processes = []string{"vault", "engine", "lab"}
 
 func (w window) rate() float64 { return float64(w.Ops) / w.Seconds }
 

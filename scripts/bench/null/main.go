@@ -7,6 +7,8 @@
 //	floor   leases a random text, and ends it by forgetting it
 //	honest  writes to storage before and after it asks the API for a key, as who wants to lose none must; renewing reads what
 //	        was written, revoking ends the key at the API and deletes both
+//	dressed is as honest, and asks of Vault what the plugin asks, too: it takes a token, which it does not look at, deletes what
+//	        it wrote first, and has as much to record, to answer and to keep with the lease
 package main
 
 import (
@@ -21,6 +23,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -71,6 +74,7 @@ func factory(ctx context.Context, conf *logical.BackendConfig) (logical.Backend,
 			}},
 			{Pattern: "creds/floor", Operations: on(logical.ReadOperation, e.floor)},
 			{Pattern: "creds/honest", Operations: on(logical.ReadOperation, e.honest)},
+			{Pattern: "creds/dressed", Operations: on(logical.UpdateOperation, e.dressed), Fields: map[string]*framework.FieldSchema{"subject_token": {Type: framework.TypeString}}},
 		},
 		Secrets: []*framework.Secret{
 			{Type: "floor", Renew: extend, Revoke: func(context.Context, *logical.Request, *framework.FieldData) (*logical.Response, error) {
@@ -101,21 +105,53 @@ func (e *engine) floor(context.Context, *logical.Request, *framework.FieldData) 
 }
 
 func (e *engine) honest(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
-	name := "null-" + rand.Text()
-	record := map[string]string{"name": name}
-	if err := put(ctx, req.Storage, "intent/"+name, record); err != nil {
+	record := map[string]string{"name": "null-" + rand.Text()}
+	secret, err := e.issue(ctx, req.Storage, record)
+	if err != nil {
 		return nil, err
+	}
+	return e.leased("honest", map[string]any{"api_key": secret}, map[string]any{"name": record["name"], "id": record["id"]}), nil
+}
+
+// issue has a key made, and leaves two records: that it was asked for, and what came of it.
+func (e *engine) issue(ctx context.Context, s logical.Storage, record map[string]string) (secret string, err error) {
+	if err := put(ctx, s, "intent/"+record["name"], record); err != nil {
+		return "", err
 	}
 	var key struct{ ID, Secret string }
-	body := map[string]any{"name": name, "scopes": []string{"read"}, "expires_at": time.Now().Add(2 * maxTTL).UTC()}
+	body := map[string]any{"name": record["name"], "scopes": []string{"read"}, "expires_at": time.Now().Add(2 * maxTTL).UTC()}
 	if err := e.api.Load().call(ctx, http.MethodPost, "", body, &key, http.StatusCreated); err != nil {
-		return nil, err
+		return "", err
 	}
 	record["id"] = key.ID
-	if err := put(ctx, req.Storage, "key/"+name, record); err != nil {
+	return key.Secret, put(ctx, s, "key/"+record["name"], record)
+}
+
+// What the plugin records, answers and keeps with a lease, in size.
+const recordBytes = 1100
+
+var (
+	answered = []string{"id", "accessor", "expires_at", "revocable", "header_name", "header_value", "target", "issuer", "subject", "trust"}
+	kept     = []string{"version", "role", "target", "trust", "issuer", "revocable", "handle", "expires_at", "last_end"}
+)
+
+func (e *engine) dressed(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	record := map[string]string{"name": "null-" + rand.Text(), "claims": strings.Repeat("x", recordBytes)}
+	secret, err := e.issue(ctx, req.Storage, record)
+	if err != nil {
 		return nil, err
 	}
-	return e.leased("honest", map[string]any{"api_key": key.Secret}, map[string]any{"name": name, "id": key.ID}), nil
+	if err := req.Storage.Delete(ctx, "intent/"+record["name"]); err != nil {
+		return nil, err
+	}
+	data, internal := map[string]any{"api_key": secret}, map[string]any{"name": record["name"], "id": record["id"]}
+	for _, name := range answered {
+		data[name] = "a text as of " + name
+	}
+	for _, name := range kept {
+		internal[name] = "a text as of " + name
+	}
+	return e.leased("honest", data, internal), nil
 }
 
 func (e *engine) leased(secret string, data, internal map[string]any) *logical.Response {

@@ -37,17 +37,23 @@ func TestHonestFloor(t *testing.T) {
 		}
 	}
 	do(logical.UpdateOperation, "config", map[string]any{"url": server.URL, "token": "admin", "ca_pem": lab.CertificatePEM(server.Certificate())}, nil)
-	resp := do(logical.ReadOperation, "creds/honest", nil, nil)
-	if secret, _ := resp.Data["api_key"].(string); !keys.Valid(secret) {
-		t.Error("the key does not work")
+	for _, way := range []struct {
+		op      logical.Operation
+		path    string
+		records int
+	}{{logical.ReadOperation, "creds/honest", 2}, {logical.UpdateOperation, "creds/dressed", 1}} {
+		resp := do(way.op, way.path, nil, nil)
+		if secret, _ := resp.Data["api_key"].(string); !keys.Valid(secret) {
+			t.Errorf("%s: the key does not work", way.path)
+		}
+		stored(way.records)
+		do(logical.RenewOperation, "", nil, resp.Secret)
+		do(logical.RevokeOperation, "", nil, resp.Secret)
+		if live := keys.Live(); len(live) != 0 {
+			t.Errorf("%s: keys live on: %v", way.path, live)
+		}
+		stored(0)
 	}
-	stored(2)
-	do(logical.RenewOperation, "", nil, resp.Secret)
-	do(logical.RevokeOperation, "", nil, resp.Secret)
-	if live := keys.Live(); len(live) != 0 {
-		t.Errorf("keys live on: %v", live)
-	}
-	stored(0)
 
 	floor := do(logical.ReadOperation, "creds/floor", nil, nil)
 	do(logical.RenewOperation, "", nil, floor.Secret)
