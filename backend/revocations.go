@@ -6,8 +6,6 @@ package backend
 import (
 	"context"
 	"errors"
-	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -23,8 +21,7 @@ const (
 )
 
 const (
-	runSaveEvery = 500 // keys; a process that ends forgets to have counted at most so many
-	maxPrefixes  = 100
+	runSaveEvery = 500         // keys; a process that ends forgets to have counted at most so many
 	clockSkew    = time.Minute // that the clock of a node which was active before may have run ahead
 )
 
@@ -39,19 +36,6 @@ type revocation struct {
 	FinishedAt        time.Time `json:"finished_at"`
 	Counted           bool      `json:"counted"` // Matched is whole: the ledger was gone through once
 	census
-}
-
-// census counts the keys that a filter matches.
-type census struct {
-	Matched    int       `json:"matched"`
-	Unrecorded int       `json:"unrecorded"` // cannot be judged
-	Revoked    int       `json:"revoked"`    // of those matched: live no more
-	Debt       int       `json:"debt"`       // must die and do not yet
-	Exposed    int       `json:"exposed"`    // cannot be revoked
-	Until      time.Time `json:"until"`      // when the last of debt and exposed has ended by itself
-	Endless    bool      `json:"endless"`    // one of them never does
-	Prefixes   []string  `json:"prefixes"`   // of leases, below the mount
-	Coarse     bool      `json:"coarse"`     // they end with the role, for there are many
 }
 
 var revocationTable = table[revocation]{prefix: "revocations/"}
@@ -72,47 +56,6 @@ func (r *revocation) precedes(e *entry) bool {
 }
 
 func (r *revocation) over() bool { return r.State == runDone || r.State == runStopped }
-
-// leave counts a key that lives on for now.
-func (c *census) leave(e *entry) {
-	end := e.ExpiresAt
-	if e.State == statePending {
-		end = e.NotAfter
-	}
-	if e.State == statePending || e.Revocable {
-		c.Debt++
-	} else {
-		c.Exposed++
-	}
-	c.Endless = c.Endless || end.IsZero()
-	if end.After(c.Until) {
-		c.Until = end
-	}
-}
-
-// concern notes the prefix under which a key's lease is.
-func (c *census) concern(e *entry) {
-	if strings.HasPrefix(e.Role, staticPrefix) { // it has no lease
-		return
-	}
-	prefix := "creds/" + e.Role
-	if e.LeasePath != "" && !c.Coarse {
-		prefix += "/" + e.LeasePath
-	}
-	at, found := slices.BinarySearch(c.Prefixes, prefix)
-	if found {
-		return
-	}
-	c.Prefixes = slices.Insert(c.Prefixes, at, prefix)
-	if len(c.Prefixes) > maxPrefixes && !c.Coarse {
-		c.Coarse = true
-		for i, prefix := range c.Prefixes {
-			role, _, _ := strings.Cut(strings.TrimPrefix(prefix, "creds/"), "/")
-			c.Prefixes[i] = "creds/" + role
-		}
-		c.Prefixes = slices.Compact(c.Prefixes)
-	}
-}
 
 // runs are the revocations that this process works on.
 type runs struct {

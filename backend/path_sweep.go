@@ -1,0 +1,43 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+)
+
+func (b *engine) sweepPath() *framework.Path {
+	return &framework.Path{
+		Pattern: "sweep$",
+		Operations: map[logical.Operation]framework.OperationHandler{
+			logical.UpdateOperation: &framework.PathOperation{
+				Callback: b.handle(b.sweepNow), Summary: "Run the sweeper now.", ForwardPerformanceStandby: true,
+				DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: "sweep"},
+			},
+		},
+		HelpSynopsis:    "Run the sweeper now, and see what is still open.",
+		HelpDescription: "The sweeper settles exchanges whose outcome is not known, and revokes keys that must die. It runs by itself about once a minute; what is younger than config's sweep_grace is left alone.",
+	}
+}
+
+func (b *engine) sweepNow(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
+	b.sweeps.Lock()
+	defer b.sweeps.Unlock()
+	defer b.resume(req.Storage)
+	done, faults := b.sweep(ctx, req.Storage, true)
+	open, err := b.openWork(ctx, req.Storage)
+	if err != nil {
+		return nil, err
+	}
+	open["settled"], open["revoked"], open["expired"] = done.Settled, done.Revoked, done.Expired
+	resp := &logical.Response{Data: open}
+	if faults != nil {
+		b.Logger().Error("sweeping", "error", faults)
+		resp.AddWarning("not everything could be settled; Vault's log says why (request " + req.ID + ")")
+	}
+	return resp, nil
+}

@@ -1,0 +1,120 @@
+// Copyright (c) the oidcexchange authors
+// SPDX-License-Identifier: MPL-2.0
+
+package backend
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"strings"
+
+	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
+)
+
+// imported asks the target which key an import is, and whether it is one of those that the parameters name: it will be
+// revoked by them. nil if there is no import.
+func (b *engine) imported(ctx context.Context, s logical.Storage, record *staticRecord, d *framework.FieldData) (*staticKey, error) {
+	value, given := d.GetOk("import")
+	if !given {
+		return nil, nil
+	}
+	t, err := b.target(ctx, s, record.Target)
+	if err != nil || t == nil {
+		return nil, err
+	}
+	if caps := t.Caps(); !caps.Identify || !caps.Find {
+		return nil, badField("import", "target %q cannot tell which key that is; leave it out to have one made", record.Target)
+	}
+	params, err := t.Params(record.Parameters)
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
+	defer cancel()
+	key, err := t.Identify(ctx, value.(string), params)
+	if errors.Is(err, target.ErrDenied) || errors.Is(err, target.ErrParameter) {
+		return nil, badField("import", "the target does not take it as a key")
+	}
+	if err != nil {
+		return nil, err
+	}
+	found, err := t.Find(ctx, key.Handle)
+	if err != nil {
+		return nil, err
+	}
+	if !slices.ContainsFunc(found, func(h target.Handle) bool { return h.Accessor == key.Handle.Accessor }) {
+		return nil, badField("import", "it is a key, but none of those that parameters name")
+	}
+	if err := b.unclaimed(ctx, s, d.Get("name").(string), t, key); err != nil {
+		return nil, err
+	}
+	made := newStaticKey(key, params)
+	made.Imported = true
+	return made, nil
+}
+
+// unclaimed refuses to import for a static role what something else of this engine holds, or will end.
+func (b *engine) unclaimed(ctx context.Context, s logical.Storage, name string, t *openTarget, key target.Key) error {
+	conf, err := b.named(ctx, s)
+	if err != nil {
+		return err
+	}
+	for _, value := range t.record.Credential {
+		if value == key.Secret {
+			return badField("import", "it is the engine's own credential at the target")
+		}
+	}
+	if strings.HasPrefix(key.Handle.Name, leasedName+conf.Instance+"-") {
+		return badField("import", "it was made for a lease, which will end it")
+	}
+	owed := false
+	err = b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
+		owed = e.Target == t.name && e.Accessor == key.Accessor
+		return !owed, nil
+	})
+	if err != nil {
+		return err
+	}
+	if owed {
+		return badField("import", "it is about to be revoked")
+	}
+	holders, err := users(ctx, s, b.staticNoun.table, "static role", func(r *staticRecord) bool { return r.Target == t.name })
+	for _, holder := range holders {
+		other, _ := strings.CutPrefix(holder, "static role ")
+		state, err := staticTable.get(ctx, s, other)
+		if err != nil {
+			return err
+		}
+		if other != name && state != nil && state.has(key.Accessor) {
+			return badField("import", "static role %q has it", other)
+		}
+	}
+	return err
+}
+
+// take puts an imported key in use. One that it takes the place of is retired like any other.
+func (r *staticRole) take(ctx context.Context, key *staticKey) error {
+	st := r.state
+	if err := r.abandon(ctx, key.Handle.Name); err != nil {
+		return err
+	}
+	var replaced []*staticKey
+	for _, was := range []*staticKey{st.Current, st.Next} {
+		if was != nil && was.Accessor != key.Accessor {
+			replaced = append(replaced, was)
+		}
+	}
+	st.Old = slices.DeleteFunc(st.Old, func(k oldKey) bool { return k.Handle.Accessor == key.Handle.Accessor }) // it is in use again
+	if len(replaced) > 0 {
+		r.succeeded(replaced...)
+	}
+	if st.Current != nil && st.Current.Accessor != key.Accessor {
+		st.Predecessor = st.Current.Accessor
+	}
+	st.Current, st.Next, st.Doubtful, st.Turn = key, nil, false, turn{LastRotation: r.now().UTC()}
+	return r.save(ctx)
+}
