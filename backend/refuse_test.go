@@ -6,7 +6,6 @@ package backend
 import (
 	"crypto/sha256"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net/http"
 	"strings"
@@ -232,39 +231,6 @@ func TestTokenWorksOnce(t *testing.T) {
 	w.settleAll()
 	if used := w.stored(usedTokens); len(used) != 0 {
 		t.Errorf("records of tokens that nobody can present any more: %v", used)
-	}
-}
-
-// Forgetting used tokens looks at the hours that have passed alone, in bounded steps, however many are remembered.
-func TestForgettingTokensScansNothing(t *testing.T) {
-	t.Parallel()
-	w := newWorld(t)
-	remember := func(n int, until time.Time) {
-		for i := range n {
-			name := fmt.Sprintf("%s-%d", hourOf(until), i)
-			if err := errors.Join(hourTable(hourOf(until)).put(t.Context(), w.store.Storage, name, &struct{}{}), usedTable.put(t.Context(), w.store.Storage, name, &use{Until: until})); err != nil {
-				t.Fatal(err)
-			}
-		}
-	}
-	const part, old = 200, 300
-	remember(old, w.clock.now().Add(-3*time.Hour))
-	remember(old, w.clock.now().Add(3*time.Hour))
-	for i, left := range []int{2 * (old + 100), 2 * old, 2 * old} {
-		w.store.set(nil)
-		if i > 0 {
-			w.write("sweep", nil)
-		} else if err := w.replay.forget(t.Context(), w.store, part); err != nil {
-			t.Fatal(err)
-		}
-		for _, access := range w.store.seen {
-			if strings.Contains(access, hourOf(w.clock.now().Add(3*time.Hour))) {
-				t.Fatalf("forgetting what has passed touched %q", access)
-			}
-		}
-		if got := len(w.stored(usedTokens)); got != left {
-			t.Errorf("%d records are left, want %d", got, left)
-		}
 	}
 }
 

@@ -7,15 +7,12 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
-	"strings"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// usedTokens holds the records of tokens that were used, token/<hash>, and beside them hour/<hour>/<hash>, filed by the hour
-// in which the token can no longer be presented, so that forgetting them needs no scan.
 const usedTokens = "used/"
 
 // replay lets each token of a single-use issuer work once per cluster. Vault's storage has no compare-and-set, so this
@@ -23,7 +20,7 @@ const usedTokens = "used/"
 type replay struct {
 	now   func() time.Time
 	locks [64]sync.Mutex
-	due   time.Time // nothing is to be forgotten before the next hour has passed, which is then; sweeps guards it
+	ends  tokenEnds
 }
 
 // use is the record of a token that was used.
@@ -33,11 +30,7 @@ type use struct {
 	Until     time.Time `json:"until"` // the token's end
 }
 
-var usedTable = table[use]{prefix: usedTokens + "token/"}
-
-func hourTable(hour string) table[struct{}] {
-	return table[struct{}]{prefix: usedTokens + "hour/" + hour + "/"}
-}
+var usedTable = table[use]{prefix: usedTokens + "token/"} // by their hash
 
 // claim takes a subject's token for this request. release gives it back; it is called when the target has definitely
 // issued nothing.
@@ -46,7 +39,7 @@ func (r *replay) claim(ctx context.Context, req *logical.Request, who *subject) 
 		return func(context.Context) {}, nil
 	}
 	hash := who.tokenHash()
-	name := hex.EncodeToString(hash[:])
+	name := hash.String()
 	lock := &r.locks[int(hash[0])%len(r.locks)]
 	lock.Lock()
 	defer lock.Unlock()
@@ -62,10 +55,7 @@ func (r *replay) claim(ctx context.Context, req *logical.Request, who *subject) 
 		}
 		now.Resent = true
 	}
-	// The hour first: a record that is never forgotten would be one too many, an hour without a record is none.
-	if err := hourTable(hourOf(now.Until)).put(ctx, req.Storage, name, &struct{}{}); err != nil {
-		return nil, err
-	}
+	r.ends.add(hash, hourOf(now.Until)) // first: what may have been written is to be forgotten
 	if err := usedTable.put(ctx, req.Storage, name, now); err != nil {
 		return nil, err
 	}
@@ -84,8 +74,7 @@ func (r *replay) check(ctx context.Context, s logical.Storage, who *subject) err
 	if who.token == nil || !who.issuer.SingleUse {
 		return nil
 	}
-	hash := who.tokenHash()
-	before, err := usedTable.get(ctx, s, hex.EncodeToString(hash[:]))
+	before, err := usedTable.get(ctx, s, who.tokenHash().String())
 	if err == nil && before != nil {
 		err = refuse(reasonReplayed, "request %q used the token", before.RequestID)
 	}
@@ -94,7 +83,12 @@ func (r *replay) check(ctx context.Context, s logical.Storage, who *subject) err
 
 // tokenHash names a token: by the id that its issuer gave it, or else by what was signed. The signature is not part of
 // it, for a signature can be rewritten so that it still verifies.
-func (who *subject) tokenHash() [sha256.Size]byte {
+type tokenHash [sha256.Size]byte
+
+// String is the name of the token's record.
+func (h tokenHash) String() string { return hex.EncodeToString(h[:]) }
+
+func (who *subject) tokenHash() tokenHash {
 	h := sha256.New()
 	h.Write([]byte(who.issuer.Issuer))
 	h.Write([]byte{0})
@@ -104,53 +98,7 @@ func (who *subject) tokenHash() [sha256.Size]byte {
 		h.Write([]byte("digest\x00"))
 		h.Write(who.token.Digest[:])
 	}
-	return [sha256.Size]byte(h.Sum(nil))
-}
-
-// forget deletes at most limit records of tokens that can no longer be presented.
-func (r *replay) forget(ctx context.Context, s logical.Storage, limit int) error {
-	due := nextPassed(r.now())
-	if r.due.Equal(due) {
-		return nil
-	}
-	hours, err := s.List(ctx, usedTokens+"hour/") // a walk over all of them in Vault's storage
-	if err != nil {
-		return storageError(err)
-	}
-	for _, hour := range hours {
-		hour = strings.TrimSuffix(hour, "/")
-		if !passed(hour, r.now()) {
-			continue
-		}
-		names, err := hourTable(hour).list(ctx, s)
-		if err != nil {
-			return err
-		}
-		for _, name := range names {
-			if limit--; limit < 0 {
-				return nil
-			}
-			if err := r.forgetOne(ctx, s, hour, name); err != nil {
-				return err
-			}
-		}
-	}
-	r.due = due
-	return nil
-}
-
-// forgetOne forgets a token, unless another one with its id was used that lives longer.
-func (r *replay) forgetOne(ctx context.Context, s logical.Storage, hour, name string) error {
-	used, err := usedTable.get(ctx, s, name)
-	if err != nil {
-		return err
-	}
-	if used != nil && passed(hourOf(used.Until), r.now()) {
-		if err := usedTable.delete(ctx, s, name); err != nil {
-			return err
-		}
-	}
-	return hourTable(hour).delete(ctx, s, name)
+	return tokenHash(h.Sum(nil))
 }
 
 // hourMargin is more than the largest leeway of clocks.
