@@ -131,7 +131,7 @@ func empty(v any) bool {
 }
 
 // normalize checks the types of a request's fields before the SDK sees them, and turns the other ways to write a map (a
-// JSON string, k=v, a list of k=v) into a map. The SDK would convert more than a reader of a policy expects, and its
+// JSON string, k=v, a list of k=v) into a map. Secrets lose a final line break. The SDK would convert more than a reader of a policy expects, and its
 // errors show the value.
 func normalize(req *logical.Request, path *framework.Path) error {
 	for _, name := range slices.Sorted(maps.Keys(req.Data)) {
@@ -154,11 +154,29 @@ func normalize(req *logical.Request, path *framework.Path) error {
 			req.Data[name] = m
 			raw = m
 		}
+		if schema.DisplayAttrs != nil && schema.DisplayAttrs.Sensitive {
+			raw = trimSecret(raw)
+			req.Data[name] = raw
+		}
 		if !fits(raw, schema.Type) {
 			return badField(name, "%s", wanted(schema.Type))
 		}
 	}
 	return nil
+}
+
+// trimSecret takes off the end of the one line of a file that a shell or an editor wrote, and nothing else: no token, key or
+// credential ends with one, and a secret that does is wrong in a way that nobody sees.
+func trimSecret(raw any) any {
+	switch raw := raw.(type) {
+	case string:
+		return strings.TrimSuffix(strings.TrimSuffix(raw, "\n"), "\r")
+	case map[string]any:
+		for name, value := range raw {
+			raw[name] = trimSecret(value)
+		}
+	}
+	return raw
 }
 
 // asMap takes a map as an object, a JSON string, or repeated k=v.

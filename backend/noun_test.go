@@ -371,6 +371,22 @@ func TestProfileThatTakesOnePageForAll(t *testing.T) {
 }
 
 // The name of a file inside a credential is no file: the CLI would have read it only where the whole field begins with @.
+// The line break at the end of a file is no part of a secret; what else stands at its end is.
+func TestSecretsFromFiles(t *testing.T) {
+	w := newWorld(t)
+	for given, want := range map[string]string{"a\n": "a", "a\r\n": "a", "a\n\n": "a\n", " a ": " a "} {
+		d := &logical.Request{Data: map[string]any{"client_secret": given, "credential": map[string]any{"token": given}, "description": given}}
+		path := &framework.Path{Fields: w.targetNoun.fields}
+		if err := normalize(d, path); err != nil {
+			t.Fatal(err)
+		}
+		wanted := map[string]any{"client_secret": want, "credential": map[string]any{"token": want}, "description": given}
+		if diff := cmp.Diff(wanted, d.Data); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", given, diff)
+		}
+	}
+}
+
 func TestCredentialLikeAFile(t *testing.T) {
 	w := newWorld(t)
 	resp := w.write("targets/acme", map[string]any{"credential": "token=@token.txt"})

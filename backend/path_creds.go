@@ -7,7 +7,6 @@ import (
 	"context"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -78,13 +77,8 @@ func (b *engine) writeCreds(ctx context.Context, req *logical.Request, d *framew
 	if given && token == "" {
 		return nil, badField("subject_token", "is empty; leave it out to use your Vault login")
 	}
-	a.token = trimToken(token)
+	a.token = token
 	return b.issue(ctx, req, a)
-}
-
-// trimToken takes off the end of the one line of a file that a shell or an editor wrote, and nothing else.
-func trimToken(token string) string {
-	return strings.TrimSuffix(strings.TrimSuffix(token, "\n"), "\r")
 }
 
 func newAsk(d *framework.FieldData) ask {

@@ -155,7 +155,7 @@ func (b *engine) explain(ctx context.Context, req *logical.Request, d *framework
 	}
 	var presented map[string]any
 	if token := d.Get("subject_token").(string); token != "" {
-		presented = identity.Describe(trimToken(token), conf.MaxTokenBytes)
+		presented = identity.Describe(token, conf.MaxTokenBytes)
 	}
 	answer := map[string]any{"token": presented, "now": b.now().Unix()}
 	err = b.explained(ctx, req, d, r, trail, budget, answer)
@@ -216,7 +216,7 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	case !sample && d.Get("issuer").(string) != "":
 		return nil, badField("issuer", "goes with claims; a token names its own")
 	case !sample:
-		return b.identify(ctx, req, r, trimToken(token), trail, budget)
+		return b.identify(ctx, req, r, token, trail, budget)
 	}
 	vouches, err := b.issuer(ctx, req.Storage, d.Get("issuer").(string))
 	if err != nil {

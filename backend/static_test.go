@@ -229,7 +229,7 @@ func (w *world) withImport(overlap any) (g *lab.GitLab, imported string) {
 	g = w.withGitLab()
 	imported = g.AddToken(1, 90, "read_api")
 	w.write("targets/gitlab", map[string]any{"allowed_roles": "static/own", "condition": ""})
-	w.write("static-roles/own", map[string]any{"target": "gitlab", "rotation_period": "720h", "overlap": overlap, "import": imported,
+	w.write("static-roles/own", map[string]any{"target": "gitlab", "rotation_period": "720h", "overlap": overlap, "import": imported + "\n", // from a file that an editor wrote
 		"parameters": map[string]any{"kind": "personal", "id": "1", "scopes": "read_api"}})
 	return g, imported
 }
