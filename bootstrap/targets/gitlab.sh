@@ -21,7 +21,7 @@
 # - group tokens and those of a service account: a user with the role Owner in the group.
 # - personal and impersonation tokens: an administrator, who can become everybody. Give such a target its own condition, or
 #   better none of these roles.
-# GitLab ends the token on the day of its expires_at: renew it before, and write it here anew.
+# GitLab ends the token on the day of its expires_at: rotation_period on the target, or rotate-root, replaces it before.
 set -euo pipefail
 mount=${MOUNT:-oidcexchange}
 

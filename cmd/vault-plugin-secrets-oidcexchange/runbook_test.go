@@ -123,7 +123,7 @@ func testRunbook(t *testing.T, s *server) {
 
 	first := w.list(t, w.path+"/revocations")[0]
 	r.follow(t, me, "", "revocations/ID", "revocations/"+first) // the same by hand
-	if out := r.follow(t, me, ""); !strings.HasPrefix(out, "0{") {
+	if out := r.follow(t, me, ""); !strings.HasPrefix(out, "00{") {
 		t.Errorf("what is alive:\n%s", out)
 	}
 	if out := r.follow(t, me, "", "role/NAME", "role/ci"); !strings.Contains(out, "\nci\n") {
@@ -163,6 +163,10 @@ func testRevokeScriptOfExposedKeys(t *testing.T, s *server) {
 	}
 	if started := w.list(t, w.path+"/revocations"); len(started) != 1 {
 		t.Errorf("%q", started)
+	}
+	out, code = r.run(t, w.root.Token(), "0\n", "bootstrap/revoke.sh oidcexchange claim=sha=x")
+	if code != 2 || !strings.Contains(out, "1 keys could not be judged, and live") {
+		t.Errorf("a claim that was not recorded: exit status %d\n%s", code, out)
 	}
 }
 
