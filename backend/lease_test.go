@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -428,4 +429,34 @@ func TestProfileThatWantsOtherHandles(t *testing.T) {
 	w.refused("targets/acme", change, "profile")
 	w.delete("static-roles/ci", nil)
 	w.write("targets/acme", change)
+}
+
+// The end of a key that was settled by this process costs one delete; where something may stand in open/, that goes, too.
+func TestEndOfAKeyRemovesWhatThereIs(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]struct {
+		meanwhile func(*world, *logical.Response)
+		deletes   int
+	}{
+		"settled":                             {func(*world, *logical.Response) {}, 1},
+		"issued by a process before this one": {func(w *world, _ *logical.Response) { w.restart() }, 2},
+		"owed": {func(w *world, resp *logical.Response) {
+			w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 503, Count: 1})
+			if _, err := w.lease(logical.RevokeOperation, resp); err == nil {
+				w.t.Fatal("the key counts as revoked")
+			}
+		}, 2},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			resp := w.issue("deploy")
+			c.meanwhile(w, resp)
+			w.store.set(nil)
+			w.revoke(resp)
+			deletes := slices.DeleteFunc(slices.Clone(w.store.seen), func(access string) bool { return !strings.HasPrefix(access, "delete ") })
+			if len(deletes) != c.deletes || len(w.ledgerEntries()) != 0 {
+				t.Errorf("%q, want %d; the ledger has %q", deletes, c.deletes, w.ledgerEntries())
+			}
+		})
+	}
 }

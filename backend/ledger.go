@@ -142,6 +142,12 @@ func newID(notAfter time.Time) string {
 func (l *ledger) intend(ctx context.Context, s logical.Storage, e *entry) error {
 	e.State = statePending
 	l.put(e)
+	return l.open(ctx, s, e)
+}
+
+// open writes what is not settled.
+func (l *ledger) open(ctx context.Context, s logical.Storage, e *entry) error {
+	l.setClosed(e.rand(), false) // first: what may have been written is to be removed
 	return openTable.put(ctx, s, e.rand(), e)
 }
 
@@ -163,7 +169,11 @@ func (l *ledger) void(ctx context.Context, s logical.Storage, rand string) error
 
 // settle ends an intent or a debt whose key is filed.
 func (l *ledger) settle(ctx context.Context, s logical.Storage, rand string) error {
-	return openTable.delete(ctx, s, rand)
+	err := openTable.delete(ctx, s, rand)
+	if err == nil {
+		l.setClosed(rand, true)
+	}
+	return err
 }
 
 // owe records that a key must die and does not yet. The debt itself never holds the key.
@@ -171,7 +181,7 @@ func (l *ledger) owe(ctx context.Context, s logical.Storage, e *entry) error {
 	debt := *e
 	debt.State = stateDebt
 	debt.Handle = target.Handle{}
-	return openTable.put(ctx, s, e.rand(), &debt)
+	return l.open(ctx, s, &debt)
 }
 
 // update changes a filed entry, unless it is gone: found tells.
@@ -193,10 +203,14 @@ func (l *ledger) dead(ctx context.Context, s logical.Storage, e *entry) error {
 		return storageError(fmt.Errorf("%q is no ledger id", e.ID))
 	}
 	defer l.change(rand).Unlock()
+	closed := l.isClosed(rand)
 	if err := keyTable(hour, e.sealed()).delete(ctx, s, rand); err != nil {
 		return err
 	}
 	l.remove(rand) // now: if what is open stays, the sweeper ends that, and may not come across the key again
+	if closed {
+		return nil
+	}
 	return l.settle(ctx, s, rand)
 }
 

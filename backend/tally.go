@@ -38,6 +38,7 @@ type held struct {
 	needsTarget    bool          // it may have to be revoked there
 	revocable      bool          // and can be
 	issued         bool          // a lease holds it, or is about to
+	closed         bool          // nothing of it is in open/: this process has removed it
 	flight         chan struct{} // not nil while this process asks for it; closed when that has ended. The sweeper leaves it alone
 	place          int64         // among all keys by age: one that was taken out of the lists goes back to it
 	ofRole, ofUser *list.Element
@@ -296,6 +297,22 @@ func (t *tally) unlist(h *held) {
 type counted struct {
 	*held
 	at time.Time // when it was issued
+}
+
+// setClosed notes whether a key has nothing in open/, so that its end need not remove that.
+func (t *tally) setClosed(rand string, closed bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if h := t.keys[rand]; h != nil {
+		h.closed = closed
+	}
+}
+
+func (t *tally) isClosed(rand string) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	h := t.keys[rand]
+	return h != nil && h.closed
 }
 
 // complete takes in what a scan has found, which is older than all that was counted since.
