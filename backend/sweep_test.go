@@ -64,6 +64,25 @@ func TestTombstonesGoOneByOne(t *testing.T) {
 	}
 }
 
+// After a long outage the sweeps may not have come yet to the keys whose hour has passed: without their target they could never
+// be ended.
+func TestTombstoneStaysUntilThePassedKeysAreSwept(t *testing.T) {
+	w := newWorld(t).withBeta()
+	w.issue("beta")
+	w.delete("roles/beta", nil)
+	w.delete("targets/beta", map[string]any{"force": true})
+	w.clock.advance(5 * time.Hour) // past the latest end of the lease, which nobody ended
+	w.turn = 2                     // tombstones have their turn first
+	w.settleAll()
+	if live := w.keys.Live(); len(live) != 0 {
+		t.Errorf("keys of a deleted target that nobody can end any more: %v\n%s", live, w.logs)
+	}
+	w.settleAll()
+	if left := w.stored("targets/"); !cmp.Equal(left, []string{"targets/acme"}) {
+		t.Errorf("left are %v; the last key of beta is gone", left)
+	}
+}
+
 // A tick costs the same at a million keys, whatever was deleted: it never reads keys whose hour has not passed.
 func TestTombstoneDoesNotMakeTicksReadTheLedger(t *testing.T) {
 	w := newWorld(t).withBeta()

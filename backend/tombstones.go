@@ -48,13 +48,13 @@ func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name strin
 	return nil, true, b.targetNoun.table.put(ctx, s, name, record)
 }
 
-// buryTargets deletes the tombstones of targets whose last key has ended and is not owed.
+// buryTargets deletes the tombstones of targets that no key needs any more. That a key's end has passed is not enough: a sweep
+// may not have come to it yet, and it is the sweep that ends it.
 func (b *engine) buryTargets(ctx context.Context, s logical.Storage) error {
 	all, err := b.targetNoun.table.list(ctx, s)
 	if err != nil {
 		return err
 	}
-	owed := map[string]bool{}
 	for _, name := range all {
 		record, err := b.targetNoun.table.get(ctx, s, name)
 		if err != nil {
@@ -63,14 +63,7 @@ func (b *engine) buryTargets(ctx context.Context, s logical.Storage) error {
 		if record == nil || record.DeletedUntil == nil || b.now().Before(record.DeletedUntil.Add(time.Hour)) {
 			continue
 		}
-		if len(owed) == 0 {
-			err := b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) { owed[e.Target] = true; return true, nil })
-			if err != nil {
-				return err
-			}
-			owed[""] = true // looked
-		}
-		if owed[name] {
+		if last, err := b.ledger.lastEnd(name); err != nil || !last.IsZero() { // not counted yet, or needed
 			continue
 		}
 		if err := b.bury(ctx, s, name); err != nil {
