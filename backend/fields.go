@@ -252,19 +252,23 @@ func fits(raw any, t framework.FieldType) bool {
 		_, isText := raw.(string)
 		return isText || isList && !slices.ContainsFunc(list, func(e any) bool { _, ok := e.(string); return !ok })
 	}
+	if raw == "" { // the SDK would take it for 0, which mostly means no limit
+		return false
+	}
 	d := framework.FieldData{Raw: map[string]any{"field": raw}, Schema: map[string]*framework.FieldSchema{"field": {Type: t}}}
 	value, _, err := d.GetOkErr("field")
 	if err != nil {
 		return false
 	}
 	if n, isInt := value.(int); isInt {
-		return n >= 0 && n <= maxNumber && whole(raw, t)
+		return n >= 0 && n <= maxNumber && whole(raw, n, t)
 	}
 	return true
 }
 
-// whole refuses what the SDK would cut: fractions, and numbers so long that they overflow on the way.
-func whole(raw any, t framework.FieldType) bool {
+// whole refuses what the SDK would read as another number n than it is: fractions, those so long that they overflow on the way,
+// and texts with a base of their own.
+func whole(raw any, n int, t framework.FieldType) bool {
 	text := fmt.Sprint(raw)
 	if n, isFloat := raw.(float64); isFloat { // as Vault hands a JSON number to a plugin; Sprint would write a million as 1e+06
 		text = strconv.FormatFloat(n, 'f', -1, 64)
@@ -273,7 +277,7 @@ func whole(raw any, t framework.FieldType) bool {
 		d, err := parseutil.ParseDurationSecond(text)
 		return err == nil && d%time.Second == 0 && len(text) <= 20
 	}
-	return !strings.ContainsAny(text, ".eE") && len(text) <= 10
+	return text == strconv.Itoa(n)
 }
 
 func wanted(t framework.FieldType) string {

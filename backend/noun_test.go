@@ -166,6 +166,26 @@ func TestNumbersAsVaultHandsThem(t *testing.T) {
 	w.refused("roles/deploy", map[string]any{"max_keys": 1e30}, "max_keys")
 }
 
+// An empty text is what is left of a variable that was not set: taken for 0 it would lift the very limit that was to be set. And
+// a number has one reading, without octal digits.
+func TestTextsThatAreNoNumbers(t *testing.T) {
+	w := newWorld(t)
+	w.write("roles/deploy", map[string]any{"max_keys": "10", "max_ttl": "1h"})
+	w.write("targets/acme", map[string]any{"rate": "0.5"})
+	before := []map[string]any{w.read("roles/deploy"), w.read("targets/acme")}
+	for path, fields := range map[string][]string{"roles/deploy": {"max_keys", "max_keys_per_subject", "ttl", "max_ttl"}, "targets/acme": {"rate", "burst", "request_timeout"}} {
+		for _, field := range fields {
+			w.refused(path, map[string]any{field: ""}, field)
+		}
+	}
+	for _, text := range []string{"010", "0x10", "0b11", "+7", "1_0"} {
+		w.refused("roles/deploy", map[string]any{"max_keys": text}, "max_keys")
+	}
+	if diff := cmp.Diff(before, []map[string]any{w.read("roles/deploy"), w.read("targets/acme")}); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestSecretsNeverComeBack(t *testing.T) {
 	w := newWorld(t)
 	target := w.read("targets/acme")
