@@ -156,3 +156,15 @@ func TestHostileFixedParameter(t *testing.T) {
 		t.Errorf("an allowed one: %q", reason)
 	}
 }
+
+// A request that may set a parameter may not take it away: the target's own default could be more than any value that the
+// parameter may have.
+func TestHostileNullParameter(t *testing.T) {
+	w := newWorld(t)
+	w.write("roles/deploy", map[string]any{"parameters": map[string]any{"project": "widget", "scopes": "push"}, "allowed_parameters": "scopes"})
+	ask := map[string]any{"subject_token": w.token(nil), "parameters": map[string]any{"scopes": nil}}
+	resp, err := w.do(logical.UpdateOperation, "creds/deploy", ask)
+	if reason, _ := reasonOf(resp, err); reason != reasonParameter || !strings.Contains(resp.Error().Error(), "parameters.scopes") {
+		t.Errorf("null in place of the role's value: %q, and there are %v", reason, w.keys.Live())
+	}
+}

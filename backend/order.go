@@ -90,6 +90,10 @@ func (r *role) params(who *subject, given map[string]any, budget *expr.Budget) (
 			text := fmt.Sprintf("parameters.%s: the role does not allow a request to set it", name)
 			return nil, &refusal{reason: reasonParameter, text: text, detail: text}
 		}
+		if value == nil { // it would take away the role's value, and so ask for the target's own default
+			text := fmt.Sprintf("parameters.%s: null is refused; leave the parameter out", name)
+			return nil, &refusal{reason: reasonParameter, text: text, detail: text}
+		}
 		params[name] = value
 	}
 	return params, nil
