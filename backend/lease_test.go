@@ -416,6 +416,16 @@ func TestRefusedRenewalIsFoundByItsKey(t *testing.T) {
 	}
 }
 
+// A key is ended by the parameters that it was made with: a profile that has another name for one cannot end it.
+func TestProfileThatWantsOtherParameters(t *testing.T) {
+	w := newWorld(t)
+	lease := w.issue("deploy")
+	renamed := strings.ReplaceAll(strings.ReplaceAll(acme, "params.project", "params.team"), "  project: {", "  team: {")
+	w.refused("targets/acme", map[string]any{"profile": renamed, "credential": "token=" + adminToken}, "profile")
+	w.revoke(lease)
+	w.write("targets/acme", map[string]any{"profile": renamed, "credential": "token=" + adminToken})
+}
+
 // A profile whose revoke wants what the leases have not kept would leave nobody to end their keys.
 func TestProfileThatWantsOtherHandles(t *testing.T) {
 	w := newWorld(t)

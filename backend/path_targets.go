@@ -229,7 +229,7 @@ func (b *engine) strandsHandles(ctx context.Context, s logical.Storage, name str
 		return err
 	}
 	if n, err := b.ledger.revocable(name); err != nil || n+len(static) > 0 {
-		return cmp.Or(err, badField("profile", "%d keys that can be revoked may live there, and of them was not kept what this profile's renew or revoke needs; revoke them first", n+len(static)))
+		return cmp.Or(err, badField("profile", "%d keys that can be revoked may live there, and of them was not kept what this profile's renew, revoke or find needs; revoke them first", n+len(static)))
 	}
 	return nil
 }

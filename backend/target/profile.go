@@ -5,6 +5,7 @@ package target
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -63,6 +64,20 @@ type profileDriver struct {
 	api        *api
 	credential map[string]any
 	now        func() time.Time
+}
+
+// laterParams are the parameters that what happens to a key after it was made reads.
+func (p *profile) laterParams() (out []string) {
+	for _, o := range []*operation{p.renew, p.rotate, p.revoke, cmp.Or(p.find, p.list)} {
+		if o == nil {
+			continue
+		}
+		for _, e := range o.programs() {
+			names, _ := e.Members("params")
+			out = append(out, names...)
+		}
+	}
+	return out
 }
 
 // connect makes the driver of a target that the profile describes.

@@ -326,7 +326,7 @@ func (p *profile) checkWhole(s section) {
 	p.endsByKey = p.endsBy(func(e *expr.Program) bool { return readsMember(e, "key", "secret") })
 	p.endsByName = p.find == nil && p.revoke != nil && p.revoke.uses("name") && !p.revoke.uses("accessor") && !p.revoke.uses("key")
 	p.wantsToken = p.exchange.uses("subject_token")
-	p.placed = p.places()
+	p.placed, p.endsByParams = p.places(), p.laterParams()
 	finds := p.find != nil || p.list != nil
 	switch {
 	case p.lifetime == 0 && !p.endsByName && (!finds || p.revoke == nil):

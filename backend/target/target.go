@@ -72,6 +72,7 @@ type facts struct {
 	wantsToken                  bool     // an exchange presents a subject token
 	subjectHosts                []string // to which it may present that; nil = the URL's
 	endsByAccessor, endsByKey   bool     // what of a key a profile's renew and revoke need, and so what its handles hold
+	endsByParams                []string // the parameters that they and find read
 
 	// together judges parameters that depend on each other; nil = none do.
 	together func(params map[string]any) *FieldError
@@ -136,10 +137,11 @@ func (t *Target) Caps() Caps {
 	}
 }
 
-// TakesHandlesOf reports whether the handles of keys that another target has made hold what Renew and Revoke need here, as far
-// as profiles differ in that.
+// TakesHandlesOf reports whether the handles of keys that another target has made hold what Renew, Revoke and Find need here, as
+// far as profiles differ in that.
 func (t *Target) TakesHandlesOf(other *Target) bool {
-	return (other.kind.endsByAccessor || !t.kind.endsByAccessor) && (other.kind.endsByKey || !t.kind.endsByKey)
+	unknown := func(name string) bool { return !slices.Contains(other.kind.params.names(), name) }
+	return !slices.ContainsFunc(t.kind.endsByParams, unknown) && (other.kind.endsByAccessor || !t.kind.endsByAccessor) && (other.kind.endsByKey || !t.kind.endsByKey)
 }
 
 // Width returns how many calls may be made at once so that none waits for its turn longer than patience; at least 1.
