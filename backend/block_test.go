@@ -205,4 +205,7 @@ func TestBlockEndsByItself(t *testing.T) {
 	if got, _ := reasonOf(w.exchange("deploy", w.token(nil))); got != "" {
 		t.Errorf("after its end: %q", got)
 	}
+	if resp := w.write("blocks/b", map[string]any{"reason": "late"}); resp == nil || len(resp.Warnings) != 1 {
+		t.Errorf("a block whose end has passed is written without a word: %v", resp)
+	}
 }

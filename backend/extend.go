@@ -14,6 +14,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
+const renewalPrefix = "renewal/" // of a key's id among locks
+
 // extend moves the key's own end past the lease's latest end, if it comes before that and the target can. The ledger
 // learns of it first: a key whose recorded end has passed counts as dead, so if the answer is lost the later end must stand.
 // A target that moves no end is asked each time whether the key lives; one that moves it only where that is needed.
@@ -26,8 +28,15 @@ func (b *engine) extend(ctx context.Context, s logical.Storage, t *openTarget, e
 	case l.ExpiresAt.IsZero() || l.ExpiresAt.After(l.LastEnd):
 		return nil
 	}
+	release, ok := b.turns.try(renewalPrefix + e.ID) // another one may move the end that this one would take back
+	if !ok {
+		return refuse(reasonTargetBusy, "key %q is being renewed", e.ID)
+	}
+	defer release()
+	var before time.Time
 	until := l.LastEnd.Add(expirySlack)
-	if err := b.ends(ctx, s, e.ID, until); err != nil {
+	err := b.moveEnd(ctx, s, e.ID, func(at time.Time) time.Time { before = at; return until })
+	if err != nil {
 		return err
 	}
 	got, err := t.Renew(ctx, l.Handle, until)
@@ -38,7 +47,7 @@ func (b *engine) extend(ctx context.Context, s logical.Storage, t *openTarget, e
 	case target.MayLive(err): // and perhaps longer
 		return err
 	}
-	return errors.Join(err, b.ends(ctx, s, e.ID, e.ExpiresAt))
+	return errors.Join(err, b.ends(ctx, s, e.ID, before))
 }
 
 // stillActive asks the target whether the key lives, and until when. One that it calls inactive is not renewed, and is owed
@@ -62,7 +71,12 @@ func (b *engine) stillActive(ctx context.Context, s logical.Storage, t *openTarg
 
 // ends records a key's own end.
 func (b *engine) ends(ctx context.Context, s logical.Storage, id string, at time.Time) error {
-	found, err := b.ledger.update(ctx, s, id, func(e *entry) { e.ExpiresAt = at.UTC() })
+	return b.moveEnd(ctx, s, id, func(time.Time) time.Time { return at })
+}
+
+// moveEnd records another end of a key than the one that it has.
+func (b *engine) moveEnd(ctx context.Context, s logical.Storage, id string, other func(time.Time) time.Time) error {
+	found, err := b.ledger.update(ctx, s, id, func(e *entry) { e.ExpiresAt = other(e.ExpiresAt).UTC() })
 	if err == nil && !found {
 		return refuse(reasonTrustChanged, "key %q was revoked meanwhile", id)
 	}

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -268,6 +269,37 @@ func TestRenewalThatWasRefused(t *testing.T) {
 	}
 	if got := w.read("keys/" + resp.Data["id"].(string))["expires_at"]; got != resp.Data["expires_at"] {
 		t.Errorf("the record has %v, the key %v", got, resp.Data["expires_at"])
+	}
+}
+
+// Of two renewals of one key at once the second is told to come again: refused by the target, it would take back the end that
+// the first has moved.
+func TestRenewalsOfOneKeyTakeTurns(t *testing.T) {
+	w := newWorld(t)
+	short := strings.Replace(acme, `"expires_at": not_after}`, `"expires_at": timestamp(int(not_after) - 3600)}`, 1)
+	w.write("targets/acme", map[string]any{"profile": short, "credential": "token=" + adminToken})
+	resp := w.issue("deploy")
+	gate := make(chan struct{})
+	w.keys.Fault(lab.OpExtend, lab.Fault{Kind: lab.KindDelay, Until: gate, Count: 1})
+	var reason string
+	var wait sync.WaitGroup
+	wait.Go(func() { reason, _ = reasonOf(w.lease(logical.RenewOperation, resp)) })
+	for w.keys.Calls(lab.OpExtend) == 0 {
+		runtime.Gosched()
+	}
+	w.keys.Fault(lab.OpExtend, lab.Fault{Kind: lab.KindStatus, Status: 403, Count: 1})
+	second, _ := reasonOf(w.lease(logical.RenewOperation, resp))
+	w.keys.ClearFaults()
+	close(gate)
+	wait.Wait()
+	if reason != "" || second != reasonTargetBusy {
+		t.Errorf("the first: %q, the second: %q", reason, second)
+	}
+	if got := w.read("keys/" + resp.Data["id"].(string))["expires_at"]; got != w.keys.Live()[0].ExpiresAt.UTC().Format(time.RFC3339) {
+		t.Errorf("the record has %v, the key %v", got, w.keys.Live()[0].ExpiresAt)
+	}
+	if reason, _ := reasonOf(w.lease(logical.RenewOperation, resp)); reason != "" {
+		t.Errorf("a renewal after them: %q", reason)
 	}
 }
 

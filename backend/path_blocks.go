@@ -63,8 +63,12 @@ func (b *engine) checkBlock(ctx context.Context, s logical.Storage, _ string, re
 			return nil, err
 		}
 	}
+	var warnings []string
+	if record.ExpiresAt != nil && !b.now().Before(*record.ExpiresAt) {
+		warnings = append(warnings, "expires_at has passed: the block refuses nobody")
+	}
 	if old != nil {
-		return nil, nil
+		return warnings, nil
 	}
 	all, err := b.blockNoun.table.list(ctx, s)
 	if err != nil {
@@ -73,7 +77,7 @@ func (b *engine) checkBlock(ctx context.Context, s logical.Storage, _ string, re
 	if len(all) >= maxBlocks {
 		return nil, badField("name", "there are %d blocks, and no more are allowed; delete those that have ended", maxBlocks)
 	}
-	return nil, nil
+	return warnings, nil
 }
 
 // unblocked refuses what a block matches, or cannot judge.
