@@ -27,7 +27,6 @@ const (
 	dialTimeout     = 3 * time.Second
 	tlsTimeout      = 5 * time.Second
 	idleTimeout     = 60 * time.Second
-	maxIdlePerHost  = 4
 	maxHeaderBytes  = 64 << 10
 )
 
@@ -85,7 +84,7 @@ func (p Policy) Client(o Options) (*http.Client, error) {
 		MaxResponseHeaderBytes: maxHeaderBytes,
 		MaxConnsPerHost:        o.MaxConns,
 		MaxIdleConns:           o.MaxConns,
-		MaxIdleConnsPerHost:    maxIdlePerHost,
+		MaxIdleConnsPerHost:    o.MaxConns, // who calls so often calls again, and a handshake costs more than a call
 		IdleConnTimeout:        idleTimeout,
 		DisableCompression:     true,
 		Protocols:              &protocols,

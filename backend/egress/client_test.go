@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"net/url"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -72,6 +73,42 @@ func newTLSServer(h http.Handler) *httptest.Server {
 	s := quiet(httptest.NewUnstartedServer(h))
 	s.StartTLS()
 	return s
+}
+
+// As many connections as calls at once are kept for the next ones.
+func TestConnectionsAreReused(t *testing.T) {
+	const calls = 8
+	var opened atomic.Int64
+	var wave atomic.Pointer[sync.WaitGroup] // of calls that have not arrived
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		wave.Load().Done()
+		wave.Load().Wait()
+	}))
+	server.Config.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateNew {
+			opened.Add(1)
+		}
+	}
+	server.StartTLS()
+	t.Cleanup(server.Close)
+	c := client(t, loopbackOnly, Options{CAPEM: lab.CertificatePEM(server.Certificate()), MaxConns: calls})
+	for range 3 {
+		arriving := new(sync.WaitGroup)
+		arriving.Add(calls)
+		wave.Store(arriving)
+		var done sync.WaitGroup
+		for range calls {
+			done.Go(func() {
+				if _, err := get(t, c, server.URL); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		done.Wait()
+	}
+	if n := opened.Load(); n != calls {
+		t.Errorf("%d connections for three times %d calls", n, calls)
+	}
 }
 
 func TestDialRefused(t *testing.T) {
