@@ -64,7 +64,7 @@ func TestForgettingTokens(t *testing.T) {
 			if left := w.stored(usedTable.prefix); !slices.Equal(left, []string{long}) {
 				t.Errorf("left are %q; want %q", left, long)
 			}
-			if left := w.forgets(4 * time.Hour); len(left) != 0 || w.replay.ends.n != 0 {
+			if left := w.forgets(5 * time.Hour); len(left) != 0 || w.replay.ends.n != 0 {
 				t.Errorf("left are %q; memory has room for %d less", left, w.replay.ends.n)
 			}
 		})
