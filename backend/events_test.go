@@ -66,6 +66,17 @@ func TestEventsOfKeys(t *testing.T) {
 	w.hears("oidcexchange/key-revoke" + about(first))
 
 	w.keys.Fault("revoke", lab.Fault{Kind: "status", Status: http.StatusServiceUnavailable})
+	w.store.set(func(op, key string) error {
+		if op == "put" && strings.HasPrefix(key, openEntries) {
+			return errors.New("disk full")
+		}
+		return nil
+	})
+	if _, err := w.lease(logical.RevokeOperation, second); err == nil {
+		t.Fatal("a key was revoked by an API that is down")
+	}
+	w.store.set(nil)
+	w.hears()     // nothing of a debt that is not recorded
 	for range 2 { // a debt is told of once
 		if _, err := w.lease(logical.RevokeOperation, second); err == nil {
 			t.Fatal("a key was revoked by an API that is down")
