@@ -155,6 +155,27 @@ func TestWritesKeepWhatTheyDoNotName(t *testing.T) {
 	}
 }
 
+// Keys bear the revision of their policy, so one that was deleted and made anew must not begin anew: revision_before would
+// miss the keys of the former, and an exchange that was judged by the former would pass for judged by this one.
+func TestARevisionIsNeverUsedTwice(t *testing.T) {
+	w := newWorld(t)
+	made := map[string]any{"issuer": "github", "bound_audiences": "vault", "bound_subject": "x"}
+	w.write("trust/other", made)
+	w.write("trust/other", map[string]any{"description": "x"})
+	for _, want := range []json.Number{"3", "4"} {
+		if _, err := w.do(logical.DeleteOperation, "trust/other", nil); err != nil {
+			t.Fatal(err)
+		}
+		w.write("trust/other", made)
+		if got := w.read("trust/other")["revision"]; got != want {
+			t.Errorf("made anew with revision %v, want %s", got, want)
+		}
+	}
+	if got := w.read("trust/main")["revision"]; got != json.Number("1") {
+		t.Errorf("another policy's revision is %v", got)
+	}
+}
+
 // Vault hands a JSON number to a plugin as a float, whole or not.
 func TestNumbersAsVaultHandsThem(t *testing.T) {
 	w := newWorld(t)
@@ -305,6 +326,7 @@ func TestStoredFormsLoad(t *testing.T) {
 	check("issuer", func(raw []byte) (any, error) { return b.issuerNoun.table.decode(raw) })
 	check("issuer-spiffe", func(raw []byte) (any, error) { return b.issuerNoun.table.decode(raw) })
 	check("trust", func(raw []byte) (any, error) { return b.trustNoun.table.decode(raw) })
+	check("trust-former", func(raw []byte) (any, error) { return formerPolicies.decode(raw) })
 	check("target", func(raw []byte) (any, error) { return b.targetNoun.table.decode(raw) })
 	check("role", func(raw []byte) (any, error) { return b.roleNoun.table.decode(raw) })
 	check("block", func(raw []byte) (any, error) { return b.blockNoun.table.decode(raw) })

@@ -60,22 +60,43 @@ func (b *engine) newTrustNoun() noun[trustRecord] {
 		suffix: "trust-policy",
 		plural: "trust-policies",
 		help: "A trust policy says which subjects of one issuer may have a key: all conditions that are given must hold, and a missing claim satisfies none. " +
-			"Its revision rises with each change and is kept with every key.",
+			"Its revision rises with each change, also when it is deleted and made anew, and is kept with every key.",
 		fields: trustFields,
 		check:  b.checkTrust,
 		clear:  func(field string) bool { return field == "description" || field == "custom_metadata" },
-		remove: func(ctx context.Context, s logical.Storage, name string, _ *trustRecord, _ *framework.FieldData) ([]string, bool, error) {
+		remove: func(ctx context.Context, s logical.Storage, name string, record *trustRecord, _ *framework.FieldData) ([]string, bool, error) {
 			found, err := users(ctx, s, b.roleNoun.table, "role", func(r *roleRecord) bool { return slices.Contains(r.Trust, name) })
+			if err == nil && len(found) == 0 {
+				err = formerPolicies.put(ctx, s, name, &formerPolicy{Revision: record.Revision})
+			}
 			return found, false, err
 		},
 		changed: b.policies.drop,
 	}
 }
 
-func (b *engine) checkTrust(ctx context.Context, s logical.Storage, name string, record, old *trustRecord, _ *framework.FieldData) ([]string, error) {
-	record.Revision = 1
+// formerPolicy is what is kept of a deleted policy: a new one of its name counts its revisions on, for they stand on keys.
+type formerPolicy struct {
+	Revision int `json:"revision"`
+}
+
+var formerPolicies = table[formerPolicy]{prefix: "former-trust/"}
+
+func nextRevision(ctx context.Context, s logical.Storage, name string, old *trustRecord) (int, error) {
 	if old != nil {
-		record.Revision = old.Revision + 1
+		return old.Revision + 1, nil
+	}
+	former, err := formerPolicies.get(ctx, s, name)
+	if err != nil || former == nil {
+		return 1, err
+	}
+	return former.Revision + 1, nil
+}
+
+func (b *engine) checkTrust(ctx context.Context, s logical.Storage, name string, record, old *trustRecord, _ *framework.FieldData) ([]string, error) {
+	var err error
+	if record.Revision, err = nextRevision(ctx, s, name, old); err != nil {
+		return nil, err
 	}
 	if record.Issuer == "" {
 		return nil, badField("issuer", "missing; name an issuer, see: vault list <mount>/issuers")
