@@ -82,7 +82,7 @@ func TestMetrics(t *testing.T) {
 		"info{version=" + Version + "}", "issuer_fetches_total{issuer=github,outcome=failed}", "issuer_fetches_total{issuer=github,outcome=ok}",
 		"issuer_keys{issuer=github}", "ledger_counted", "ledger_open_oldest_seconds",
 		"ledger_open{state=debt}", "ledger_open{state=in_flight}", "ledger_open{state=pending}",
-		"revocations{state=done}", "revocations{state=running}", "revocations{state=stopped}", "revocations{state=waiting}", "target_breaker_open{target=acme}",
+		"revocations{state=done}", "revocations{state=running}", "revocations{state=stopped}", "revocations{state=waiting}", "sweep_lag_seconds", "target_breaker_open{target=acme}",
 	}; !slices.Equal(want, before) {
 		t.Errorf("of an engine that has done nothing (-want +got):\n%s", cmp.Diff(want, before))
 	}
@@ -128,10 +128,13 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 	w.clock.advance(10 * time.Minute)
+	if got := w.scrape()["sweep_lag_seconds"]; got != 11*60-3*60 {
+		t.Errorf("with an intent 11 minutes old the sweeper is %v seconds late; want what is beyond its grace", got)
+	}
 	w.settleAll()
 	got = w.scrape()
 	for name, want := range map[string]float64{
-		"swept_total{as=settled}": 1, "ledger_open{state=pending}": 0, "ledger_open_oldest_seconds": 0,
+		"swept_total{as=settled}": 1, "ledger_open{state=pending}": 0, "ledger_open_oldest_seconds": 0, "sweep_lag_seconds": 0,
 		"sweep_complete": 1, "sweep_last_run_timestamp_seconds": float64(w.clock.now().Unix()),
 	} {
 		if got[name] != want {

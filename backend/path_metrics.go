@@ -77,6 +77,7 @@ var (
 	openGauge     = desc("ledger_open", "What is not settled: pending, in_flight, debt.", "state")
 	oldestGauge   = desc("ledger_open_oldest_seconds", "Age of the oldest that is not settled; 0 if there is none.")
 	sweptGauge    = desc("sweep_last_run_timestamp_seconds", "When the sweeper last ran on this node.")
+	lagGauge      = desc("sweep_lag_seconds", "How long the sweeper is late with what it has come to least; 0 if it is not.")
 	completeGauge = desc("sweep_complete", "Whether the last sweep got through everything without a fault.")
 	breakerGauge  = desc("target_breaker_open", "Whether a target failed so often that it is asked only now and then.", "target")
 	runsGauge     = desc("revocations", "Revocations by filter that the mount remembers: running, waiting for what could not be revoked yet, done, stopped.", "state")
@@ -111,14 +112,15 @@ func boolean(holds bool) float64 {
 func (b *engine) gauges(ctx context.Context, s logical.Storage) (readings, error) {
 	var r readings
 	r.gauge(versionGauge, 1, Version)
-	open, err := b.openWork(ctx, s)
+	open, err := b.backlog(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	for _, state := range []string{"pending", "in_flight", "debt"} {
-		r.gauge(openGauge, float64(open[state].(int)), state)
-	}
-	r.gauge(oldestGauge, float64(open["oldest_seconds"].(int)))
+	r.gauge(openGauge, float64(open.pending), "pending")
+	r.gauge(openGauge, float64(open.inFlight), "in_flight")
+	r.gauge(openGauge, float64(open.debt), "debt")
+	r.gauge(oldestGauge, open.oldest.Seconds())
+	r.gauge(lagGauge, open.lag.Seconds())
 	for name, n := range b.ledger.perTarget() {
 		r.gauge(keysGauge, float64(n), name)
 	}

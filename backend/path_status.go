@@ -116,7 +116,7 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 	if err != nil {
 		return nil, err
 	}
-	ledger, err := b.openWork(ctx, req.Storage)
+	open, err := b.backlog(ctx, req.Storage)
 	if err != nil {
 		return nil, err
 	}
@@ -124,12 +124,9 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 	for _, n := range keys {
 		total += n
 	}
+	ledger := open.view()
 	ledger["keys"], ledger["counted"] = total, b.ledger.isReady()
 	self, err := b.provider(ctx, req.Storage)
-	if err != nil {
-		return nil, err
-	}
-	lag, err := b.lag(ctx, req.Storage)
 	if err != nil {
 		return nil, err
 	}
@@ -139,7 +136,7 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 	}
 	return &logical.Response{Data: map[string]any{
 		"version": Version, "issuers": issuers, "targets": targets, "static_roles": static, "ledger": ledger, "self": self.health(),
-		"sweeper": map[string]any{"last_run": timeOrNil(last.at), "complete": last.complete, "lag_seconds": int(lag / time.Second)},
+		"sweeper": map[string]any{"last_run": timeOrNil(last.at), "complete": last.complete, "lag_seconds": int(open.lag / time.Second)},
 	}}, nil
 }
 
@@ -166,29 +163,52 @@ func healthOf[T any](ctx context.Context, s logical.Storage, t table[T], describ
 	return all, nil
 }
 
-// openWork counts what is not settled.
-func (b *engine) openWork(ctx context.Context, s logical.Storage) (map[string]any, error) {
-	pending, inFlight, debt, now := 0, 0, 0, b.now()
-	oldest, oldestDebt := now, now
-	err := b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
+// backlog is what is not settled, and since when.
+type backlog struct {
+	pending, inFlight, debt int
+	oldest, oldestDebt      time.Duration // their age; 0 if there is none
+	lag                     time.Duration // how long the sweeper is late with what it has come to least: a try that was due, or an hour that has passed
+}
+
+// backlog looks at what is open, and at nothing that is filed: the hours are known from memory.
+func (b *engine) backlog(ctx context.Context, s logical.Storage) (l backlog, err error) {
+	conf, err := b.config(ctx, s)
+	if err != nil {
+		return l, err
+	}
+	now := b.now()
+	oldest, oldestDebt, due := now, now, now
+	if start, err := time.Parse(hourLayout, b.ledger.firstHour()); err == nil { // else there is none
+		due = earlier(due, start.Add(time.Hour+hourMargin))
+	}
+	err = b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
+		next := e.NextTry
 		switch {
 		case e.State == stateDebt:
-			debt++
+			l.debt++
 			oldestDebt = earlier(oldestDebt, e.DebtSince)
-			return true, nil
 		case b.ledger.inFlight(e.rand()):
-			inFlight++
+			l.inFlight++
+			oldest, next = earlier(oldest, e.IssuedAt), now
 		default:
-			pending++
+			l.pending++
+			oldest = earlier(oldest, e.IssuedAt)
+			if next.IsZero() {
+				next = e.IssuedAt.Add(conf.SweepGrace.duration())
+			}
 		}
-		oldest = earlier(oldest, e.IssuedAt)
+		due = earlier(due, next)
 		return true, nil
 	})
-	oldest = earlier(oldest, oldestDebt)
+	l.oldest, l.oldestDebt, l.lag = now.Sub(earlier(oldest, oldestDebt)), now.Sub(oldestDebt), now.Sub(due)
+	return l, err
+}
+
+func (l backlog) view() map[string]any {
 	return map[string]any{
-		"pending": pending, "in_flight": inFlight, "debt": debt, "oldest_seconds": int(now.Sub(oldest) / time.Second),
-		"oldest_debt_seconds": int(now.Sub(oldestDebt) / time.Second),
-	}, err
+		"pending": l.pending, "in_flight": l.inFlight, "debt": l.debt,
+		"oldest_seconds": int(l.oldest / time.Second), "oldest_debt_seconds": int(l.oldestDebt / time.Second),
+	}
 }
 
 func earlier(a, b time.Time) time.Time {
@@ -196,36 +216,4 @@ func earlier(a, b time.Time) time.Time {
 		return b
 	}
 	return a
-}
-
-// lag is how long the sweeper is late with what it has come to least: a try that was due, or an hour that has passed.
-func (b *engine) lag(ctx context.Context, s logical.Storage) (time.Duration, error) {
-	conf, err := b.config(ctx, s)
-	if err != nil {
-		return 0, err
-	}
-	now := b.now()
-	due := now
-	err = b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
-		next := e.NextTry
-		if e.State == statePending && next.IsZero() {
-			next = e.IssuedAt.Add(conf.SweepGrace.duration())
-		}
-		if !b.ledger.inFlight(e.rand()) {
-			due = earlier(due, next)
-		}
-		return true, nil
-	})
-	for _, sealed := range []bool{false, true} {
-		hours, hoursErr := b.ledger.hours(ctx, s, sealed)
-		if hoursErr != nil {
-			return 0, hoursErr
-		}
-		for _, hour := range hours {
-			if start, parseErr := time.Parse(hourLayout, hour); parseErr == nil {
-				due = earlier(due, start.Add(time.Hour+hourMargin))
-			}
-		}
-	}
-	return now.Sub(due), err
 }

@@ -29,12 +29,12 @@ func (b *engine) sweepNow(ctx context.Context, req *logical.Request, _ *framewor
 	defer b.sweeps.Unlock()
 	defer b.resume(req.Storage)
 	done, faults := b.sweep(ctx, req.Storage, true)
-	open, err := b.openWork(ctx, req.Storage)
+	open, err := b.backlog(ctx, req.Storage)
 	if err != nil {
 		return nil, err
 	}
-	open["settled"], open["revoked"], open["expired"] = done.Settled, done.Revoked, done.Expired
-	resp := &logical.Response{Data: open}
+	resp := &logical.Response{Data: open.view()}
+	resp.Data["settled"], resp.Data["revoked"], resp.Data["expired"] = done.Settled, done.Revoked, done.Expired
 	if faults != nil {
 		b.Logger().Error("sweeping", "error", faults)
 		resp.AddWarning("not everything could be settled; Vault's log says why (request " + req.ID + ")")

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/http"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -305,6 +306,24 @@ func TestTicksWalkOnceAnHour(t *testing.T) {
 	}
 	if n := walks(); n != 0 {
 		t.Errorf("a tick walks %d times when all is done", n)
+	}
+}
+
+// What is scraped every few seconds must cost the same at a million keys.
+func TestLookingWalksOverNoKeys(t *testing.T) {
+	w := newWorld(t)
+	w.issue("deploy")
+	w.clock.advance(26 * time.Hour)
+	lists := &listed{Storage: w.store.Storage}
+	w.store.Storage = lists
+	if lag := w.read("status")["sweeper"].(map[string]any)["lag_seconds"].(int); lag < 23*3600 {
+		t.Errorf("with a key that outlived its lease by a day the sweeper is %d s late", lag)
+	}
+	w.scrape()
+	for _, prefix := range lists.prefixes {
+		if strings.HasPrefix(prefix, plainKeys) || strings.HasPrefix(prefix, sealedKeys) {
+			t.Errorf("lists %s", prefix)
+		}
 	}
 }
 

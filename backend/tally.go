@@ -23,6 +23,8 @@ type tally struct {
 	keys     map[string]*held
 	roles    map[unique.Handle[string]]*list.List // of *held, oldest first
 	subjects map[unique.Handle[holder]]*list.List
+	targets  map[unique.Handle[string]]int // how many keys each has
+	hours    map[string]int                // and under each hour
 
 	first, last int64 // places of the oldest and the newest key, see held.place
 }
@@ -217,6 +219,7 @@ func (t *tally) drop(rand string) {
 	}
 	if h := t.keys[rand]; h != nil {
 		t.unlist(h)
+		t.weigh(h, -1)
 		h.endFlight()
 		delete(t.keys, rand)
 	}
@@ -226,7 +229,9 @@ func (t *tally) drop(rand string) {
 func (t *tally) add(e *entry) *held {
 	h := t.keys[e.rand()]
 	if h != nil {
+		t.weigh(h, -1)
 		h.become(e)
+		t.weigh(h, 1)
 		return h
 	}
 	h = newHeld(e)
@@ -248,13 +253,16 @@ func (h *held) become(e *entry) {
 }
 
 func (h *held) rand() string { _, r, _ := strings.Cut(h.id, "-"); return r }
+func (h *held) hour() string { hour, _, _ := strings.Cut(h.id, "-"); return hour }
 
 func (t *tally) insert(h *held) {
 	if t.keys == nil {
 		t.keys = map[string]*held{}
 		t.roles, t.subjects = map[unique.Handle[string]]*list.List{}, map[unique.Handle[holder]]*list.List{}
+		t.targets, t.hours = map[unique.Handle[string]]int{}, map[string]int{}
 	}
 	t.keys[h.rand()] = h
+	t.weigh(h, 1)
 	t.list(h)
 }
 
@@ -337,15 +345,37 @@ func (t *tally) isReady() bool {
 	return t.ready
 }
 
-// perTarget counts the keys of each target.
+// weigh adds n to the keys of a key's target, and to those of its hour.
+func (t *tally) weigh(h *held, n int) {
+	if t.targets[h.target] += n; t.targets[h.target] == 0 {
+		delete(t.targets, h.target)
+	}
+	if t.hours[h.hour()] += n; t.hours[h.hour()] == 0 {
+		delete(t.hours, h.hour())
+	}
+}
+
+// perTarget returns how many keys each target has.
 func (t *tally) perTarget() map[string]int {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	n := map[string]int{}
-	for _, h := range t.keys {
-		n[h.target.Value()]++
+	for target, keys := range t.targets {
+		n[target.Value()] = keys
 	}
 	return n
+}
+
+// firstHour returns the first hour under which keys are filed, "" if none is known.
+func (t *tally) firstHour() (first string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for hour := range t.hours {
+		if first == "" || hour < first {
+			first = hour
+		}
+	}
+	return first
 }
 
 // revocable counts the keys that may live at a target and can be revoked there.
@@ -376,8 +406,7 @@ func (t *tally) lastEnd(target string) (last time.Time, err error) {
 		if h.target != of || !h.needsTarget {
 			continue
 		}
-		hour, _, _ := splitID(h.id)
-		if start, err := time.Parse(hourLayout, hour); err == nil && start.Add(time.Hour).After(last) {
+		if start, err := time.Parse(hourLayout, h.hour()); err == nil && start.Add(time.Hour).After(last) {
 			last = start.Add(time.Hour)
 		}
 	}
