@@ -510,3 +510,19 @@ func TestOrderOutlivesFailures(t *testing.T) {
 		t.Errorf("alive are %v; want %v", got, want)
 	}
 }
+
+// A key that only expires is filed anew once its end is known.
+func TestHoursFollowAKeyThatIsFiledAnew(t *testing.T) {
+	l := &ledger{}
+	rand := strings.Repeat("a", 26)
+	for _, hour := range []string{"2026010203", "2026010205", "2026010204"} {
+		l.put(&entry{ID: hour + "-" + rand, State: stateIssued, Role: "deploy", Target: "acme"})
+		if got := l.firstHour(); got != hour {
+			t.Errorf("filed under %s, the first hour is %s", hour, got)
+		}
+	}
+	l.remove(rand)
+	if got := l.firstHour(); got != "" {
+		t.Errorf("with no key the first hour is %s", got)
+	}
+}
