@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -82,7 +83,8 @@ func TestMetrics(t *testing.T) {
 		"info{version=" + Version + "}", "issuer_fetches_total{issuer=github,outcome=failed}", "issuer_fetches_total{issuer=github,outcome=ok}",
 		"issuer_keys{issuer=github}", "ledger_counted", "ledger_open_oldest_seconds",
 		"ledger_open{state=debt}", "ledger_open{state=in_flight}", "ledger_open{state=pending}",
-		"revocations{state=done}", "revocations{state=running}", "revocations{state=stopped}", "revocations{state=waiting}", "sweep_lag_seconds", "target_breaker_open{target=acme}",
+		"revocations{state=done}", "revocations{state=running}", "revocations{state=stopped}", "revocations{state=waiting}", "sweep_lag_seconds",
+		"target_breaker_open{target=acme}", "target_calls_running{target=acme}", "target_calls_waiting{target=acme}", "target_paused{target=acme}",
 	}; !slices.Equal(want, before) {
 		t.Errorf("of an engine that has done nothing (-want +got):\n%s", cmp.Diff(want, before))
 	}
@@ -155,6 +157,33 @@ func TestMetricsOfTroubles(t *testing.T) {
 	runs := got["revocations{state=running}"] + got["revocations{state=waiting}"] + got["revocations{state=done}"]
 	if got["target_breaker_open{target=acme}"] != 1 || runs != 1 {
 		t.Errorf("a breaker is %v, %v revocations; want 1 and 1", got["target_breaker_open{target=acme}"], runs)
+	}
+}
+
+// A target that asks to be left alone shows at once, and so do the calls that it keeps waiting.
+func TestMetricsOfALimiter(t *testing.T) {
+	w := newWorld(t)
+	w.write("targets/acme", map[string]any{"concurrency": 1})
+	reached, answer := make(chan struct{}), make(chan struct{})
+	w.keys.OnRequest(func(op string, stage lab.Stage) {
+		if op == lab.OpCreate && stage == lab.StageReceived {
+			close(reached)
+			<-answer
+		}
+	})
+	var wait sync.WaitGroup
+	wait.Go(func() { _, _ = w.exchange("deploy", w.token(nil)) })
+	<-reached
+	if got := w.scrape(); got["target_calls_running{target=acme}"] != 1 || got["target_paused{target=acme}"] != 0 {
+		t.Errorf("while a call is under way %v are running; paused is %v", got["target_calls_running{target=acme}"], got["target_paused{target=acme}"])
+	}
+	close(answer)
+	wait.Wait()
+	w.keys.OnRequest(nil)
+	w.keys.Fault(lab.OpCreate, lab.Fault{Kind: lab.KindStatus, Status: 429, RetryAfter: time.Minute, Count: 1})
+	_, _ = w.exchange("deploy", w.token(nil))
+	if got := w.scrape(); got["target_calls_running{target=acme}"] != 0 || got["target_paused{target=acme}"] != 1 {
+		t.Errorf("after a 429 %v are running; paused is %v", got["target_calls_running{target=acme}"], got["target_paused{target=acme}"])
 	}
 }
 

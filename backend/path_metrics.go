@@ -80,6 +80,9 @@ var (
 	lagGauge      = desc("sweep_lag_seconds", "How long the sweeper is late with what it has come to least; 0 if it is not.")
 	completeGauge = desc("sweep_complete", "Whether the last sweep got through everything without a fault.")
 	breakerGauge  = desc("target_breaker_open", "Whether a target failed so often that it is asked only now and then.", "target")
+	pausedGauge   = desc("target_paused", "Whether a target has asked to be left alone for a while.", "target")
+	runningGauge  = desc("target_calls_running", "Calls to a target that are under way; its concurrency bounds them.", "target")
+	waitingGauge  = desc("target_calls_waiting", "Calls to a target that wait for their turn, because of its rate or concurrency.", "target")
 	runsGauge     = desc("revocations", "Revocations by filter that the mount remembers: running, waiting for what could not be revoked yet, done, stopped.", "state")
 	issuerKeys    = desc("issuer_keys", "Usable keys of an issuer.", "issuer")
 	issuerFetched = desc("issuer_keys_fetched_timestamp_seconds", "When the keys in use were asked for.", "issuer")
@@ -144,7 +147,11 @@ func (b *engine) targetReadings(ctx context.Context, s logical.Storage, r *readi
 	}
 	for _, name := range names {
 		if t, err := b.target(ctx, s, name); err == nil && t != nil { // else status says what is wrong with it
-			r.gauge(breakerGauge, boolean(t.State().Open), name)
+			met := t.State()
+			r.gauge(breakerGauge, boolean(met.Open), name)
+			r.gauge(pausedGauge, boolean(met.Paused), name)
+			r.gauge(runningGauge, float64(met.Running), name)
+			r.gauge(waitingGauge, float64(met.Waiting), name)
 		}
 	}
 	return nil

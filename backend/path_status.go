@@ -21,7 +21,7 @@ func (b *engine) statusPaths() []*framework.Path {
 			logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.status), Summary: "Read the health of issuers, targets, ledger and sweeper.", DisplayAttrs: display("read", "status"), ForwardPerformanceStandby: true},
 		},
 		HelpSynopsis: "Health of issuers, targets, static roles, ledger and sweeper.",
-		HelpDescription: "Of each issuer: when its keys were last fetched and tried, their ids, what of its key set is not used, and why the last fetch brought nothing. Of each target: what it can do, how many keys the ledger has there, how many calls in a row had no answer or a gateway's error (failures), whether there were so many that it is asked only now and then (breaker_open), and until when it is left alone (next_call_at). " +
+		HelpDescription: "Of each issuer: when its keys were last fetched and tried, their ids, what of its key set is not used, and why the last fetch brought nothing. Of each target: what it can do, how many keys the ledger has there, how many calls are under way (calls_running) and wait for their turn (calls_waiting), how many in a row had no answer or a gateway's error (failures), whether there were so many that it is asked only now and then (breaker_open), and until when it is left alone (next_call_at). " +
 			"Of a target's credential and of each static role: when it was last rotated and is due, and how far a rotation is (rotation). " +
 			"Of self: the ids of the keys that it publishes, and when they rotate. Of ledger and sweeper: what is not settled, and since when. It asks nobody; it is about the node that answers, since its start.",
 	}, {
@@ -91,6 +91,7 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 		}
 		known, met := abilities(t), t.State()
 		known["failures"], known["breaker_open"], known["next_call_at"] = met.Failures, met.Open, timeOrNil(met.Next)
+		known["calls_running"], known["calls_waiting"] = met.Running, met.Waiting
 		r, err := b.openRoot(ctx, req.Storage, name)
 		if err != nil {
 			return nil, err

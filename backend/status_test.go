@@ -85,8 +85,8 @@ func TestStatusOfTargetsAndLedger(t *testing.T) {
 	w.clock.advance(time.Minute)
 	got := w.read("status")
 	want := map[string]any{
-		"acme":  map[string]any{"driver": "http", "enabled": true, "deleted": false, "keys": 2, "revoke": true, "renew": true, "find": true, "check": true, "list": true, "rotate": false, "identify": false, "rotate_root": false, "failures": 2, "breaker_open": false, "next_call_at": nil},
-		"nuget": map[string]any{"driver": "nuget", "enabled": true, "deleted": false, "keys": 0, "revoke": false, "renew": false, "find": false, "check": false, "list": false, "rotate": false, "identify": false, "rotate_root": false, "failures": 0, "breaker_open": false, "next_call_at": nil},
+		"acme":  map[string]any{"driver": "http", "enabled": true, "deleted": false, "keys": 2, "revoke": true, "renew": true, "find": true, "check": true, "list": true, "rotate": false, "identify": false, "rotate_root": false, "failures": 2, "breaker_open": false, "next_call_at": nil, "calls_running": 0, "calls_waiting": 0},
+		"nuget": map[string]any{"driver": "nuget", "enabled": true, "deleted": false, "keys": 0, "revoke": false, "renew": false, "find": false, "check": false, "list": false, "rotate": false, "identify": false, "rotate_root": false, "failures": 0, "breaker_open": false, "next_call_at": nil, "calls_running": 0, "calls_waiting": 0},
 	}
 	if diff := cmp.Diff(want, got["targets"]); diff != "" {
 		t.Errorf("targets (-want +got):\n%s", diff)

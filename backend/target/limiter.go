@@ -31,7 +31,8 @@ type Limiter struct {
 	rate    *rate.Limiter // nil = no bound
 	most    int           // calls that may run at a time
 	running int
-	urgent  int       // urgent calls that wait for their turn
+	waiting int       // calls that wait for their turn
+	urgent  int       // the urgent ones among them
 	until   time.Time // the target asks for quiet until then
 	breaker breaker
 }
@@ -88,11 +89,10 @@ func (l *Limiter) enter(ctx context.Context, op string, urgent bool) (leave func
 	if err := l.refuses(op, urgent); err != nil {
 		return nil, err
 	}
+	l.waits(urgent, 1)
+	defer l.waits(urgent, -1)
 	outer := ctx
-	if urgent {
-		l.waits(1)
-		defer l.waits(-1)
-	} else {
+	if !urgent {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, maxWait)
 		defer cancel()
@@ -228,10 +228,13 @@ func (l *Limiter) signal() {
 	}
 }
 
-func (l *Limiter) waits(n int) {
+func (l *Limiter) waits(urgent bool, n int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.urgent += n
+	l.waiting += n
+	if urgent {
+		l.urgent += n
+	}
 }
 
 func (l *Limiter) bound() *rate.Limiter {
@@ -243,20 +246,24 @@ func (l *Limiter) bound() *rate.Limiter {
 // Use makes the limits of t's Config those of its limiter.
 func (t *Target) Use() { t.api.limiter.set(t.api.limits) }
 
-// State is what a Limiter has met.
+// State is what a Limiter does, and what it has met.
 type State struct {
+	Running  int       // calls under way
+	Waiting  int       // calls that wait for their turn
+	Paused   bool      // the target asked to be left alone for a while
 	Failures int       // calls in a row that had no answer, or a gateway's that there is none
 	Open     bool      // there were so many that the target is asked only now and then
 	Next     time.Time // no call is made before; zero = calls are made
 }
 
-// State returns what the target's limiter has met.
+// State returns what the target's limiter does, and what it has met.
 func (t *Target) State() State { return t.api.limiter.state() }
 
 func (l *Limiter) state() State {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	s, now := State{Failures: l.breaker.failures, Open: l.breaker.open}, l.now()
+	now := l.now()
+	s := State{Running: l.running, Waiting: l.waiting, Paused: l.until.After(now), Failures: l.breaker.failures, Open: l.breaker.open}
 	for _, until := range []time.Time{l.until, l.breaker.until} {
 		if until.After(now) && until.After(s.Next) {
 			s.Next = until

@@ -156,6 +156,34 @@ func TestPause(t *testing.T) {
 	})
 }
 
+// What a limiter does shows while it does it, and what it has done leaves nothing behind.
+func TestLimiterState(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := newLimiter(0, 0, 1)
+		leave := enter(t, l, false)
+		for _, urgent := range []bool{true, false, false} {
+			go func() { enter(t, l, urgent)() }()
+		}
+		synctest.Wait()
+		if diff := cmp.Diff(State{Running: 1, Waiting: 3}, l.state()); diff != "" {
+			t.Errorf("(-want +got):\n%s", diff)
+		}
+		leave()
+		synctest.Wait()
+		if diff := cmp.Diff(State{}, l.state()); diff != "" {
+			t.Errorf("when all are over (-want +got):\n%s", diff)
+		}
+		l.pause(time.Minute)
+		if diff := cmp.Diff(State{Paused: true, Next: time.Now().Add(time.Minute)}, l.state()); diff != "" {
+			t.Errorf("in a pause (-want +got):\n%s", diff)
+		}
+		time.Sleep(time.Minute) // of the test's clock
+		if diff := cmp.Diff(State{}, l.state()); diff != "" {
+			t.Errorf("after the pause (-want +got):\n%s", diff)
+		}
+	})
+}
+
 func TestRetryAfter(t *testing.T) {
 	now := time.Date(2030, 1, 2, 3, 4, 5, 0, time.UTC)
 	for text, want := range map[string]time.Duration{
