@@ -220,9 +220,12 @@ func (l *ledger) get(ctx context.Context, s logical.Storage, id string) (*entry,
 	if !ok {
 		return nil, nil
 	}
-	open, err := openTable.get(ctx, s, rand)
-	if err != nil {
-		return nil, err
+	var open *entry
+	var err error
+	if !l.isClosed(rand) {
+		if open, err = openTable.get(ctx, s, rand); err != nil {
+			return nil, err
+		}
 	}
 	filed, err := l.filed(ctx, s, id)
 	switch {

@@ -64,7 +64,7 @@ func ledgerCosts(t testing.TB, n int) map[string][4]int64 {
 	w.write("roles/deploy", map[string]any{"max_keys": 2 * n, "max_keys_per_subject": n})
 	w.seed("acme", "other", n)
 	w.restart() // so that the keys are counted by a scan
-	w.issue("deploy")
+	held := w.issue("deploy")
 	w.periodic() // caches are warm
 	ids := w.list("keys")
 	if len(ids) != n+1 {
@@ -83,6 +83,11 @@ func ledgerCosts(t testing.TB, n int) map[string][4]int64 {
 		do   func()
 	}{
 		{"issue", func() { w.issue("deploy") }},
+		{"renew", func() {
+			if resp, err := w.lease(logical.RenewOperation, held); err != nil || resp.IsError() {
+				t.Fatal(err, resp)
+			}
+		}},
 		{"tick", w.periodic},
 		{"find by role", find(map[string]any{"role": "deploy"}, 2)},
 		{"find a page", find(map[string]any{"role": "other", "limit": 10, "after": ids[n/2]}, 10)},
@@ -111,6 +116,9 @@ func TestLedgerAtScale(t *testing.T) {
 	}
 	if n := many["issue"]; n[0] != 0 || n[2] > 5 || n[3] > 1 {
 		t.Errorf("an issue makes %d lists, %d gets, %d puts and %d deletes", n[0], n[1], n[2], n[3])
+	}
+	if n := many["renew"]; n != [4]int64{0, 1, 0, 0} { // of its record
+		t.Errorf("a renewal makes %d lists, %d gets, %d puts and %d deletes", n[0], n[1], n[2], n[3])
 	}
 	if n := many["find by role"]; n[1] > 6 {
 		t.Errorf("finding 2 keys of 10,000 reads %d entries", n[1])

@@ -307,7 +307,7 @@ type counted struct {
 	at time.Time // when it was issued
 }
 
-// setClosed notes whether a key has nothing in open/, so that its end need not remove that.
+// setClosed notes whether a key has nothing in open/, so that nobody need look there, or remove that.
 func (t *tally) setClosed(rand string, closed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
