@@ -93,7 +93,7 @@ func testGitLabCI(t *testing.T, s *server) {
 	gitlab.AddProject("acme/widget", map[string]int{"engine": 40})
 	provider := lab.NewIssuer(lab.IssuerOptions{})
 	provider.SetURL(w.serve(t, provider))
-	g := newGuide(t, w, "how-to/gitlab-ci-gitlab.md", append(w.jwtLogin("jwt", "https://gitlab.com", provider.URL()),
+	g := newGuide(t, w, "how-to/gitlab-ci-gitlab.md", append(w.jwtLogin("jwt-gitlab", "https://gitlab.com", provider.URL()), "ci-mirror", w.path+"-ci",
 		"@bootstrap/trust/gitlab-ci/issuer.json", "@issuer.json", "PROJECT=20", "PROJECT=1")...)
 	var issuer map[string]any
 	if err := json.Unmarshal([]byte(readFile(t, filepath.Join(g.dir, "bootstrap", "trust", "gitlab-ci"), "issuer.json")), &issuer); err != nil {
@@ -301,5 +301,28 @@ func testTerraform(t *testing.T, s *server) {
 	cmd.Env = []string{"HOME=" + g.dir, "PATH=" + os.Getenv("PATH"), "CHECKPOINT_DISABLE=1"}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Errorf("terraform fmt: %v\n%s", err, out)
+	}
+}
+
+// takes is a name in Vault that a page's command takes for itself: an auth mount, a policy, a role of a login, a role.
+var takes = regexp.MustCompile(`vault (auth enable (?:-path=\S+ )?\S+|policy write \S+|write auth/\S+/role/\S+|write oidcexchange/(?:static-)?roles/\S+)`)
+
+// Whoever follows one guide and then another in the same Vault overwrites nothing of the first.
+func TestGuidesApart(t *testing.T) {
+	pages, err := filepath.Glob(filepath.Join("..", "..", "bootstrap", "how-to", "*.md"))
+	if err != nil || len(pages) < 2 {
+		t.Fatalf("%d pages, %v", len(pages), err)
+	}
+	taken := map[string]string{}
+	for _, page := range pages {
+		for _, command := range takes.FindAllStringSubmatch(readFile(t, filepath.Dir(page), filepath.Base(page)), -1) {
+			if first, there := taken[command[1]]; there && first != page {
+				t.Errorf("%s: %q is in %s, too", filepath.Base(page), command[1], filepath.Base(first))
+			}
+			taken[command[1]] = page
+		}
+	}
+	if len(taken) < 8 {
+		t.Errorf("the pages take %d names; are their commands understood?", len(taken))
 	}
 }
