@@ -27,5 +27,5 @@ until vault status >/dev/null 2>&1; do
 	sleep 0.2
 done
 bootstrap/configure.sh "$dir/plugins" "$1" "$2"
-printf '\nIn another shell:\n  export VAULT_ADDR=%s VAULT_TOKEN=%s\n' "$VAULT_ADDR" "$VAULT_TOKEN"
+printf '\nIn another shell:\n  export VAULT_ADDR=%s VAULT_TOKEN=%s PATH=%q:$PATH\n' "$VAULT_ADDR" "$VAULT_TOKEN" "${vault%/*}"
 wait "$server"
