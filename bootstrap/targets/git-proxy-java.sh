@@ -8,7 +8,7 @@
 #   PROXY=https://git-proxy.example.com   the server
 #   PROXY_KEY_FILE                        the operator's key, or an administrator's
 #   REPOSITORY_ID, OWNER_ID               gh api repos/acme/widget --jq '.id, .owner.id'
-#   AUDIENCE                              of the tokens; default https://vault.example.com
+#   AUDIENCE                              of the tokens; default https://vault.example.com/oidcexchange
 #   MOUNT, CA_FILE                        default oidcexchange, and the system's authorities
 #
 # What the engine needs at git-proxy-java:
@@ -23,6 +23,6 @@ mount=${MOUNT:-oidcexchange}
 printf '{"api_key": "%s"}' "$(<"$PROXY_KEY_FILE")" | # not on a command line, which others can read
 	vault write "$mount/targets/git-proxy" driver=git-proxy-java "url=$PROXY" ${CA_FILE:+"ca_pem=@$CA_FILE"} credential=- \
 		allowed_roles=git-push condition="params.roles.all(r, r in ['USER', 'SELF_CERTIFY'])"
-vault write "$mount/trust/git-push" issuer=github "bound_audiences=${AUDIENCE:-https://vault.example.com}" \
+vault write "$mount/trust/git-push" issuer=github "bound_audiences=${AUDIENCE:-https://vault.example.com/oidcexchange}" \
 	bound_claims="{\"repository_id\": \"$REPOSITORY_ID\", \"repository_owner_id\": \"$OWNER_ID\", \"ref\": \"refs/heads/main\"}"
 vault write "$mount/roles/git-push" trust=git-push target=git-proxy ttl=15m max_ttl=1h

@@ -129,7 +129,7 @@ func testExamples(t *testing.T, s *server) {
 			driver := "driver=" + strings.TrimSuffix(e.page, ".md") + " "
 			w.shell(t, e.page, "oidc_discovery_url=https://token.actions.githubusercontent.com", "ca_pem=@ca.pem oidc_discovery_url="+w.issuerURL,
 				"forward_to="+e.public, "forward_to="+strings.TrimPrefix(at, "https://"), "url=https://"+e.public, "ca_pem=@ca.pem url="+at,
-				driver+"allowed_roles", driver+"ca_pem=@ca.pem url="+at+" audience="+e.roles[0].audience+" allowed_roles", "https://vault.example.com", audience)
+				driver+"allowed_roles", driver+"ca_pem=@ca.pem url="+at+" audience="+e.roles[0].audience+" allowed_roles", "https://vault.example.com/oidcexchange", audience)
 			for _, role := range e.roles {
 				t.Run(role.name, func(t *testing.T) { w.testRole(t, role, stand) })
 			}
