@@ -85,9 +85,8 @@ func (b *engine) begin(ctx context.Context, req *logical.Request, who *subject, 
 		return nil, err
 	}
 	step("claimed")
-	if err := b.ledger.intend(ctx, req.Storage, e); err != nil {
-		release(ctx)
-		return nil, err
+	if err := b.ledger.intend(ctx, req.Storage, e); err != nil { // it may have been written all the same
+		return nil, b.failed(ctx, req.Storage, e, release, err)
 	}
 	step("intended")
 	return release, nil

@@ -78,6 +78,28 @@ func TestIssueWithFailingStorage(t *testing.T) {
 	}
 }
 
+// A write before the exchange is done and said to have failed: nothing was asked for, so no key is shown, not even where the
+// target could not find one, and the token is as good as before.
+func TestWriteBeforeTheExchangeThatIsDoneAndFails(t *testing.T) {
+	for _, write := range []string{"put " + usedTokens, "put " + openEntries} {
+		w := newWorld(t).withNuGet()
+		token := w.issuer.Token(map[string]any{"aud": "https://www.nuget.org"})
+		late := &lateStorage{Storage: w.store, fails: write}
+		resp, err := w.HandleRequest(t.Context(), &logical.Request{ID: "late", Operation: logical.UpdateOperation, Path: "creds/publish", Storage: late,
+			Data: map[string]any{"subject_token": token}})
+		if reason, _ := reasonOf(resp, err); reason != reasonStorage || late.fails != "" {
+			t.Fatalf("%s: refused for %q", write, reason)
+		}
+		w.settleAll()
+		if entries := w.ledgerEntries(); len(entries) != 0 {
+			t.Errorf("%s: the ledger has %v", write, entries)
+		}
+		if reason, _ := reasonOf(w.exchange("publish", token)); reason != "" {
+			t.Errorf("%s: the token is refused for %s", write, reason)
+		}
+	}
+}
+
 // revokeFirst ends the key that newWorld's caller issued before the fault.
 func (w *world) revokeFirst() {
 	w.t.Helper()

@@ -55,18 +55,20 @@ func (r *replay) claim(ctx context.Context, req *logical.Request, who *subject) 
 		}
 		now.Resent = true
 	}
-	r.ends.add(hash, hourOf(now.Until)) // first: what may have been written is to be forgotten
-	if err := usedTable.put(ctx, req.Storage, name, now); err != nil {
-		return nil, err
-	}
-	return func(ctx context.Context) {
+	release = func(ctx context.Context) {
 		if now.Resent {
 			return // what became of the first sending is not known
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 		defer cancel()
 		_ = usedTable.delete(ctx, req.Storage, name) // kept, the token stays used: safe
-	}, nil
+	}
+	r.ends.add(hash, hourOf(now.Until)) // first: what may have been written is to be forgotten
+	if err := usedTable.put(ctx, req.Storage, name, now); err != nil {
+		release(ctx) // it may have been written all the same
+		return nil, err
+	}
+	return release, nil
 }
 
 // check tells what claim would say to a new request, and changes nothing.

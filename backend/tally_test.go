@@ -456,7 +456,7 @@ func TestReplacedKeyWithoutAnEntry(t *testing.T) {
 	w := newWorld(t)
 	w.write("roles/deploy", map[string]any{"max_keys": 1, "on_limit": "revoke_oldest"})
 	w.issue("deploy")
-	w.store.Storage = &lateStorage{Storage: w.store.Storage, fails: plainKeys}
+	w.store.Storage = &lateStorage{Storage: w.store.Storage, fails: "delete " + plainKeys}
 	if reason, _ := reasonOf(w.exchange("deploy", w.token(nil))); reason != reasonTargetBusy {
 		t.Errorf("refused for %q", reason)
 	}
@@ -470,19 +470,26 @@ func TestReplacedKeyWithoutAnEntry(t *testing.T) {
 	}
 }
 
-// lateStorage deletes once what begins so, and says that it did not.
+// lateStorage does once what begins so, "put " or "delete " and a key, and says that it did not.
 type lateStorage struct {
 	logical.Storage
 	fails string
 }
 
-func (s *lateStorage) Delete(ctx context.Context, key string) error {
-	err := s.Storage.Delete(ctx, key)
-	if s.fails != "" && strings.HasPrefix(key, s.fails) {
+func (s *lateStorage) late(what string, err error) error {
+	if s.fails != "" && strings.HasPrefix(what, s.fails) {
 		s.fails = ""
 		return errors.New("no answer in time")
 	}
 	return err
+}
+
+func (s *lateStorage) Put(ctx context.Context, e *logical.StorageEntry) error {
+	return s.late("put "+e.Key, s.Storage.Put(ctx, e))
+}
+
+func (s *lateStorage) Delete(ctx context.Context, key string) error {
+	return s.late("delete "+key, s.Storage.Delete(ctx, key))
 }
 
 // Requests that choose the oldest keys and come to nothing leave them in their order.
