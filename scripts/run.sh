@@ -20,6 +20,9 @@ trap 'exit 143' TERM HUP
 mkdir "$dir/plugins"
 unset "${!VAULT_@}"
 export VAULT_ADDR=http://127.0.0.1:8200 VAULT_TOKEN=root PATH=${vault%/*}:$PATH
+answer=0
+vault status >/dev/null 2>&1 || answer=$?
+((answer == 1)) || { echo "run.sh: a Vault answers at $VAULT_ADDR already, and would be changed; stop it first" >&2; exit 1; }
 vault server -dev -dev-no-store-token -dev-root-token-id=root -dev-plugin-dir="$dir/plugins" >"$dir/log" 2>&1 &
 server=$!
 until vault status >/dev/null 2>&1; do
