@@ -104,7 +104,8 @@ func (w *world) hastyAgents(t *testing.T) (want func(*testing.T)) {
 		agents[0].wantExit(t)
 		eventually(t, "the other agent's new start", func() (bool, string) {
 			log := readFile(t, agents[1].dir, "agent.log")
-			return strings.Contains(log, "template server restart: retry attempt"), log
+			_, after, failed := strings.Cut(log, "template server error")
+			return failed && strings.Contains(after, "creating new runner"), log
 		})
 		agents[1].stop()
 		for i, a := range agents {
