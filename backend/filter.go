@@ -23,6 +23,7 @@ type filter struct {
 	Subject        string            `json:"subject"`
 	Entity         string            `json:"entity"`
 	JTI            string            `json:"jti"`
+	Accessor       string            `json:"accessor"`
 	Claim          map[string]string `json:"claim"` // claim, or JSON pointer -> its value, a number or boolean as JSON writes it
 	RevisionBefore int               `json:"revision_before"`
 	IssuedBefore   *time.Time        `json:"issued_before"`
@@ -44,13 +45,14 @@ var filterTexts = map[string]struct {
 	of   func(*entry) string
 	help string
 }{
-	"role":    {func(f *filter) string { return f.Role }, func(e *entry) string { return e.Role }, "Keys of this role."},
-	"target":  {func(f *filter) string { return f.Target }, func(e *entry) string { return e.Target }, "Keys of this target."},
-	"trust":   {func(f *filter) string { return f.Trust }, func(e *entry) string { return e.Trust }, "Keys issued under this trust policy."},
-	"issuer":  {func(f *filter) string { return f.Issuer }, func(e *entry) string { return e.Issuer }, "Keys of subjects of this issuer."},
-	"subject": {func(f *filter) string { return f.Subject }, func(e *entry) string { return e.Subject }, "Keys of this subject."},
-	"entity":  {func(f *filter) string { return f.Entity }, func(e *entry) string { return e.Entity }, "Keys that this Vault entity asked for."},
-	"jti":     {func(f *filter) string { return f.JTI }, func(e *entry) string { return e.JTI }, "Keys issued for the token with this id."},
+	"role":     {func(f *filter) string { return f.Role }, func(e *entry) string { return e.Role }, "Keys of this role."},
+	"target":   {func(f *filter) string { return f.Target }, func(e *entry) string { return e.Target }, "Keys of this target."},
+	"trust":    {func(f *filter) string { return f.Trust }, func(e *entry) string { return e.Trust }, "Keys issued under this trust policy."},
+	"issuer":   {func(f *filter) string { return f.Issuer }, func(e *entry) string { return e.Issuer }, "Keys of subjects of this issuer."},
+	"subject":  {func(f *filter) string { return f.Subject }, func(e *entry) string { return e.Subject }, "Keys of this subject."},
+	"entity":   {func(f *filter) string { return f.Entity }, func(e *entry) string { return e.Entity }, "Keys that this Vault entity asked for."},
+	"jti":      {func(f *filter) string { return f.JTI }, func(e *entry) string { return e.JTI }, "Keys issued for the token with this id."},
+	"accessor": {func(f *filter) string { return f.Accessor }, func(e *entry) string { return e.Accessor }, "The key with this public id at its target."},
 }
 
 // filterFields adds the fields of a filter to a path's.

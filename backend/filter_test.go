@@ -14,7 +14,7 @@ import (
 
 func TestFindKeys(t *testing.T) {
 	w := newWorld(t)
-	w.issue("deploy")
+	first := w.issue("deploy")
 	w.clock.advance(time.Minute)
 	between := w.clock.now().Format(time.RFC3339)
 	w.clock.advance(time.Minute)
@@ -40,6 +40,8 @@ func TestFindKeys(t *testing.T) {
 		"later":             {map[string]any{"issued_after": between}, 2, 0},
 		"one page":          {map[string]any{"limit": "1"}, 1, 0},
 		"entity":            {map[string]any{"entity": "entity-1"}, 3, 0},
+		"one key":           {map[string]any{"accessor": first.Data["accessor"]}, 1, 0},
+		"another key":       {map[string]any{"accessor": "key-0"}, 0, 0},
 		"ruled out already": {map[string]any{"claim": "workflow_sha=x", "trust": "other"}, 0, 0},
 	} {
 		resp, err := w.do(logical.ReadOperation, "keys", c.data)

@@ -342,10 +342,8 @@ func (b *engine) rotateRoot(ctx context.Context, req *logical.Request, d *framew
 	switch {
 	case err != nil:
 		return nil, err
-	case r == nil:
-		return nil, badField("target", "there is no target %q, or its kind cannot rotate the credential", name)
-	case r.target.record.DeletedUntil != nil:
-		return nil, badField("target", "there is no target %q", name)
+	case r == nil || r.target.record.DeletedUntil != nil:
+		return nil, b.noRotation(ctx, req.Storage, name)
 	}
 	if r.state == nil {
 		r.state = &rootState{From: b.now().UTC()}
@@ -354,6 +352,17 @@ func (b *engine) rotateRoot(ctx context.Context, req *logical.Request, d *framew
 		return nil, err
 	}
 	return &logical.Response{Data: r.view()}, nil
+}
+
+// noRotation says why there is nothing to rotate at a target.
+func (b *engine) noRotation(ctx context.Context, s logical.Storage, name string) error {
+	switch t, err := b.target(ctx, s, name); {
+	case err != nil:
+		return err
+	case t == nil || t.record.DeletedUntil != nil:
+		return badField("target", "there is no target %q", name)
+	}
+	return badField("target", "the engine cannot rotate the credential of target %q: make one at the API and write it to the target", name)
 }
 
 // view is what operators see of a credential; nil where there is nothing to tell.

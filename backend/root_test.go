@@ -67,9 +67,10 @@ func TestRotateRoot(t *testing.T) {
 			t.Error("a credential is in the log or in an answer")
 		}
 	}
-	for _, name := range []string{"acme", "nobody"} {
-		if reason, _ := reasonOf(w.do(logical.UpdateOperation, "rotate-root/"+name, nil)); reason != reasonBadRequest {
-			t.Errorf("%s: %q", name, reason)
+	for name, want := range map[string]string{"acme": "the engine cannot rotate", "nobody": "there is no target"} {
+		resp, err := w.do(logical.UpdateOperation, "rotate-root/"+name, nil)
+		if reason, _ := reasonOf(resp, err); reason != reasonBadRequest || !strings.Contains(resp.Error().Error(), want) {
+			t.Errorf("%s: %q %v", name, reason, resp)
 		}
 	}
 	if reason, _ := reasonOf(w.do(logical.UpdateOperation, "targets/acme", map[string]any{"rotation_period": "24h"})); reason != reasonBadRequest {

@@ -138,7 +138,7 @@ func testRunbook(t *testing.T, s *server) {
 		t.Errorf("not run: %q", r.blocks)
 	}
 	for _, command := range []string{"vault write oidcexchange/roles/release enabled=true", "vault read oidcexchange/creds/deploy", "vault read oidcexchange/static-creds/ci",
-		"vault write oidcexchange/static-roles/ci enabled=true", "vault read oidcexchange/targets/acme"} {
+		"vault write oidcexchange/static-roles/ci enabled=true", "vault write oidcexchange/targets/acme enabled=true", "vault read oidcexchange/targets/acme"} {
 		if out, code := r.run(t, me, "", command); code == 0 || !strings.Contains(out, "permission denied") {
 			t.Errorf("the security team may %s: exit status %d\n%s", command, code, out)
 		}
