@@ -189,7 +189,7 @@ func (b *engine) staticPaths() []*framework.Path {
 		},
 		HelpSynopsis: "Read the key of a static role.",
 		HelpDescription: "api_key is the key, accessor its public id, predecessor that of the key before it. ttl says in how many seconds the next rotation is due, as Vault Agent and the Vault Secrets Operator want it; rotation_period is 0 with a rotation_schedule. " +
-			"There is no lease: whoever may read this has the key until its rotation.",
+			"All but ttl changes with the key alone; how its rotation is doing is in status. There is no lease: whoever may read this has the key until its rotation.",
 	}, &framework.Path{
 		Pattern: "rotate-role/(?P<name>[^/]+)$",
 		Fields:  name,
@@ -217,8 +217,9 @@ func (b *engine) readStatic(ctx context.Context, req *logical.Request, d *framew
 	for field, value := range key.Fields {
 		data[field] = value
 	}
-	maps.Copy(data, r.view())
-	data["api_key"], data["expires_at"] = key.Secret, timeOrNil(key.Expiry)
+	// Operators of Kubernetes write anew, and restart, whenever what is read changes: it changes with the key alone, but for ttl.
+	data["target"], data["api_key"], data["accessor"], data["expires_at"] = r.record.Target, key.Secret, key.Accessor, timeOrNil(key.Expiry)
+	data["predecessor"], data["last_vault_rotation"] = r.state.Predecessor, timeOrNil(r.state.Turn.LastRotation)
 	if key.Header != "" {
 		data["header_value"] = key.Header
 	}

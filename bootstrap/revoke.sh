@@ -19,8 +19,10 @@ if (($# < 2)); then
 fi
 readonly path=${1%/}
 shift
+blocked='who has them'
 for word in "$@"; do
 	[[ $word == *=* ]] || die "$word is no FIELD=VALUE"
+	[[ $word != block=false ]] || blocked=nobody
 	[[ $word != dry_run=* ]] || die "leave dry_run out; the keys are shown before anything is revoked"
 done
 command -v vault >/dev/null || die "the vault command is missing; put it on PATH"
@@ -34,7 +36,7 @@ matched=$(field matched "$would")
 if (($(field unrecorded "$would") > 0)); then
 	echo "Of the unrecorded it is not known whether the filter matches them: include_unrecorded=true takes them too."
 fi
-read -rp "This revokes $matched keys, and blocks who has them. Type $matched to go on: " answer || answer=
+read -rp "This revokes $matched keys, and blocks $blocked. Type $matched to go on: " answer || answer=
 [[ $answer == "$matched" ]] || die "nothing was started"
 
 started=$(vault write "$path/revocations" "$@" dry_run=false) || die "nothing was started, unless a revocation is listed; see above, and: vault list $path/revocations"

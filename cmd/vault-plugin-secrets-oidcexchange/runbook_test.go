@@ -130,6 +130,16 @@ func testRunbook(t *testing.T, s *server) {
 		t.Errorf("the static roles:\n%s", out)
 	}
 	eventually(t, "the end of the shared key", func() (bool, string) { return !w.keys.Valid(shared), "it lives" })
+	one := fmt.Sprintf("bootstrap/revoke.sh oidcexchange accessor=%s block=false", spared.Data["accessor"])
+	if out, code := r.run(t, me, "1\n", one); code != 0 || !strings.Contains(out, "its block is n/a") || w.keys.Valid(spared.Data["api_key"].(string)) {
+		t.Errorf("one key by its accessor: exit status %d\n%s", code, out)
+	}
+	if _, err := w.user.Logical().ReadWithContext(t.Context(), w.path+"/creds/deploy"); err != nil {
+		t.Errorf("its holder gets no other: %v", err)
+	}
+	if out, code := r.run(t, me, "", "vault read -field=state oidcexchange/check/acme"); code != 0 || out != "ok" {
+		t.Errorf("the target's state: exit status %d\n%s", code, out)
+	}
 	r.follow(t, me, "") // the wider switches
 	_, err = w.user.Logical().ReadWithContext(t.Context(), w.path+"/creds/deploy")
 	wantRefused(t, err, http.StatusForbidden, "disabled")
