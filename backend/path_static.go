@@ -62,6 +62,7 @@ func (b *engine) newStaticNoun() noun[staticRecord] {
 			return err
 		},
 		clear:   func(field string) bool { return field != "target" && field != "import" && field != "revoke_on_delete" },
+		turns:   staticPrefix,
 		remove:  b.removeStatic,
 		saved:   b.savedStatic,
 		changed: func(string) {},
@@ -144,11 +145,6 @@ func (b *engine) savedStatic(ctx context.Context, s logical.Storage, name string
 
 // removeStatic lets the role go. What it has at the target and nobody shall have is handed to the sweeper.
 func (b *engine) removeStatic(ctx context.Context, s logical.Storage, name string, record *staticRecord, _ *framework.FieldData) ([]string, bool, error) {
-	release, ok := b.turns.try(staticPrefix + name)
-	if !ok {
-		return nil, false, refuse(reasonTargetBusy, "a rotation of static role %q is under way", name)
-	}
-	defer release()
 	r, err := b.openStatic(ctx, s, name)
 	if err != nil || r == nil || r.state == nil {
 		return nil, false, err

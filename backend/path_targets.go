@@ -125,6 +125,7 @@ func (b *engine) newTargetNoun() noun[targetRecord] {
 		fields:  targetFields,
 		check:   b.checkTarget,
 		clear:   func(field string) bool { return field != "driver" && field != "condition" && field != "allowed_roles" },
+		turns:   rootPrefix,
 		remove:  b.removeTarget,
 		saved:   b.savedTarget,
 		changed: b.targets.drop,

@@ -167,6 +167,32 @@ func TestDeletingATargetBesideARotation(t *testing.T) {
 	}
 }
 
+// Nor can a rotation begin until the target's record is gone: it would make a credential that nobody has.
+func TestRotatingBesideADelete(t *testing.T) {
+	w := newWorld(t)
+	w.withCredentials()
+	deleted := false
+	slow := &slowStorage{Storage: w.store, after: func(op, key string) {
+		if op != "delete" || key != "targets/overlap" {
+			return
+		}
+		deleted = true
+		if release, ok := w.turns.try("target/overlap"); ok {
+			release()
+			t.Error("a rotation can begin while the record is being deleted")
+		}
+	}}
+	resp, err := w.HandleRequest(t.Context(), &logical.Request{ID: "slow", Operation: logical.DeleteOperation, Path: "targets/overlap", Storage: slow})
+	if err != nil || resp.IsError() || !deleted {
+		t.Fatalf("deleting: %v %v, deleted %v", resp, err, deleted)
+	}
+	if release, ok := w.turns.try("target/overlap"); !ok {
+		t.Error("the delete keeps the lock")
+	} else {
+		release()
+	}
+}
+
 // A rotation that has begun is taken to its end whether or not its caller waits: a call that is cut off would leave a credential
 // that nobody has.
 func TestRotationOutlivesItsCaller(t *testing.T) {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/hashicorp/vault/sdk/framework"
 	"github.com/hashicorp/vault/sdk/helper/consts"
 	"github.com/hashicorp/vault/sdk/logical"
 
@@ -383,6 +384,40 @@ func TestDeletingStaticRoles(t *testing.T) {
 		if diff := cmp.Diff(want, w.liveKeys()); diff != "" || len(w.ledgerEntries()) != 0 || len(w.stored(staticStates)) != 0 {
 			t.Errorf("revoke %v: ledger %q, states %q (-want +live):\n%s", revoke, w.ledgerEntries(), w.stored(staticStates), diff)
 		}
+	}
+}
+
+// A write that ends beside a delete makes no key: nothing would know of it once the role is gone.
+func TestWritingBesideADelete(t *testing.T) {
+	w := newWorld(t).withStatic()
+	w.write("static-roles/ci", map[string]any{"revoke_on_delete": true})
+	written := false
+	endWrite := func() {
+		written = true
+		d := &framework.FieldData{Raw: map[string]any{"name": "ci"}, Schema: staticFields}
+		if _, err := w.savedStatic(t.Context(), w.store, "ci", d); err != nil {
+			t.Error(err)
+		}
+	}
+	slow := &slowStorage{Storage: w.store, after: func(op, key string) {
+		if op != "delete" || key != "static-roles/ci" {
+			return
+		}
+		if release, ok := w.turns.try("static/ci"); ok { // else the write would wait
+			release()
+			endWrite()
+		}
+	}}
+	resp, err := w.HandleRequest(t.Context(), &logical.Request{ID: "slow", Operation: logical.DeleteOperation, Path: "static-roles/ci", Storage: slow})
+	if err != nil || resp.IsError() {
+		t.Fatalf("deleting: %v %v", resp, err)
+	}
+	if !written {
+		endWrite()
+	}
+	w.pass(2 * time.Minute)
+	if live := w.liveKeys(); len(live) != 0 || len(w.stored(staticStates)) != 0 || len(w.stored("static-roles/")) != 0 {
+		t.Errorf("roles %q, states %q, keys that live %q", w.stored("static-roles/"), w.stored(staticStates), live)
 	}
 }
 

@@ -18,11 +18,6 @@ func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name strin
 	if err != nil || len(found) > 0 {
 		return found, false, err
 	}
-	release, ok := b.turns.try(rootPrefix + name)
-	if !ok {
-		return nil, false, refuse(reasonTargetBusy, "a rotation of the credential of target %q is under way", name)
-	}
-	defer release()
 	force := d.Get("force").(bool)
 	if root, err := rootTable.get(ctx, s, name); err != nil {
 		return nil, false, err
