@@ -115,13 +115,13 @@ var examples = map[string]example{
 		make: newArtifactory,
 	},
 	"artifactory, with credential": {
-		page: "artifactory.md", role: "jfrog-ci", public: "acme.jfrog.io", audience: "https://vault.example.com", op: lab.OpCreate, revocable: true, username: "ci",
+		page: "artifactory.md", role: "jfrog-ci", public: "acme.jfrog.io", audience: "https://vault.example.com/oidcexchange", op: lab.OpCreate, revocable: true, username: "ci",
 		header: bearerHeader, broken: map[string]any{"targets/jfrog-admin": "token=wrong"},
 		hint: "the credential is no access token of an administrator, or has expired (status 401)",
 		make: newArtifactory,
 	},
 	"gitea": {
-		page: "gitea.md", role: "gitea-ci", public: "git.example.com", audience: "https://vault.example.com", op: lab.OpCreate, revocable: true, username: "ci",
+		page: "gitea.md", role: "gitea-ci", public: "git.example.com", audience: "https://vault.example.com/oidcexchange", op: lab.OpCreate, revocable: true, username: "ci",
 		header: func(key string) string { return "token " + key }, broken: map[string]any{"targets/gitea": []any{"username=ci", "password=wrong"}},
 		hint: "name or password is wrong, or a second factor is asked for (status 401)",
 		make: func(*world) (standIn, func() int) {

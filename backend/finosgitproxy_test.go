@@ -90,7 +90,7 @@ func (w *finosWorld) ask(method, path string, data map[string]any) int {
 func TestFinosGitProxyExample(t *testing.T) {
 	w := newFinosWorld(t)
 	for role, deleting := range map[string]int{"git-proxy-read": 401, "git-proxy-admin": 200} {
-		resp, err := w.exchange(role, w.token(map[string]any{"aud": "https://vault.example.com"}))
+		resp, err := w.exchange(role, w.token(map[string]any{"aud": "https://vault.example.com/oidcexchange"}))
 		if err != nil || resp.IsError() {
 			t.Fatalf("%s: %v %v\n%s", role, resp, err, w.logs)
 		}
@@ -120,7 +120,7 @@ func TestFinosGitProxyExample(t *testing.T) {
 // What the target gives is bound by its condition, and what the role gives by the role: no request makes an administrator.
 func TestFinosGitProxyScoping(t *testing.T) {
 	w := newFinosWorld(t)
-	token := func() string { return w.token(map[string]any{"aud": "https://vault.example.com"}) }
+	token := func() string { return w.token(map[string]any{"aud": "https://vault.example.com/oidcexchange"}) }
 	reason, status := reasonOf(w.do("update", "creds/git-proxy-read", map[string]any{"subject_token": token(), "parameters": map[string]any{"scopes": "git-proxy.admin"}}))
 	if reason != reasonParameter || status != http.StatusBadRequest {
 		t.Errorf("a request that wants more: %s, %d", reason, status)
