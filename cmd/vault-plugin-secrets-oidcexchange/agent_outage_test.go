@@ -24,7 +24,7 @@ func testAgentOutage(t *testing.T, shared *server) {
 	w.allow(t, w.path, w.path+"/creds/agent", "read", w.path+"/static-creds/ci", "read")
 	w.rootWrite(t, "auth/approle/role/"+w.path, map[string]any{"token_ttl": "10s"})
 	w.trustAgent(t, dir, "away", "2s", "5s")
-	hasty := w.hastyAgents(t)
+	note, hasty := w.hastyAgents(t)
 	writeFile(t, dir, "agent.hcl", readFile(t, dir, "agent.hcl")+`
 template {
   source      = "static.ctmpl"
@@ -44,7 +44,7 @@ template {
 		gone, back func()
 		tells      string // what Agent's log says meanwhile
 	}{
-		{"the target", target.leave, func() { hasty(t); target.back(t) }, "target_busy"},
+		{"the target", func() { target.leave(); note() }, func() { hasty(t); target.back(t) }, "target_busy"},
 		{"Vault, killed,", func() { s.kill(t) }, func() { s.launch(t); s.unseal(t) }, "connection refused (retry attempt"},
 		{"Vault, paused,", func() { s.signal(t, syscall.SIGSTOP) }, func() { s.signal(t, syscall.SIGCONT) }, ""},
 	} {
@@ -82,8 +82,8 @@ template {
 }
 
 // hastyAgents starts two agents that do not try again for long. What want wants is that the one that was told so has ended, that
-// the other one begins anew, and that their files are as they were.
-func (w *world) hastyAgents(t *testing.T) (want func(*testing.T)) {
+// the other one begins anew, and that their files are as they were when note was called.
+func (w *world) hastyAgents(t *testing.T) (note func(), want func(*testing.T)) {
 	t.Helper()
 	var agents []*agent
 	var keys []string
@@ -95,11 +95,13 @@ func (w *world) hastyAgents(t *testing.T) (want func(*testing.T)) {
 		eventually(t, "the first key in a hasty agent's file", func() (bool, string) { return rendered(dir) != "", readFile(t, dir, "agent.log") })
 		agents = append(agents, a)
 	}
-	for _, a := range agents {
-		keys = append(keys, rendered(a.dir))
+	note = func() {
+		for _, a := range agents {
+			keys = append(keys, rendered(a.dir))
+		}
+		w.canary(keys...)
 	}
-	w.canary(keys...)
-	return func(t *testing.T) {
+	return note, func(t *testing.T) {
 		t.Helper()
 		agents[0].wantExit(t)
 		eventually(t, "the other agent's new start", func() (bool, string) {
