@@ -4,6 +4,8 @@
 package lab
 
 import (
+	"context"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"time"
@@ -148,5 +150,21 @@ func TestNuGetFaults(t *testing.T) {
 	g.Fault(OpPush, Fault{Kind: KindStatus, Status: 503})
 	if r := do(t, "PUT", serve(t, g.NuGet)+"/api/v2/package", ""); r.status != 503 {
 		t.Errorf("push: %d; want 503", r.status)
+	}
+}
+
+// A request that was read is carried out, whether or not its client is still there: the key lives and nobody knows it.
+func TestNuGetWhenTheClientHasLeft(t *testing.T) {
+	t.Parallel()
+	g := newGallery(t, NuGetOptions{})
+	g.addPolicy(nil)
+	ctx, leave := context.WithCancel(t.Context())
+	leave()
+	r := httptest.NewRequestWithContext(ctx, "POST", "/api/v2/token", strings.NewReader(`{"username":"demo","tokenType":"ApiKey"}`))
+	r.Header.Set("Authorization", "Bearer "+g.token(nil))
+	r.Header.Set("Content-Type", "application/json")
+	r.Header.Set("User-Agent", "test")
+	if got := handleRequest(g, r); got.status != 200 || len(g.Live()) != 1 {
+		t.Errorf("%d %s, %d live; want 200 and 1", got.status, got.body, len(g.Live()))
 	}
 }

@@ -69,12 +69,17 @@ var asymmetric = []jose.SignatureAlgorithm{
 	jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512,
 }
 
+// fetchTimeout is how long a server waits for the keys of an issuer.
+const fetchTimeout = 10 * time.Second
+
 // errSignature means that no key of the issuer made the signature.
 var errSignature = errors.New("bad signature")
 
 // checkSignature checks a token against the keys that the issuer publishes now; client fetches them. An error other than
-// errSignature means that they could not be had.
+// errSignature means that they could not be had. A server that has read a request goes on with it when its client leaves.
 func checkSignature(ctx context.Context, client *http.Client, issuer, token string, algorithms []jose.SignatureAlgorithm) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
+	defer cancel()
 	keys, err := fetchKeys(ctx, client, issuer)
 	if err != nil {
 		return err
