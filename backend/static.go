@@ -60,10 +60,26 @@ func newStaticKey(k target.Key, params map[string]any) *staticKey {
 	}
 }
 
-// has reports whether a key is in use, about to be, or lives on for the overlap, at whose end it is revoked.
-func (s *staticState) has(accessor string) bool {
-	is := func(k *staticKey) bool { return k != nil && k.Accessor == accessor }
-	return is(s.Current) || is(s.Next) || slices.ContainsFunc(s.Old, func(k oldKey) bool { return k.Handle.Accessor == accessor })
+// has reports whether a key is in use, about to be, lives on for the overlap, at whose end it is revoked, or bears a name by which
+// keys may be ended.
+func (s *staticState) has(h target.Handle) bool {
+	is := func(k *staticKey) bool { return k != nil && k.Accessor == h.Accessor }
+	old := func(k oldKey) bool { return k.Handle.Accessor == h.Accessor }
+	doubted := s.doubted().Name
+	return is(s.Current) || is(s.Next) || slices.ContainsFunc(s.Old, old) || doubted != "" && doubted == h.Name
+}
+
+// doubted names what may live and nobody has, if the rotation that is under way comes to nothing; none if there is no such name,
+// or others may use it too.
+func (s *staticState) doubted() target.Handle {
+	asking := s.Turn.State == turnAsking
+	switch {
+	case asking && !s.InPlace:
+		return s.asked()
+	case (asking || s.Doubtful) && !s.Current.Imported:
+		return s.Current.Handle
+	}
+	return target.Handle{}
 }
 
 // oldKey is a key that has a successor, and lives on for the overlap.
@@ -209,18 +225,11 @@ func (r *staticRole) lost(ctx context.Context) (bool, error) {
 
 // abandon hands over what may live of a rotation that nobody will take to its end, but for the name that is kept.
 func (r *staticRole) abandon(ctx context.Context, kept string) error {
-	st, asking := r.state, r.state.Turn.State == turnAsking
-	h, since := target.Handle{}, r.now().UTC()
-	switch {
-	case asking && !st.InPlace:
-		h, since = st.asked(), st.Turn.Since
-	case (asking || st.Doubtful) && !st.Current.Imported:
-		h = st.Current.Handle
-	}
+	h := r.state.doubted()
 	if h.Name == "" || h.Name == kept {
 		return nil
 	}
-	return r.intend(ctx, h, since)
+	return r.intend(ctx, h, r.now().UTC())
 }
 
 // asked names the key that is asked for. The role may ask for other parameters by now.

@@ -59,21 +59,18 @@ func (b *engine) imported(ctx context.Context, s logical.Storage, record *static
 
 // unclaimed refuses to import for a static role what something else of this engine holds, or will end.
 func (b *engine) unclaimed(ctx context.Context, s logical.Storage, name string, t *openTarget, key target.Key) error {
-	conf, err := b.named(ctx, s)
-	if err != nil {
-		return err
-	}
 	for _, value := range t.record.Credential {
 		if value == key.Secret {
 			return badField("import", "it is the engine's own credential at the target")
 		}
 	}
-	if strings.HasPrefix(key.Handle.Name, leasedName+conf.Instance+"-") {
+	if strings.HasPrefix(key.Handle.Name, leasedName) { // of whatever instance
 		return badField("import", "it was made for a lease, which will end it")
 	}
 	owed := false
-	err = b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
-		owed = e.Target == t.name && e.Accessor == key.Accessor
+	err := b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
+		sought := e.State == statePending && e.Name == key.Handle.Name // all that is found under it is ended
+		owed = e.Target == t.name && (sought || e.Accessor == key.Accessor)
 		return !owed, nil
 	})
 	if err != nil {
@@ -89,8 +86,8 @@ func (b *engine) unclaimed(ctx context.Context, s logical.Storage, name string, 
 		if err != nil {
 			return err
 		}
-		if other != name && state != nil && state.has(key.Accessor) {
-			return badField("import", "static role %q has it", other)
+		if other != name && state != nil && state.has(key.Handle) {
+			return badField("import", "static role %q has it, or may end it", other)
 		}
 	}
 	return err

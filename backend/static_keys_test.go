@@ -55,12 +55,59 @@ func TestImportOfWhatIsHeldElsewhere(t *testing.T) {
 		}
 	}
 	w.write("static-roles/widget", map[string]any{"import": own}) // its own, again
+	role["import"] = w.issue("gitlab").Data["api_key"]
+	w.write("config", map[string]any{"instance": "another"})
+	if resp, err := w.do(logical.UpdateOperation, "static-roles/other", role); err != nil || !resp.IsError() || !strings.HasPrefix(resp.Error().Error(), "bad_request: import: it was made for a lease") {
+		t.Errorf("a leased key, since the instance was changed: %v %v", resp, err)
+	}
 
 	w = newWorld(t)
 	w.withImport(0)
 	resp, err := w.do(logical.UpdateOperation, "static-roles/own", map[string]any{"import": w.credential("gitlab")})
 	if err != nil || !resp.IsError() || !strings.HasPrefix(resp.Error().Error(), "bad_request: import: it is the engine's own") {
 		t.Errorf("the engine's credential: %v %v", resp, err)
+	}
+}
+
+// What bears a name by which the sweeper is about to end keys, or may be told to, is nobody's static key.
+func TestImportOfWhatIsLookedFor(t *testing.T) {
+	other := map[string]any{"target": "gitlab", "rotation_period": "720h", "parameters": map[string]any{"kind": "project", "id": "1", "scopes": "read_repository", "access_level": "reporter"}}
+	for name, c := range map[string]struct {
+		after func(*world) (value string) // what is known of a key by then
+		role  string
+	}{
+		"by the ledger": {func(w *world) string {
+			before := w.read("static-creds/widget")["api_key"].(string)
+			w.write("rotate-role/widget", nil) // a new one is made, and what is left of the old one is to be ended
+			return before
+		}, "widget"},
+		"perhaps, by another role's rotation": {func(w *world) string {
+			state, err := staticTable.get(t.Context(), w.store, "widget")
+			if err != nil {
+				t.Fatal(err)
+			}
+			value := state.Current.Secret
+			state.Current.Secret, state.Current.Accessor = "glpat-former", "0" // as if the target had rotated it
+			if err := staticTable.put(t.Context(), w.store, "widget", state); err != nil {
+				t.Fatal(err)
+			}
+			return value
+		}, "other"},
+	} {
+		w := newWorld(t)
+		g := w.withStaticGitLab()
+		w.write("targets/gitlab", map[string]any{"allowed_roles": "static/*"})
+		g.Fault(lab.OpRotate, lab.Fault{Kind: lab.KindCut, Count: 1}) // in doubt from now on
+		_, _ = w.do(logical.UpdateOperation, "rotate-role/widget", nil)
+		other["import"] = c.after(w)
+		if resp, err := w.do(logical.UpdateOperation, "static-roles/"+c.role, other); err != nil || !resp.IsError() || !strings.HasPrefix(resp.Error().Error(), "bad_request: import: ") {
+			t.Errorf("%s: %v %v", name, resp, err)
+		}
+		w.write("rotate-role/widget", nil)
+		w.pass(10 * time.Minute)
+		if key := w.read("static-creds/widget")["api_key"].(string); !g.Valid(key) || len(g.Live()) != 1 {
+			t.Errorf("%s: the key that is read lives: %v, at the target %v", name, g.Valid(key), g.Live())
+		}
 	}
 }
 
