@@ -70,6 +70,13 @@ func TestExplain(t *testing.T) {
 	w.refused("explain/deploy", map[string]any{"claims": sample("x")}, "issuer")
 	w.refused("explain/deploy", map[string]any{"issuer": "github"}, "issuer")
 	w.refused("explain/deploy", map[string]any{"issuer": "github", "claims": map[string]any{"aud": audience}}, "claims")
+	whole := sample("refs/heads/main")
+	whole["iss"] = "https://other.example"
+	w.refused("explain/deploy", map[string]any{"issuer": "github", "claims": whole}, "claims")
+	whole["iss"] = w.issuerURL
+	if told := w.write("explain/deploy", map[string]any{"issuer": "github", "claims": whole}).Data; told["accepted"] != true {
+		t.Errorf("a sample with the issuer's own iss: %v %v", told["reason"], told["detail"])
+	}
 	token := w.token(nil)
 	w.write("explain/deploy", map[string]any{"subject_token": token})
 	if reason, _ := reasonOf(w.exchange("deploy/acme/widget", token)); reason != "" {

@@ -159,10 +159,18 @@ func normalize(req *logical.Request, path *framework.Path) error {
 			req.Data[name] = raw
 		}
 		if !fits(raw, schema.Type) {
-			return badField(name, "%s", wanted(schema.Type))
+			return badField(name, "%s%s", wanted(schema.Type), twice(raw, schema.Type))
 		}
 	}
 	return nil
+}
+
+// twice explains a list where one value is wanted: Vault's CLI adds a field beside @file to that of the file.
+func twice(raw any, t framework.FieldType) string {
+	if _, isList := raw.([]any); !isList || t == framework.TypeCommaStringSlice {
+		return ""
+	}
+	return "; this is a list, which vault write makes of a field that it is given twice (in @file and beside it)"
 }
 
 // trimSecret takes off the end of the one line of a file that a shell or an editor wrote, and nothing else: no token, key or

@@ -402,6 +402,18 @@ func TestProfileWithoutRevoke(t *testing.T) {
 	w.write("targets/acme", without)
 }
 
+// What is given twice, in a file and beside it, comes as a list; the refusal says so.
+func TestFieldGivenTwice(t *testing.T) {
+	w := newWorld(t)
+	for field, values := range map[string]any{"issuer": []any{"github", "people"}, "enabled": []any{true, "false"}} {
+		resp, err := w.do(logical.UpdateOperation, "trust/main", map[string]any{field: values})
+		if err != nil || !resp.IsError() || !strings.Contains(resp.Error().Error(), "given twice (in @file and beside it)") {
+			t.Errorf("%s: %v %v", field, resp, err)
+		}
+	}
+	w.write("trust/main", map[string]any{"bound_audiences": []any{"a", "b"}})
+}
+
 // An operator learns what a target takes for granted.
 func TestProfileThatTakesOnePageForAll(t *testing.T) {
 	w := newWorld(t)

@@ -243,6 +243,9 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	if vouches.Type == issuerSPIFFE && !vouches.claimedBy(identity.Claimed{Subject: who.Subject}) {
 		return nil, badField("claims", "sub is no SPIFFE ID of a workload of trust domain %q", vouches.TrustDomain)
 	}
+	if iss, _ := who.Claims["iss"].(string); iss != "" && vouches.Type == issuerOIDC && iss != vouches.Issuer {
+		return nil, badField("claims", "iss is %q, that of the issuer is %q: such a token is refused as %s", iss, vouches.Issuer, identity.UnknownIssuer)
+	}
 	if who.Caller, _, err = b.caller(req, true); err != nil {
 		return nil, err
 	}

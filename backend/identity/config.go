@@ -213,13 +213,17 @@ func (c *Config) checkSources() error {
 			given++
 		}
 	}
-	switch {
-	case given == 1:
-		return nil
-	case c.TrustDomain != "":
-		return errors.New("workload_api, oidc_discovery_url, jwks_url, jwt_validation_pubkeys: want exactly one of them")
+	sources := "oidc_discovery_url, jwks_url, jwt_validation_pubkeys"
+	if c.TrustDomain != "" {
+		sources = "workload_api, " + sources
 	}
-	return errors.New("oidc_discovery_url, jwks_url, jwt_validation_pubkeys: want exactly one of them")
+	switch given {
+	case 0:
+		return errors.New(sources + ": want one of them")
+	case 1:
+		return nil
+	}
+	return errors.New(sources + ": want one of them alone; what a write does not name stays, so empty the former one, as in jwks_url=''")
 }
 
 // locate checks the addresses that will be called, and lists the hosts that may serve keys.

@@ -214,7 +214,7 @@ func TestClaimedBy(t *testing.T) {
 func TestNewTrustDomain(t *testing.T) {
 	pub := publicPEM(rsaKey().Public())
 	bundle := (&workloadAPI{}).bundle
-	sources := "workload_api, oidc_discovery_url, jwks_url, jwt_validation_pubkeys: want exactly one"
+	sources := "workload_api, oidc_discovery_url, jwks_url, jwt_validation_pubkeys: want one of them"
 	for name, tt := range map[string]struct {
 		c    Config
 		want string
@@ -231,7 +231,7 @@ func TestNewTrustDomain(t *testing.T) {
 		"path":                 {Config{TrustDomain: "example.org/a", Bundle: bundle}, "trust_domain: "},
 		"too long":             {Config{TrustDomain: strings.Repeat("a", 256), Bundle: bundle}, "trust_domain: "},
 		"no source":            {Config{TrustDomain: "example.org"}, sources},
-		"two sources":          {Config{TrustDomain: "example.org", Bundle: bundle, PublicKeys: []string{pub}}, sources},
+		"two sources":          {Config{TrustDomain: "example.org", Bundle: bundle, PublicKeys: []string{pub}}, sources + " alone; what a write does not name stays"},
 		"issuer not a URL":     {Config{TrustDomain: "example.org", Issuer: "spire", Bundle: bundle}, "issuer: "},
 		"bundle of a provider": {Config{Issuer: "https://id.example.com", Bundle: bundle}, "workload_api: "},
 	} {
