@@ -24,8 +24,9 @@ const (
 var registeredHeaders = []string{"alg", "kid", "typ", "cty", "crit", "b64", "zip", "enc", "jwk", "jku", "x5u", "x5c", "x5t",
 	"x5t#S256", "nonce", "url", "epk", "apu", "apv", "iv", "tag", "p2s", "p2c"}
 
-// refusedHeaders would let a token bring its own key, hide what is signed, or be something else than a plain signed JWT.
-var refusedHeaders = []string{"jwk", "jku", "x5u", "x5c", "x5t", "x5t#S256", "crit", "b64", "zip", "enc", "cty"}
+// refusedHeaders would let a token bring its own key, hide what is signed, or be something else than a plain signed JWT. x5t
+// and x5t#S256 are not among them: they bring nothing, kid alone names the key, and every token of GitHub Actions has one.
+var refusedHeaders = []string{"jwk", "jku", "x5u", "x5c", "crit", "b64", "zip", "enc", "cty"}
 
 // registeredClaims are the claims that a library or the engine itself acts on.
 var registeredClaims = []string{"iss", "sub", "aud", "exp", "nbf", "iat", "jti", "azp", "nonce", "at_hash", "c_hash",

@@ -174,11 +174,14 @@ func (i *Issuer) tellWatcher() {
 	}
 }
 
-// Token signs a token with every claim that a GitHub Actions token has, for the workflow release.yml on main of
+// thumbprint stands for that of the signing key's certificate, which the header of each GitHub Actions token has.
+const thumbprint = "hdTgFvRyJ6sTkLm0Wq1n2Xz3cVo"
+
+// Token signs a token with the header and every claim that a GitHub Actions token has, for the workflow release.yml on main of
 // acme/widget. claims override them one by one, nothing is derived; a nil value removes a claim. iss and the times come from
 // the Issuer, each token has its own jti. It panics if a claim cannot be encoded.
 func (i *Issuer) Token(claims map[string]any) string {
-	return i.Sign(map[string]any{"typ": "JWT"}, mustJSON(override(i.claims(), claims)))
+	return i.Sign(map[string]any{"typ": "JWT", "x5t": thumbprint}, mustJSON(override(i.claims(), claims)))
 }
 
 // Sign signs payload, taken as it is, under any header. The members `kid` and `alg` are filled in where they are missing; a
