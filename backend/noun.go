@@ -26,7 +26,8 @@ type noun[T any] struct {
 
 	// check refuses a record that does not fit, and returns warnings. old is nil for a new record.
 	check func(ctx context.Context, s logical.Storage, name string, record, old *T, d *framework.FieldData) ([]string, error)
-	// probe, if there is one, tries the checked record live before it is saved.
+	// probe, if there is one, is called with the checked record before it is saved, under no lock: it tries that live, or settles
+	// what the write would cover.
 	probe func(ctx context.Context, s logical.Storage, record *T, d *framework.FieldData) error
 	// clear names the fields for which null means "back to the default"; for others null is refused.
 	clear func(field string) bool

@@ -124,6 +124,7 @@ func (b *engine) newTargetNoun() noun[targetRecord] {
 			"A target serves only the roles that it lists in allowed_roles.",
 		fields:  targetFields,
 		check:   b.checkTarget,
+		probe:   b.beforeTarget,
 		clear:   func(field string) bool { return field != "driver" && field != "condition" && field != "allowed_roles" },
 		turns:   rootPrefix,
 		remove:  b.removeTarget,

@@ -124,8 +124,13 @@ func (r *targetRecord) way() string {
 	return hex.EncodeToString(sum.Sum(nil))
 }
 
+// inUse reports whether a record has what a rotation has made: its process ended, or storage failed, before that was recorded.
+func (s *rootState) inUse(record *targetRecord) bool {
+	return s.Next != nil && maps.Equal(s.Next, record.Credential)
+}
+
 func (r *root) verify(ctx context.Context) error {
-	if caps := r.target.Caps(); !caps.Retire || !caps.Check {
+	if caps := r.target.Caps(); !caps.Retire || !caps.Check || r.state.inUse(&r.target.record) {
 		return nil
 	}
 	t, err := r.with(ctx, r.state.Next)
@@ -272,6 +277,35 @@ func (b *engine) tendRoot(ctx context.Context, s logical.Storage, name string) e
 	return b.rotate(ctx, r)
 }
 
+// beforeTarget takes a rotation to its end whose new credential is in use already, before an operator's takes its place: after
+// that nobody could tell that the one before it is still to be ended.
+func (b *engine) beforeTarget(ctx context.Context, s logical.Storage, _ *targetRecord, d *framework.FieldData) error {
+	if _, given := d.GetOk("credential"); !given {
+		return nil
+	}
+	name := d.Get("name").(string)
+	state, err := rootTable.get(ctx, s, name)
+	if err != nil || state == nil {
+		return err
+	}
+	record, err := b.targetNoun.table.get(ctx, s, name)
+	if err != nil || record == nil || !state.inUse(record) { // as a rule: nothing is locked, and no target opened
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
+	defer cancel()
+	release, err := b.turns.take(ctx, rootPrefix+name)
+	if err != nil {
+		return err
+	}
+	defer release()
+	r, err := b.openRoot(ctx, s, name)
+	if err != nil || r == nil || r.state == nil || !r.state.inUse(&r.target.record) {
+		return err
+	}
+	return b.rotate(ctx, r)
+}
+
 // savedTarget begins anew when an operator has written a credential: whatever was unknown of the one before it does not
 // matter any more. What a rotation has made or replaced and not ended yet is still to be ended.
 func (b *engine) savedTarget(ctx context.Context, s logical.Storage, name string, d *framework.FieldData) ([]string, error) {
@@ -306,63 +340,6 @@ func (b *engine) savedTarget(ctx context.Context, s logical.Storage, name string
 		warnings = []string{"a credential that the engine made may live on at the target, where its name begins with " + credentialName + ": end it there"}
 	}
 	return warnings, rootTable.put(ctx, s, name, &state)
-}
-
-func (b *engine) rotateRootPath() *framework.Path {
-	return &framework.Path{
-		Pattern: "rotate-root/(?P<target>[^/]+)$",
-		Fields: map[string]*framework.FieldSchema{
-			"target": {Type: framework.TypeString, Required: true, Description: "Target whose credential to rotate."},
-		},
-		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.UpdateOperation: &framework.PathOperation{
-				Callback: b.handle(b.rotateRoot), Summary: "Rotate the engine's credential at a target now.", ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true,
-				DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: "rotate", OperationSuffix: "root-credentials"},
-			},
-		},
-		HelpSynopsis: "Rotate the engine's credential at a target now.",
-		HelpDescription: "From then on nobody but the engine knows the credential. Where the target lets two live, the new one is tried before it is used, and the old one is ended a minute later; else the old one is dead at once. " +
-			"A rotation whose outcome is unknown is not repeated: write a new credential to the target.",
-	}
-}
-
-func (b *engine) rotateRoot(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
-	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
-	defer cancel()
-	name := d.Get("target").(string)
-	if err := checkName("target", name); err != nil {
-		return nil, err
-	}
-	release, ok := b.turns.try(rootPrefix + name)
-	if !ok {
-		return nil, refuse(reasonTargetBusy, "a rotation of the credential of target %q is under way", name)
-	}
-	defer release()
-	r, err := b.openRoot(ctx, req.Storage, name)
-	switch {
-	case err != nil:
-		return nil, err
-	case r == nil || r.target.record.DeletedUntil != nil:
-		return nil, b.noRotation(ctx, req.Storage, name)
-	}
-	if r.state == nil {
-		r.state = &rootState{From: b.now().UTC()}
-	}
-	if err := b.rotate(ctx, r); err != nil {
-		return nil, err
-	}
-	return &logical.Response{Data: r.view()}, nil
-}
-
-// noRotation says why there is nothing to rotate at a target.
-func (b *engine) noRotation(ctx context.Context, s logical.Storage, name string) error {
-	switch t, err := b.target(ctx, s, name); {
-	case err != nil:
-		return err
-	case t == nil || t.record.DeletedUntil != nil:
-		return badField("target", "there is no target %q", name)
-	}
-	return badField("target", "the engine cannot rotate the credential of target %q: make one at the API and write it to the target", name)
 }
 
 // view is what operators see of a credential; nil where there is nothing to tell.
