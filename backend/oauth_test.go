@@ -256,6 +256,31 @@ func TestOAuthOutcomes(t *testing.T) {
 	}
 }
 
+// A token that the engine refuses is revoked at once, so nothing is left to show; where the server has no time for that, it is
+// shown as exposed.
+func TestOAuthRefusedTokenIsEnded(t *testing.T) {
+	w := newOAuthWorld(t)
+	w.follow()
+	server := lab.NewOAuth(lab.OAuthOptions{Without: []string{"expires_in"}, Now: w.clock.now, Clients: []lab.OAuthClient{{ID: "vault", Method: "client_secret_basic", Secret: clientSecret}}})
+	server.SetURL(w.serve(server))
+	w.write("targets/unsaid", map[string]any{"driver": "oauth", "url": server.Issuer(), "grant": "client_credentials", "client_auth": "client_secret_basic",
+		"client_id": "vault", "client_secret": clientSecret, "allowed_roles": "unsaid", "ca_pem": w.ca})
+	w.write("roles/unsaid", map[string]any{"trust": "alice", "target": "unsaid", "ttl": "4m"})
+	issue := func() (reason string) {
+		reason, _ = reasonOf(w.do(logical.ReadOperation, "creds/unsaid", nil))
+		w.settleAll()
+		return reason
+	}
+	before := len(w.list("keys"))
+	if reason := issue(); reason != reasonTargetProtocol || len(server.Live()) != 0 || len(w.list("keys")) != before {
+		t.Errorf("%q; %d tokens live, the ledger has %d keys more\n%s", reason, len(server.Live()), len(w.list("keys"))-before, w.logs)
+	}
+	server.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 503})
+	if reason := issue(); reason != reasonTargetProtocol || len(server.Live()) != 1 || len(w.list("keys")) != before+1 {
+		t.Errorf("%q; %d tokens live, the ledger has %d keys more", reason, len(server.Live()), len(w.list("keys"))-before)
+	}
+}
+
 // Renewing asks the server whether the token lives, and promises no more than it has.
 func TestOAuthRenew(t *testing.T) {
 	w := newOAuthWorld(t)

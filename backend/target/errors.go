@@ -10,7 +10,7 @@ import (
 )
 
 // How a call ended, where it did not succeed. Every error of a Target's calls is an [*Error] that wraps exactly one of these,
-// and perhaps ErrInactive.
+// and perhaps ErrInactive or ErrEnded.
 var (
 	// ErrDenied means that the target refused, and nothing was issued or changed. Repeating the call does not help; for
 	// calls other than Exchange it is the engine's own credential that was refused.
@@ -29,6 +29,8 @@ var (
 	// ErrInactive comes with ErrDenied, from a Target that RenewAsks: the target does not, or does no longer, say that the key
 	// lives.
 	ErrInactive = errors.New("key is not active")
+	// ErrEnded comes with ErrProtocol, from Exchange: the key that was issued and refused was ended again, so none lives.
+	ErrEnded = errors.New("key was ended again")
 	// ErrParameter means that the request could not be made from what was given. Nothing was sent.
 	ErrParameter = errors.New("request cannot be made")
 )
@@ -42,7 +44,7 @@ type Error struct {
 	RetryAfter time.Duration // with ErrBusy: how long the target asks to be left alone; 0 = it does not say
 
 	outcome error // one of the sentinels above
-	cause   error // ErrInactive, the context's own error, if that ended the call, or that of a token that the call needs
+	cause   error // ErrInactive, ErrEnded, the context's own error, if that ended the call, or that of a token that the call needs
 }
 
 // Error returns the operation, the outcome and what led to it.
@@ -66,7 +68,7 @@ func (e *Error) Unwrap() []error {
 // MayLive reports whether a key may exist after Exchange returned err, and whether Rotate or RotateCredential may have had
 // their effect. Only an error that is known to exclude it says no.
 func MayLive(err error) bool {
-	for _, nothing := range []error{ErrDenied, ErrBusy, ErrUnsupported, ErrEgress, ErrParameter} {
+	for _, nothing := range []error{ErrDenied, ErrBusy, ErrUnsupported, ErrEgress, ErrParameter, ErrEnded} {
 		if errors.Is(err, nothing) {
 			return false
 		}

@@ -153,8 +153,17 @@ func (g *gitlabDriver) exchange(ctx context.Context, r Request) (Key, error) {
 	if err != nil {
 		return Key{}, err
 	}
-	return g.key(op, made, Handle{Name: r.Name, Params: at.within(r.Params)})
+	h := Handle{Name: r.Name, Params: at.within(r.Params)}
+	k, err := g.key(op, made, h)
+	if err != nil && endsItself(h) {
+		h.Secret = made.Token
+		return Key{Handle: h}, err
+	}
+	return k, err
 }
+
+// endsItself reports whether a key is ended by itself, and not by the credential.
+func endsItself(h Handle) bool { return h.Params["revoke_by"] == "self" }
 
 // key makes a key of a new token. One without an end would outlive all that knows of it.
 func (g *gitlabDriver) key(op string, made *gitlab.PersonalAccessToken, h Handle) (Key, error) {
@@ -169,7 +178,7 @@ func (g *gitlabDriver) key(op string, made *gitlab.PersonalAccessToken, h Handle
 		return Key{}, protocol(op, "%s", fault)
 	}
 	h.Accessor = k.Accessor
-	if h.Params["revoke_by"] == "self" {
+	if endsItself(h) {
 		h.Secret = k.Secret
 	}
 	k.Handle = h
@@ -190,7 +199,7 @@ func (g *gitlabDriver) revoke(ctx context.Context, h Handle) error {
 // this may be so was said by whoever chose revoke_by=self.
 func selfEnding(h Handle, err error) error {
 	e := (*Error)(nil)
-	if h.Params["revoke_by"] != "self" || !errors.As(err, &e) || e.outcome != ErrDenied {
+	if !endsItself(h) || !errors.As(err, &e) || e.outcome != ErrDenied {
 		return err
 	}
 	told := *e

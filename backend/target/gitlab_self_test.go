@@ -11,6 +11,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -49,6 +50,25 @@ func TestGitLabKeysThatEndThemselves(t *testing.T) {
 	for range 2 { // GitLab answers 401 now, of the key
 		if err := g.open("glpat-wrong").Revoke(t.Context(), key.Handle); err != nil || len(g.Live()) != 0 {
 			t.Errorf("by itself: %v, live %v", err, g.Live())
+		}
+	}
+}
+
+// A key that is refused ends itself at once, for nobody would find it again.
+func TestGitLabRefusedKeyEndsItself(t *testing.T) {
+	const made = `{"id":7,"token":"glpat-key","expires_at":null}`
+	const refused = "exchange: target's answer makes no sense: the token has no id, or no end"
+	for by, want := range map[string]string{"self": refused + "; the key was revoked", "id": refused} {
+		opened, _ := gitlabAnswers(t, map[string]string{
+			"POST /api/v4/projects/1/access_tokens": "201 " + made, "DELETE /api/v4/personal_access_tokens/self": "204 ",
+		})
+		params, err := opened.Params(map[string]any{"kind": "project", "id": "1", "access_level": "guest", "scopes": "api", "revoke_by": by})
+		if err != nil {
+			t.Fatal(err)
+		}
+		key, err := opened.Exchange(t.Context(), Request{Name: "oidcx-1", Params: params, NotAfter: time.Now().Add(time.Hour)})
+		if text(err) != want || MayLive(err) != (by == "id") || cmp.Diff(Key{}, key) != "" {
+			t.Errorf("by %s: got %v; want %s", by, err, want)
 		}
 	}
 }

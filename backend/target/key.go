@@ -103,7 +103,7 @@ func (k Key) check(now time.Time) string {
 	switch {
 	case k.Secret == "":
 		return "no key in the answer"
-	case len(k.Secret) > maxSecretBytes || !printable(k.Secret):
+	case !validSecret(k.Secret):
 		return fmt.Sprintf("the key is not printable ASCII of at most %d bytes", maxSecretBytes)
 	case k.Accessor != "" && !validAccessor(k.Accessor):
 		return accessorRule
@@ -119,6 +119,8 @@ func (k Key) check(now time.Time) string {
 	}
 	return ""
 }
+
+func validSecret(s string) bool { return s != "" && len(s) <= maxSecretBytes && printable(s) }
 
 var accessorRule = fmt.Sprintf("an accessor is not printable ASCII of 1 to %d bytes, or is a dot segment", maxAccessorBytes)
 

@@ -225,27 +225,39 @@ func (o *oauth) exchange(ctx context.Context, r Request) (Key, error) {
 		return Key{}, err
 	}
 	var got granted
-	token, kind := r.SubjectToken, o.subjectType
+	token, kind, last := r.SubjectToken, o.subjectType, len(o.hops)-1
 	for i, h := range o.hops {
-		if i == len(o.hops)-1 {
+		if i == last {
 			h = h.asked(r.Params)
 		}
 		if h.endpoint == nil {
 			h.endpoint = to.token
 		}
 		got, err = o.grant(ctx, op, h, token, kind)
+		if err != nil && i > 0 {
+			err = spent(err)
+		}
 		switch {
-		case err != nil && i > 0:
-			return Key{}, spent(err)
-		case err != nil:
+		case err != nil && i < last:
 			return Key{}, err
+		case err != nil:
+			return Key{Handle: o.handle(got, r)}, err
 		}
 		token, kind = got.token, h.requested
 	}
 	return o.key(op, got, r)
 }
 
-// grant makes one request.
+// handle is what ends a token, or asks whether it lives.
+func (o *oauth) handle(got granted, r Request) Handle {
+	h := Handle{Name: r.Name, Params: r.Params}
+	if o.revokes || o.introspects {
+		h.Secret = got.token
+	}
+	return h
+}
+
+// grant makes one request. With the error of an answer that is refused comes the token in it, if there is one.
 func (o *oauth) grant(ctx context.Context, op string, h hop, subject, subjectType string) (granted, error) {
 	form := h.form(subject, subjectType)
 	if h.actorSource != "" {
@@ -271,7 +283,7 @@ func (o *oauth) grant(ctx context.Context, op string, h hop, subject, subjectTyp
 	}
 	got, fault := readGrant(answered.body, h)
 	if fault != "" {
-		return granted{}, protocol(op, "%s%s", h.label, fault)
+		return got, protocol(op, "%s%s", h.label, fault)
 	}
 	got.sent = sent
 	return got, nil
@@ -294,26 +306,29 @@ func (o *oauth) prepare(ctx context.Context, c *call, h hop, form url.Values) er
 }
 
 // readGrant reads an answer of a token endpoint (RFC 6749 section 5.1, RFC 8693 section 2.2.1). The fault says what is wrong
-// with it, if something is: a token exists all the same.
+// with it, if something is: a token exists all the same, and is got unless the fault is its own.
 func readGrant(body []byte, h hop) (got granted, fault string) {
 	object := objectOf(body)
 	if object == nil {
 		return got, "the answer is no JSON object"
 	}
-	got.token, _ = object["access_token"].(string)
+	token, _ := object["access_token"].(string)
+	switch {
+	case token == "":
+		return got, "no access_token in the answer"
+	case !token68.MatchString(token) || len(token) > maxSecretBytes:
+		return got, fmt.Sprintf("access_token is no bearer token of at most %d bytes", maxSecretBytes)
+	}
+	got.token = token
 	got.scope, _ = object["scope"].(string)
 	kind, hasKind := object["token_type"]
 	issued, hasIssued := object["issued_token_type"]
 	kindText, _ := kind.(string)
 	var ok bool
-	if got.life, ok = lifeOf(object["expires_in"]); !ok {
-		return got, "expires_in is no number of seconds"
-	}
+	got.life, ok = lifeOf(object["expires_in"])
 	switch {
-	case got.token == "":
-		return got, "no access_token in the answer"
-	case !token68.MatchString(got.token) || len(got.token) > maxSecretBytes:
-		return got, fmt.Sprintf("access_token is no bearer token of at most %d bytes", maxSecretBytes)
+	case !ok:
+		return got, "expires_in is no number of seconds"
 	// Whoever is given the key presents it as a bearer token; one that wants more (a proof, a certificate) is of no use.
 	case hasKind && !strings.EqualFold(kindText, "Bearer") && !(h.requested != typeAccessToken && strings.EqualFold(kindText, "N_A")):
 		return got, "token_type is not Bearer"
@@ -360,21 +375,16 @@ func (o *oauth) key(op string, got granted, r Request) (Key, error) {
 	if got.life == 0 {
 		got.life = o.lifetime
 	}
+	h := o.handle(got, r)
 	if got.life == 0 {
-		return Key{}, protocol(op, "the answer has no expires_in; set the target's lifetime to what the server documents")
+		return Key{Handle: h}, protocol(op, "the answer has no expires_in; set the target's lifetime to what the server documents")
 	}
-	k := Key{
-		Secret: got.token, Header: "Bearer " + got.token, Expiry: got.sent.Add(got.life).UTC(),
-		Handle: Handle{Name: r.Name, Params: r.Params},
-	}
+	k := Key{Secret: got.token, Header: "Bearer " + got.token, Expiry: got.sent.Add(got.life).UTC(), Handle: h}
 	if got.scope != "" && len(got.scope) <= maxAccessorBytes && printable(got.scope) && !strings.Contains(got.scope, got.token) {
 		k.Fields = map[string]string{"scope": got.scope}
 	}
-	if o.revokes || o.introspects {
-		k.Handle.Secret = got.token
-	}
 	if fault := k.check(o.api.now()); fault != "" {
-		return Key{}, protocol(op, "%s", fault)
+		return Key{Handle: h}, protocol(op, "%s", fault)
 	}
 	return k, nil
 }

@@ -5,6 +5,8 @@ package target
 
 import (
 	"context"
+	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"testing"
@@ -79,6 +81,33 @@ func TestLifeThatIsNotSaid(t *testing.T) {
 		}
 	}
 }
+
+// A token that is refused is revoked although its caller has left.
+func TestRefusedTokenIsRevokedForNobody(t *testing.T) {
+	t.Parallel()
+	opened, err := Open(Config{Driver: DriverOAuth, Audience: "x", OAuth: OAuth{TokenURL: "https://id.example/token", RevocationURL: "https://id.example/revoke"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, leave := context.WithCancel(t.Context())
+	asked := ""
+	opened.api.client = &http.Client{Transport: answering(func(r *http.Request) *http.Response {
+		asked += r.URL.Path
+		return &http.Response{StatusCode: 200, Body: closing{strings.NewReader(`{"access_token":"t0ken","token_type":"DPoP"}`), leave}}
+	})}
+	_, err = opened.Exchange(ctx, Request{SubjectToken: "x"})
+	if !errors.Is(err, ErrProtocol) || !errors.Is(err, ErrEnded) || MayLive(err) || ctx.Err() == nil || asked != "/token/revoke" {
+		t.Errorf("got %v after %s; want a token that is revoked", err, asked)
+	}
+}
+
+// closing is a body that says when it is closed.
+type closing struct {
+	io.Reader
+	closed func()
+}
+
+func (c closing) Close() error { c.closed(); return nil }
 
 func errorText(err error) string {
 	if err == nil {

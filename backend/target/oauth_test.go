@@ -6,12 +6,15 @@ package target_test
 import (
 	"context"
 	"encoding/base64"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/url"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target/targettest"
@@ -226,5 +229,47 @@ func TestOAuthSuccess(t *testing.T) {
 		if ended := status == 200 || status == 204; ended != (err == nil) {
 			t.Errorf("revoking, %d: %v", status, err)
 		}
+	}
+}
+
+// A token that was issued and is refused is revoked at once, for nobody could find it again. Where that cannot be done it may live.
+func TestOAuthRevokesWhatItRefuses(t *testing.T) {
+	const senseless, revoked = "target's answer makes no sense: ", "; the key was revoked"
+	gone := line{200, "", nil}
+	for name, c := range map[string]struct {
+		answer string
+		revoke line // of no status = none is configured
+		want   string
+		asked  string
+	}{
+		"another type":      {`{"access_token": "k3y", "token_type": "DPoP", "expires_in": 60}`, gone, "token_type is not Bearer" + revoked, "POST /token, POST /revoke"},
+		"not as requested":  {`{"access_token": "k3y", "issued_token_type": "urn:ietf:params:oauth:token-type:refresh_token"}`, gone, "issued_token_type is not what was requested" + revoked, "POST /token, POST /revoke"},
+		"an end in words":   {`{"access_token": "k3y", "expires_in": "soon"}`, gone, "expires_in is no number of seconds" + revoked, "POST /token, POST /revoke"},
+		"an end unsaid":     {`{"access_token": "k3y"}`, gone, "the answer has no expires_in; set the target's lifetime to what the server documents" + revoked, "POST /token, POST /revoke"},
+		"an end that is on": {`{"access_token": "k3y", "expires_in": 0}`, gone, "the key has already expired" + revoked, "POST /token, POST /revoke"},
+		"server is busy":    {`{"access_token": "k3y"}`, line{503, "", nil}, "the answer has no expires_in; set the target's lifetime to what the server documents", "POST /token, POST /revoke"},
+		"no revocation":     {`{"access_token": "k3y"}`, line{}, "the answer has no expires_in; set the target's lifetime to what the server documents", "POST /token"},
+		// What the token is is not known, and a server says of what it does not know that it is revoked.
+		"no bearer token": {`{"access_token": "k3\ny", "expires_in": 60}`, gone, "access_token is no bearer token of at most 8192 bytes", "POST /token"},
+		"no token":        {`{"expires_in": 60}`, gone, "no access_token in the answer", "POST /token"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := scripted(t, map[string][]line{"POST /token": {{200, c.answer, nil}}, "POST /revoke": {c.revoke}})
+			config := target.Config{Driver: "oauth", Audience: "x", OAuth: target.OAuth{TokenURL: s.url + "/token"}}
+			if c.revoke.status != 0 {
+				config.OAuth.RevocationURL = s.url + "/revoke"
+			}
+			key, err := s.open(t, "", config).Exchange(t.Context(), target.Request{SubjectToken: "t0ken"})
+			wantTold(t, err, senseless+c.want, !strings.HasSuffix(c.want, revoked))
+			if !errors.Is(err, target.ErrProtocol) || cmp.Diff(target.Key{}, key) != "" {
+				t.Errorf("%v, and a key: %v", err, key)
+			}
+			if got := s.requests(); got != c.asked {
+				t.Errorf("asked %s\nwant  %s", got, c.asked)
+			}
+			if got := s.bodies[len(s.bodies)-1]; strings.HasSuffix(c.asked, "revoke") && got != "token=k3y&token_type_hint=access_token" {
+				t.Errorf("revoked by %s", got)
+			}
+		})
 	}
 }

@@ -35,9 +35,27 @@ func parseKeyParts(s section, variables []string, members ...string) keyParts {
 	return k
 }
 
-// key takes the key out of an answer. From here on a key exists, so every fault is ErrProtocol.
+// key takes the key out of an answer. From here on a key exists, so every fault is ErrProtocol; with it comes the handle of
+// the key that is refused.
 func (p *profileDriver) key(a *reading, r Request, sent time.Time) (Key, error) {
-	return p.finish(a, p.read(a, p.made, sent), r.Name, r.Params)
+	read := p.read(a, p.made, sent)
+	k, err := p.finish(a, read, r.Name, r.Params)
+	if err != nil && validSecret(read.Secret) {
+		return Key{Handle: p.handle(read, r.Name, r.Params)}, err
+	}
+	return k, err
+}
+
+// handle is what a key's later life needs.
+func (p *profileDriver) handle(k Key, name string, params map[string]any) Handle {
+	h := Handle{Name: name, Params: params}
+	if p.endsByAccessor {
+		h.Accessor = k.Accessor
+	}
+	if p.endsByKey {
+		h.Secret = k.Secret
+	}
+	return h
 }
 
 // read takes the parts of a key out of an answer.
@@ -79,12 +97,6 @@ func (p *profileDriver) finish(a *reading, k Key, name string, params map[string
 	if k.Header == k.Secret {
 		k.Header = ""
 	}
-	k.Handle = Handle{Name: name, Params: params}
-	if p.endsByAccessor {
-		k.Handle.Accessor = k.Accessor
-	}
-	if p.endsByKey {
-		k.Handle.Secret = k.Secret
-	}
+	k.Handle = p.handle(k, name, params)
 	return k, nil
 }

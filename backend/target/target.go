@@ -18,6 +18,7 @@ package target
 
 import (
 	"context"
+	"errors"
 	"net/url"
 	"slices"
 	"time"
@@ -41,6 +42,7 @@ type Caps struct {
 
 // driver is one way to speak to a target; a nil member is what it cannot do.
 type driver struct {
+	// exchange may give with ErrProtocol the handle of the key that it refuses: see Target.end.
 	exchange func(context.Context, Request) (Key, error)
 	renew    func(context.Context, Handle, time.Time) (time.Time, error)
 	revoke   func(context.Context, Handle) error
@@ -156,7 +158,30 @@ func (t *Target) Exchange(ctx context.Context, r Request) (Key, error) {
 	if err := t.answers(ctx, "exchange"); err != nil {
 		return Key{}, err
 	}
-	return t.driver.exchange(ctx, r)
+	k, err := t.driver.exchange(ctx, r)
+	if err != nil {
+		return Key{}, t.end(ctx, k.Handle, err)
+	}
+	return k, nil
+}
+
+const endTimeout = 10 * time.Second // of ending a key that is refused, whether or not its caller waits
+
+// end ends a key that was issued and is refused, where only the key itself can do that: one that has a name is found by it,
+// but nobody would find this one again. What cannot be ended may live, as after any error that says so.
+func (t *Target) end(ctx context.Context, refused Handle, err error) error {
+	var e *Error
+	if refused.Secret == "" || t.driver.revoke == nil || !errors.As(err, &e) {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+	defer cancel()
+	if t.driver.revoke(ctx, refused) != nil {
+		return err
+	}
+	told := *e
+	told.Text, told.cause = e.Text+"; the key was revoked", ErrEnded
+	return &told
 }
 
 // RenewAsks reports whether Renew moves no end, and only asks whether a key lives: then it returns the end, zero if the target
