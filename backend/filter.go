@@ -62,8 +62,8 @@ func filterFields(fields map[string]*framework.FieldSchema) map[string]*framewor
 	}
 	fields["claim"] = &framework.FieldSchema{Type: framework.TypeKVPairs, Query: true, Description: "Keys of subjects with this claim (or JSON pointer) and value, as k=v."}
 	fields["revision_before"] = &framework.FieldSchema{Type: framework.TypeInt, Query: true, Description: "Keys issued under an earlier revision of their trust policy."}
-	fields["issued_before"] = &framework.FieldSchema{Type: framework.TypeTime, Query: true, Description: "Keys issued before this time (RFC 3339)."}
-	fields["issued_after"] = &framework.FieldSchema{Type: framework.TypeTime, Query: true, Description: "Keys issued after this time (RFC 3339)."}
+	fields["issued_before"] = &framework.FieldSchema{Type: framework.TypeTime, Query: true, Description: "Keys whose issued_at is before this time (RFC 3339, in whole seconds): a key's own issued_at leaves the key out."}
+	fields["issued_after"] = &framework.FieldSchema{Type: framework.TypeTime, Query: true, Description: "Keys whose issued_at is after this time (RFC 3339, in whole seconds): a key's own issued_at leaves the key out."}
 	return fields
 }
 
@@ -129,10 +129,11 @@ func (f *filter) judge(e *entry) verdict {
 			return unmatched
 		}
 	}
+	shown := func(t time.Time) time.Time { return t.Truncate(time.Second) } // by read-outs, which times are copied from
 	switch {
 	case f.RevisionBefore > 0 && e.Revision >= f.RevisionBefore,
-		f.IssuedBefore != nil && !e.IssuedAt.Before(*f.IssuedBefore),
-		f.IssuedAfter != nil && !e.IssuedAt.After(*f.IssuedAfter),
+		f.IssuedBefore != nil && !shown(e.IssuedAt).Before(shown(*f.IssuedBefore)),
+		f.IssuedAfter != nil && !shown(e.IssuedAt).After(shown(*f.IssuedAfter)),
 		len(f.Claim) > 0 && e.Claims == nil: // a login has no claims, so none went unrecorded
 		return unmatched
 	}

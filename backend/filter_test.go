@@ -58,6 +58,33 @@ func TestFindKeys(t *testing.T) {
 	}
 }
 
+// The time of a key is the one that read-outs show, in whole seconds: an operator has no other.
+func TestFilterByTheTimeThatIsShown(t *testing.T) {
+	w := newWorld(t)
+	w.clock.advance(400 * time.Millisecond)
+	shown, err := time.Parse(time.RFC3339, w.read("keys/" + w.issue("deploy").Data["id"].(string))["issued_at"].(string))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, c := range map[string]struct {
+		field   string
+		at      time.Time
+		matched int
+	}{
+		"before itself":           {"issued_before", shown, 0},
+		"after itself":            {"issued_after", shown, 0},
+		"before the next second":  {"issued_before", shown.Add(time.Second), 1},
+		"after the last second":   {"issued_after", shown.Add(-time.Second), 1},
+		"before, with a fraction": {"issued_before", shown.Add(900 * time.Millisecond), 0},
+		"after, with a fraction":  {"issued_after", shown.Add(-100 * time.Millisecond), 1},
+	} {
+		resp, err := w.do(logical.ReadOperation, "keys", map[string]any{c.field: c.at.Format(time.RFC3339Nano)})
+		if err != nil || resp.IsError() || resp.Data["matched"] != c.matched {
+			t.Errorf("%s: %v %v; want %d", name, resp, err, c.matched)
+		}
+	}
+}
+
 // Of a key that the ledger has lost and its lease has brought back no claim is known: it is not taken for a login's.
 func TestFilterJudgesNoRestoredKey(t *testing.T) {
 	w := newWorld(t)
