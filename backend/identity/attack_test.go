@@ -126,6 +126,8 @@ func TestHeaderAttacks(t *testing.T) {
 		{"x5u, right signature", rs(header1.with("x5u", i.URL+"/evil").String()), TokenMalformed},
 		{"x5c", rs(header1.with("x5c", []string{"AA"}).String()), TokenMalformed},
 		{"x5t in place of kid", rs(header1.without("kid").with("x5t", "k1").String()), UnknownKey},
+		{"x5t a list", rs(header1.with("x5t", []string{"AA"}).String()), TokenMalformed},
+		{"x5t#S256 null", rs(header1.with("x5t#S256", nil).String()), TokenMalformed},
 		{"x5t, attacker's signature", compact("RS256", otherRSA(), header1.with("x5t", "AA").String(), c), BadSignature},
 		{"kid a path", rs(header1.with("kid", "../../dev/null").String()), UnknownKey},
 		{"kid SQL", rs(header1.with("kid", "' OR 1=1").String()), UnknownKey},

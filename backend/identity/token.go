@@ -129,6 +129,11 @@ func parseHeader(text string, l limits) (header, error) {
 			return header{}, refuse(TokenMalformed, "header: "+name+" is not accepted")
 		}
 	}
+	for _, name := range [...]string{"x5t", "x5t#S256"} { // not used here, but other parsers refuse what is no text
+		if _, _, ok := stringMember(m, name); !ok {
+			return header{}, refuse(TokenMalformed, "header: "+name+" is not a string")
+		}
+	}
 	var h header
 	var hasAlg, ok bool
 	if h.alg, hasAlg, ok = stringMember(m, "alg"); !ok {
