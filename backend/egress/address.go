@@ -108,6 +108,7 @@ func contains(list []netip.Prefix, ip netip.Addr) bool {
 
 // isLoopbackHost says whether the host of a URL means this machine without a look-up that could say otherwise: an address,
 // or the name localhost, for which the dialler insists on a loopback address.
-func isLoopbackHost(host string, ip netip.Addr) bool {
-	return host == localhost || ip.IsValid() && ip.Unmap().IsLoopback()
+func isLoopbackHost(host string) bool {
+	ip, err := netip.ParseAddr(host)
+	return host == localhost || err == nil && ip.Unmap().IsLoopback()
 }

@@ -231,11 +231,8 @@ func (g *guard) check(u *url.URL) error {
 	if err := g.policy.Check(u); err != nil {
 		return err
 	}
-	if u.Scheme == "http" && g.proxy != nil {
-		ip, _ := netip.ParseAddr(g.proxy.Hostname())
-		if !isLoopbackHost(g.proxy.Hostname(), ip) {
-			return fmt.Errorf("%w: http to loopback through a proxy elsewhere; take proxy_url away", ErrRefused)
-		}
+	if g.proxy != nil && isLoopbackHost(u.Hostname()) && !isLoopbackHost(g.proxy.Hostname()) {
+		return fmt.Errorf("%w: through a proxy elsewhere loopback would be the proxy's own; take proxy_url away", ErrRefused)
 	}
 	return nil
 }

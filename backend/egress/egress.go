@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"path"
 	"strconv"
 	"strings"
 )
@@ -168,7 +169,7 @@ func (p Policy) Check(u *url.URL) error {
 	if !p.allowsHost(host) {
 		return fmt.Errorf("%w: host %q is not in egress_hosts of config", ErrRefused, host)
 	}
-	if u.Scheme == "http" && !(p.AllowHTTPLoopback && isLoopbackHost(host, ip)) {
+	if u.Scheme == "http" && !(p.AllowHTTPLoopback && isLoopbackHost(host)) {
 		return fmt.Errorf("%w: http; use https (http is only for loopback, with allow_http_loopback in config)", ErrRefused)
 	}
 	return p.checkLiteral(host, ip)
@@ -179,8 +180,8 @@ func (p Policy) checkLiteral(host string, ip netip.Addr) error {
 	if ip.IsValid() {
 		return p.judge(ip)
 	}
-	if host == localhost && p.judge(loopback4) != nil {
-		return p.judge(netip.IPv6Loopback())
+	if host == localhost && p.judge(netip.IPv6Loopback()) != nil {
+		return p.judge(loopback4)
 	}
 	return nil
 }
@@ -264,34 +265,12 @@ func (p Policy) allowsHost(host string) bool {
 	return false
 }
 
-// matchHost matches label by label, so that a star never crosses a dot.
+// matchHost leaves the search to path.Match, which goes back to no star but the last. Its star stays between slashes, as ours
+// stays between dots, but may take nothing.
 func matchHost(pattern, host string) bool {
-	for {
-		p, patternRest, morePattern := strings.Cut(pattern, ".")
-		h, hostRest, moreHost := strings.Cut(host, ".")
-		if morePattern != moreHost || !matchLabel(p, h) {
-			return false
-		}
-		if !moreHost {
-			return true
-		}
-		pattern, host = patternRest, hostRest
-	}
-}
-
-// matchLabel matches one label; each star takes one character or more.
-func matchLabel(pattern, label string) bool {
-	before, after, star := strings.Cut(pattern, "*")
-	rest, ok := strings.CutPrefix(label, before)
-	if !star || !ok {
-		return !star && pattern == label
-	}
-	for i := 1; i <= len(rest); i++ {
-		if matchLabel(after, rest[i:]) {
-			return true
-		}
-	}
-	return false
+	pattern = strings.NewReplacer(".", "/", "*", "?*").Replace(pattern)
+	matched, err := path.Match(pattern, strings.ReplaceAll(host, ".", "/"))
+	return err == nil && matched
 }
 
 // defaultPort is the port that a URL of the scheme leaves out.

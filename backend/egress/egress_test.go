@@ -105,7 +105,7 @@ func TestParseURL(t *testing.T) {
 		{"private address allowed", Policy{AllowPrivate: everything}, "https://10.1.2.3", ""},
 		{"metadata though all is allowed", Policy{AllowPrivate: everything}, "https://169.254.169.254", "never dialled"},
 		{"loopback", Policy{}, "https://127.0.0.1:8443", "allow_private"},
-		{"localhost", Policy{}, "https://localhost:8443", "allow_private"},
+		{"localhost", Policy{}, "https://localhost:8443", "127.0.0.1 is a private address"},
 		{"localhost by private range", Policy{AllowPrivate: []netip.Prefix{netip.MustParsePrefix("::1/128")}}, "https://localhost:8443", ""},
 		{"localhost by private range of IPv4", Policy{AllowPrivate: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")}}, "https://localhost:8443", ""},
 		{"http loopback", Policy{AllowHTTPLoopback: true}, "http://127.0.0.1:8080/x", ""},
@@ -183,6 +183,10 @@ func TestMatchHost(t *testing.T) {
 		{"a*b*c.example.com", "abc.example.com", false},
 		{"*", "com", true},
 		{"*", "example.com", false},
+		{"**.com", "a.com", false},
+		{"**.com", "ab.com", true},
+		{"*a.com", "aba.com", true},
+		{strings.Repeat("*a", 20) + "b.com", strings.Repeat("a", 63) + ".com", false}, // ways without number to spread the stars
 		{"2606:4700::1111", "2606:4700::1111", true},
 	}
 	for _, tt := range tests {

@@ -100,10 +100,14 @@ func TestProxyAddressIsJudged(t *testing.T) {
 	if _, err := (Policy{Hosts: []string{"api.example.com"}}).Client(Options{ProxyURL: "http://proxy.example.com:3128"}); !errors.Is(err, ErrRefused) {
 		t.Errorf("a proxy beside egress_hosts: %v, want ErrRefused", err)
 	}
-	// http to loopback must not leave the machine by way of a proxy.
-	p := Policy{AllowHTTPLoopback: true}
-	if _, err := get(t, client(t, p, Options{ProxyURL: "http://proxy.example.com:3128"}), "http://127.0.0.1:1/"); !errors.Is(err, ErrRefused) {
-		t.Errorf("http through a proxy elsewhere: %v, want ErrRefused", err)
+	// What is permitted is this machine's loopback, not the proxy's.
+	for _, p := range []Policy{{AllowHTTPLoopback: true}, loopbackOnly} {
+		c := client(t, p, Options{ProxyURL: "http://proxy.example.com:3128"})
+		for _, u := range []string{"http://127.0.0.1:1/", "https://127.0.0.1:1/", "https://localhost:1/"} {
+			if _, err := get(t, c, u); !errors.Is(err, ErrRefused) {
+				t.Errorf("%s through a proxy elsewhere: %v, want ErrRefused", u, err)
+			}
+		}
 	}
 }
 
