@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"strings"
 	"testing"
 	"time"
@@ -126,7 +127,16 @@ func TestExplainIssuers(t *testing.T) {
 		"expired": {map[string]any{"subject_token": w.token(map[string]any{"exp": now.Add(-time.Hour).Unix()})}, map[string]string{
 			"": identity.Expired, "github": "expired exp has passed",
 		}},
-		"rubbish": {map[string]any{"subject_token": "rubbish"}, map[string]string{"": identity.TokenMalformed}},
+		"rubbish": {map[string]any{"subject_token": "rubbish"}, map[string]string{
+			"": identity.TokenMalformed, "github": "token_malformed not three base64url parts with dots between them", "mesh": "token_malformed not three base64url parts with dots between them",
+			"people": "token_required logins are not asked, for a token was presented",
+		}},
+		"without iat": {map[string]any{"subject_token": w.token(map[string]any{"iat": nil})}, map[string]string{
+			"": identity.TokenMalformed, "github": "token_malformed payload: iat is not a time in whole seconds",
+		}},
+		"without iss": {map[string]any{"subject_token": w.token(map[string]any{"iss": nil, "sub": "spiffe://other.example/ci"})}, map[string]string{
+			"": identity.UnknownIssuer, "github": `unknown_issuer its iss is "` + w.issuerURL + `", the token's is ""`,
+		}},
 		"sample": {map[string]any{"issuer": "github", "claims": map[string]any{"sub": "s", "aud": audience}}, map[string]string{
 			"": trust.NotTrusted, "github": " ", "other": `unknown_issuer the sample claims are of issuer "github"`,
 		}},
@@ -242,6 +252,75 @@ func TestExplainSampleForForwarding(t *testing.T) {
 		reason, _ := reasonOf(w.exchange("publish", w.token(map[string]any{"aud": aud})))
 		if told["reason"] != want || reason != want {
 			t.Errorf("%v: explain says %q (%v), creds %q; want %q", aud, told["reason"], told["detail"], reason, want)
+		}
+	}
+}
+
+// Where several things refuse, explain names the one that creds names.
+func TestExplainSaysWhatCredsSays(t *testing.T) {
+	t.Parallel()
+	faults := []struct {
+		name   string
+		path   string // of what is written
+		data   map[string]any
+		claims map[string]any // of the token
+	}{
+		{"role switched off", "roles/deploy", map[string]any{"enabled": false}, nil},
+		{"target switched off", "targets/acme", map[string]any{"enabled": false}, nil},
+		{"role not allowed", "targets/acme", map[string]any{"allowed_roles": "other"}, nil},
+		{"issuer switched off", "issuers/github", map[string]any{"enabled": false}, nil},
+		{"policy switched off", "trust/main", map[string]any{"enabled": false}, nil},
+		{"expired", "", nil, map[string]any{"exp": 1e9}},
+		{"fork", "", nil, map[string]any{"repository": "evil/widget"}},
+		{"blocked", "blocks/b", map[string]any{"role": "deploy"}, nil},
+		{"no lease path", "roles/deploy", map[string]any{"lease_path": "claims.missing"}, nil},
+		{"lease path that is none", "roles/deploy", map[string]any{"lease_path": "'..'"}, nil},
+		{"no parameter", "roles/deploy", map[string]any{"parameters_from": map[string]any{"scopes": "claims.missing"}}, nil},
+	}
+	for i, one := range faults {
+		for _, other := range faults[i:] {
+			w := newWorld(t)
+			claims := map[string]any{}
+			for _, fault := range []struct {
+				path   string
+				data   map[string]any
+				claims map[string]any
+			}{{one.path, one.data, one.claims}, {other.path, other.data, other.claims}} {
+				if fault.path != "" {
+					w.write(fault.path, fault.data)
+				}
+				maps.Copy(claims, fault.claims)
+			}
+			told := w.write("explain/deploy", map[string]any{"subject_token": w.token(claims)}).Data
+			reason, _ := reasonOf(w.exchange("deploy", w.token(claims)))
+			if reason == "" || told["reason"] != reason {
+				t.Errorf("%s, %s: explain says %q (%v), creds %q", one.name, other.name, told["reason"], told["detail"], reason)
+			}
+			if one.name == "role switched off" && other.name == "fork" && len(told["policies"].([]map[string]any)) == 0 {
+				t.Error("of a role that is switched off the policies are not shown")
+			}
+		}
+	}
+}
+
+// An empty token is a slip of a script, not a wish to hear of one's own login.
+func TestExplainOfAnEmptyToken(t *testing.T) {
+	w := newWorld(t)
+	for _, token := range []any{"", "\n", nil} {
+		w.refused("explain/deploy", map[string]any{"subject_token": token}, "subject_token")
+	}
+}
+
+// Sample claims have an id as a token has, and a block may be for it.
+func TestExplainSampleWithAnID(t *testing.T) {
+	w := newWorld(t)
+	w.write("blocks/b", map[string]any{"jti": "j-1"})
+	sample := func(jti any) map[string]any {
+		return map[string]any{"issuer": "github", "claims": map[string]any{"sub": "s", "aud": audience, "repository": "acme/widget", "jti": jti}}
+	}
+	for jti, want := range map[any]string{"j-1": reasonBlocked, "j-2": "", true: identity.TokenMalformed} {
+		if told := w.write("explain/deploy", sample(jti)).Data; told["reason"] != want {
+			t.Errorf("%v: %v %v; want %q", jti, told["reason"], told["detail"], want)
 		}
 	}
 }

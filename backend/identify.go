@@ -59,10 +59,11 @@ func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *rol
 		return nil, err
 	}
 	peeked, err := identity.Peek(token, identity.Limits{TokenBytes: conf.MaxTokenBytes, Claims: conf.MaxClaims, Depth: maxDepth})
-	if err != nil {
-		return nil, err
+	if err == nil {
+		err = b.notOwn(ctx, req.Storage, peeked.Claimed)
 	}
-	if err := b.notOwn(ctx, req.Storage, peeked.Claimed); err != nil {
+	if err != nil {
+		trail.unreadable(err)
 		return nil, err
 	}
 	// The role's policies name the issuers; what the token claims only picks among them.
@@ -140,15 +141,18 @@ func (i *issuer) among(policies []*policy) ([]*policy, error) {
 			own = append(own, p)
 		}
 	}
-	switch {
-	case own == nil:
+	if own == nil {
 		return nil, refuse(identity.UnknownIssuer, "no trust policy of the role is for issuer %q", i.name)
-	case !i.Enabled:
-		return nil, refuse(reasonDisabled, "issuer %q is disabled", i.name)
-	case i.unfit != nil:
-		return nil, i.unfit
 	}
-	return own, nil
+	return own, i.usable()
+}
+
+// usable refuses the subjects of an issuer that is switched off, or that may not be used as it is.
+func (i *issuer) usable() error {
+	if !i.Enabled {
+		return refuse(reasonDisabled, "issuer %q is disabled", i.name)
+	}
+	return i.unfit
 }
 
 // identifyLogin asks the policies of login issuers, each with the alias that its own mount vouches for.
@@ -200,7 +204,7 @@ func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, polici
 
 // further returns the refusal that came further on the way: it says best what is missing.
 func further(a, b error) error {
-	order := []string{reasonTokenRequired, reasonDisabled, reasonNoAlias, trust.NotTrusted}
+	order := []string{reasonTokenRequired, reasonDisabled, reasonEgress, reasonNoAlias, trust.NotTrusted}
 	if slices.Index(order, asRefusal(b).reason) >= slices.Index(order, asRefusal(a).reason) {
 		return b
 	}
@@ -209,8 +213,8 @@ func further(a, b error) error {
 
 // loginSubject makes the caller the subject of a login issuer: the alias that the caller's entity has on its mount.
 func (b *engine) loginSubject(vouches *issuer, caller trust.Caller, entity *logical.Entity) (*subject, error) {
-	if !vouches.Enabled {
-		return nil, refuse(reasonDisabled, "issuer %q is disabled", vouches.name)
+	if err := vouches.usable(); err != nil {
+		return nil, err
 	}
 	var found []*logical.Alias
 	for _, alias := range entity.Aliases {

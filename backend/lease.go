@@ -182,10 +182,8 @@ func (b *engine) stillTrusted(ctx context.Context, s logical.Storage, r *role, e
 		return err
 	case vouches == nil || p.Issuer != e.Issuer:
 		return refuse(reasonTrustChanged, "trust policy %q has another issuer now", e.Trust)
-	case !vouches.Enabled:
-		return refuse(reasonDisabled, "issuer %q is disabled", vouches.name)
-	case vouches.unfit != nil:
-		return vouches.unfit
+	case vouches.usable() != nil:
+		return vouches.usable()
 	case !p.Enabled:
 		return refuse(reasonDisabled, "trust policy %q is disabled", p.name)
 	}

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -20,6 +21,7 @@ import (
 // trail keeps who was judged, and what each issuer and each policy said, for explain; a nil trail keeps nothing.
 type trail struct {
 	who     *subject
+	unread  error            // why the token was refused before an issuer was asked
 	issuers map[string]error // what verifying said, by the name of the issuer that was asked
 	judged  []judged
 }
@@ -32,6 +34,12 @@ type judged struct {
 func (t *trail) judges(who *subject) {
 	if t != nil {
 		t.who = who
+	}
+}
+
+func (t *trail) unreadable(err error) {
+	if t != nil {
+		t.unread = err
 	}
 }
 
@@ -84,7 +92,7 @@ func (b *engine) issuersView(ctx context.Context, s logical.Storage, r *role, t 
 		seen[vouches.name] = true
 		verdict, asked := t.issuers[vouches.name]
 		if !asked {
-			verdict = vouches.unasked(presented, sample)
+			verdict = vouches.unasked(t, presented, sample)
 		}
 		one := map[string]any{"issuer": vouches.name, "type": vouches.Type, "accepted": verdict == nil, "reason": "", "detail": ""}
 		if verdict != nil {
@@ -97,7 +105,8 @@ func (b *engine) issuersView(ctx context.Context, s logical.Storage, r *role, t 
 
 // unasked says why an issuer was not asked to verify the caller: presented is what the caller's token says of itself, sample
 // the issuer of sample claims.
-func (i *issuer) unasked(presented map[string]any, sample string) error {
+func (i *issuer) unasked(t *trail, presented map[string]any, sample string) error {
+	said := func(claim string) string { text, _ := presented[claim].(string); return text }
 	switch {
 	case i.unfit != nil:
 		return i.unfit
@@ -109,10 +118,12 @@ func (i *issuer) unasked(presented map[string]any, sample string) error {
 		return refuse(reasonNoEntity, "the request's Vault token has no entity")
 	case presented == nil:
 		return refuse(reasonTokenRequired, "it vouches for tokens, and none was presented")
+	case t.unread != nil:
+		return t.unread
 	case i.Type == issuerOIDC:
-		return refuse(identity.UnknownIssuer, "its iss is %q, the token's is %q", i.Issuer, presented["iss"])
+		return refuse(identity.UnknownIssuer, "its iss is %q, the token's is %q", i.Issuer, said("iss"))
 	}
-	return refuse(identity.UnknownIssuer, "its trust domain is %q, the token's sub is %q", i.TrustDomain, presented["sub"])
+	return refuse(identity.UnknownIssuer, "its trust domain is %q, the token's sub is %q", i.TrustDomain, said("sub"))
 }
 
 func (b *engine) explainPath() *framework.Path {
@@ -174,26 +185,22 @@ func (b *engine) explain(ctx context.Context, req *logical.Request, d *framework
 
 // explained goes the way of issue up to where the first thing would be written, and fills the answer on the way.
 func (b *engine) explained(ctx context.Context, req *logical.Request, d *framework.FieldData, r *role, trail *trail, budget *expr.Budget, answer map[string]any) error {
+	_, t, closed := b.open(ctx, req.Storage, r.name) // creds looks no further then, but who asks is shown all the same
 	who, err := b.explainedSubject(ctx, req, d, r, trail, budget)
 	if who := trail.who; who != nil { // accepted or not
 		answer["issuer"], answer["subject"] = who.issuer.name, who.Subject
 		answer["ids"], _ = pick(who.Claims, defaultRecordClaims, maxRecorded)
 	}
-	if err != nil {
+	switch {
+	case closed != nil:
+		return closed
+	case err != nil:
 		return err
 	}
 	answer["trust"] = who.policy.name
-	_, t, err := b.open(ctx, req.Storage, r.name)
-	if err != nil {
-		return err
-	}
-	path, err := r.wantedPath(who, expr.NewBudget()) // order asks for it again, as creds does
-	if err != nil {
-		return err
-	}
-	answer["path"] = "creds/" + r.name
-	if path != "" {
-		answer["path"] = "creds/" + r.name + "/" + path
+	path, err := r.wantedPath(who, expr.NewBudget()) // order asks for it again, as creds does, and refuses in its turn
+	if err == nil {
+		answer["path"] = strings.TrimSuffix("creds/"+r.name+"/"+path, "/")
 	}
 	o, err := b.order(ctx, req, r, t, who, ask{role: r.name, path: path}, budget)
 	if err != nil {
@@ -210,7 +217,10 @@ func (b *engine) explained(ctx context.Context, req *logical.Request, d *framewo
 func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *framework.FieldData, r *role, trail *trail, budget *expr.Budget) (*subject, error) {
 	token := d.Get("subject_token").(string)
 	claims, sample := d.GetOk("claims")
+	_, given := d.Raw["subject_token"]
 	switch {
+	case given && token == "":
+		return nil, badField("subject_token", "is empty; leave it out to explain your own login")
 	case sample && token != "":
 		return nil, badField("claims", "give a token or sample claims, not both")
 	case !sample && d.Get("issuer").(string) != "":
@@ -239,6 +249,9 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	}
 	if who.Subject, _ = who.Claims["sub"].(string); who.Subject == "" {
 		return nil, badField("claims", "sub is missing")
+	}
+	if who.jti, err = tokenID(who.Claims[vouches.JTIClaim]); err != nil {
+		return nil, err
 	}
 	if vouches.Type == issuerSPIFFE && !vouches.claimedBy(identity.Claimed{Subject: who.Subject}) {
 		return nil, badField("claims", "sub is no SPIFFE ID of a workload of trust domain %q", vouches.TrustDomain)

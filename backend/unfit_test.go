@@ -52,6 +52,32 @@ func TestUnfitIssuerRefusesItsOwnSubjectsAlone(t *testing.T) {
 	}
 }
 
+// A login issuer can be unfit too: the rules of a later version may refuse what is stored.
+func TestUnfitLogin(t *testing.T) {
+	w := newWorld(t)
+	record, err := w.issuerNoun.table.get(t.Context(), w.store.Storage, "people")
+	if err == nil {
+		record.ForwardTo = []string{"a.example"}
+		err = w.issuerNoun.table.put(t.Context(), w.store.Storage, "people", record)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.issuers.drop("people")
+	before := len(w.store.seen)
+	if reason, _ := reasonOf(w.do(logical.ReadOperation, "creds/deploy", nil)); reason != reasonEgress {
+		t.Errorf("creds: %q", reason)
+	}
+	for _, did := range w.store.seen[before:] {
+		if strings.HasPrefix(did, "put ") {
+			t.Errorf("it was refused after %s", did)
+		}
+	}
+	if told := w.write("explain/deploy", nil).Data; told["reason"] != reasonEgress {
+		t.Errorf("explain: %v %v", told["reason"], told["detail"])
+	}
+}
+
 // Its keys are not renewed, and a subject that was verified before is refused at the last moment.
 func TestKeysOfAnUnfitIssuer(t *testing.T) {
 	w := newWorld(t)
