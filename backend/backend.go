@@ -203,7 +203,7 @@ func (b *engine) handle(operation framework.OperationFunc) framework.OperationFu
 // count counts the ledger in the background, unless it is counted, or being counted. What it meets is tried again by the
 // next tick.
 func (b *engine) count(s logical.Storage) {
-	if b.readsOnly() || b.ledger.isReady() || !b.counts.TryLock() {
+	if counted, _ := b.ledger.counting(); counted || b.readsOnly() || !b.counts.TryLock() {
 		return
 	}
 	go func() {

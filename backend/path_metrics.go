@@ -115,7 +115,7 @@ func boolean(holds bool) float64 {
 func (b *engine) gauges(ctx context.Context, s logical.Storage) (readings, error) {
 	var r readings
 	r.gauge(versionGauge, 1, Version)
-	open, err := b.backlog(ctx, s)
+	open, err := b.backlog(ctx, s) // a record that cannot be read is told by status, and lets no sweep be complete
 	if err != nil {
 		return nil, err
 	}
@@ -127,7 +127,8 @@ func (b *engine) gauges(ctx context.Context, s logical.Storage) (readings, error
 	for name, n := range b.ledger.perTarget() {
 		r.gauge(keysGauge, float64(n), name)
 	}
-	r.gauge(countedGauge, boolean(b.ledger.isReady()))
+	counted, _ := b.ledger.counting()
+	r.gauge(countedGauge, boolean(counted))
 	if last := b.lastSweep.Load(); last != nil {
 		r.gauge(sweptGauge, float64(last.at.Unix()))
 		r.gauge(completeGauge, boolean(last.complete))

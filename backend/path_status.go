@@ -23,7 +23,7 @@ func (b *engine) statusPaths() []*framework.Path {
 		HelpSynopsis: "Health of issuers, targets, static roles, ledger and sweeper.",
 		HelpDescription: "Of each issuer: when its keys were last fetched and tried, their ids, what of its key set is not used, and why the last fetch brought nothing. Of each target: what it can do, how many keys the ledger has there, how many calls are under way (calls_running) and wait for their turn (calls_waiting), how many in a row had no answer or a gateway's error (failures), whether there were so many that it is asked only now and then (breaker_open), and until when it is left alone (next_call_at). " +
 			"Of a target's credential and of each static role: when it was last rotated and is due, and how far a rotation is (rotation). " +
-			"Of self: the ids of the keys that it publishes, and when they rotate. Of ledger and sweeper: what is not settled, and since when. It asks nobody; it is about the node that answers, since its start.",
+			"Of self: the ids of the keys that it publishes, and when they rotate. Of ledger and sweeper: what is not settled, and since when; whether the ledger has been counted since the start (counted), and which record cannot be read (last_error). It asks nobody; it is about the node that answers, since its start.",
 	}, {
 		Pattern: "refresh/(?P<issuer>[^/]+)$",
 		Fields: map[string]*framework.FieldSchema{
@@ -126,7 +126,14 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 		total += n
 	}
 	ledger := open.view()
-	ledger["keys"], ledger["counted"] = total, b.ledger.isReady()
+	counted, fault := b.ledger.counting()
+	if fault == nil {
+		fault = open.fault
+	}
+	ledger["keys"], ledger["counted"], ledger["last_error"] = total, counted, ""
+	if fault != nil {
+		ledger["last_error"] = asRefusal(fault).Error()
+	}
 	self, err := b.provider(ctx, req.Storage)
 	if err != nil {
 		return nil, err
@@ -169,6 +176,7 @@ type backlog struct {
 	pending, inFlight, debt int
 	oldest, oldestDebt      time.Duration // their age; 0 if there is none
 	lag                     time.Duration // how long the sweeper is late with what it has come to least: a try that was due, or an hour that has passed
+	fault                   error         // of what could not be read, which is left out
 }
 
 // backlog looks at what is open, and at nothing that is filed: the hours are known from memory.
@@ -182,7 +190,7 @@ func (b *engine) backlog(ctx context.Context, s logical.Storage) (l backlog, err
 	if start, err := time.Parse(hourLayout, b.ledger.firstHour()); err == nil { // else there is none
 		due = earlier(due, start.Add(time.Hour+hourMargin))
 	}
-	err = b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
+	l.fault = b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
 		next := e.NextTry
 		switch {
 		case e.State == stateDebt:
@@ -202,7 +210,7 @@ func (b *engine) backlog(ctx context.Context, s logical.Storage) (l backlog, err
 		return true, nil
 	})
 	l.oldest, l.oldestDebt, l.lag = now.Sub(earlier(oldest, oldestDebt)), now.Sub(oldestDebt), now.Sub(due)
-	return l, err
+	return l, nil
 }
 
 func (l backlog) view() map[string]any {

@@ -110,15 +110,19 @@ func (l *ledger) openIDs(ctx context.Context, s logical.Storage) (ids map[string
 	return ids, fault
 }
 
+// eachOpen calls visit for what is not settled, until it returns false. What cannot be read keeps it from nothing else; it is
+// told in the end.
 func (l *ledger) eachOpen(ctx context.Context, s logical.Storage, visit func(*entry) (bool, error)) error {
 	rands, err := openTable.list(ctx, s)
 	if err != nil {
 		return err
 	}
+	var fault faults
 	for _, rand := range rands {
 		e, err := openTable.get(ctx, s, rand)
 		if err != nil {
-			return err
+			fault.add(err)
+			continue
 		}
 		if e == nil {
 			continue
@@ -127,7 +131,7 @@ func (l *ledger) eachOpen(ctx context.Context, s logical.Storage, visit func(*en
 			return err
 		}
 	}
-	return nil
+	return fault.err()
 }
 
 // scan calls visit for every key after an id that a filter matches or cannot judge, in order, until it returns false. Keys
@@ -162,29 +166,6 @@ func (l *ledger) scan(ctx context.Context, s logical.Storage, f *filter, after s
 		return err
 	}
 	return fault.err()
-}
-
-// count completes the tally with what the ledger had when this process began.
-func (l *ledger) count(ctx context.Context, s logical.Storage) error {
-	var found []counted
-	err := l.each(ctx, s, "", func(id string, _ bool) (bool, error) {
-		if ctx.Err() != nil {
-			return false, ctx.Err()
-		}
-		e, err := l.filed(ctx, s, id)
-		if err == nil && e == nil {
-			_, rand, _ := splitID(id)
-			e, err = openTable.get(ctx, s, rand)
-		}
-		if err == nil && e != nil {
-			found = append(found, counted{newHeld(e), e.IssuedAt})
-		}
-		return true, err
-	})
-	if err == nil {
-		l.complete(found)
-	}
-	return err
 }
 
 // faults are errors of work that goes on: the first of them, and how many there are.

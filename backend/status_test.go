@@ -91,7 +91,7 @@ func TestStatusOfTargetsAndLedger(t *testing.T) {
 	if diff := cmp.Diff(want, got["targets"]); diff != "" {
 		t.Errorf("targets (-want +got):\n%s", diff)
 	}
-	ledger := map[string]any{"pending": 1, "in_flight": 0, "debt": 1, "oldest_seconds": 60, "oldest_debt_seconds": 60, "keys": 2, "counted": true}
+	ledger := map[string]any{"pending": 1, "in_flight": 0, "debt": 1, "oldest_seconds": 60, "oldest_debt_seconds": 60, "keys": 2, "counted": true, "last_error": ""}
 	if diff := cmp.Diff(ledger, got["ledger"]); diff != "" {
 		t.Errorf("ledger (-want +got):\n%s", diff)
 	}

@@ -18,7 +18,8 @@ import (
 // nothing is known of ceilings.
 type tally struct {
 	mu       sync.Mutex
-	ready    bool            // the scan has ended
+	ready    bool            // a scan has met all
+	fault    error           // why the last scan has not
 	gone     map[string]bool // what was removed while it ran, for it may still come across that
 	keys     map[string]*held
 	roles    map[unique.Handle[string]]*list.List // of *held, oldest first
@@ -52,8 +53,6 @@ type ceilings struct {
 	replace       bool // revoke the oldest instead of refusing
 }
 
-var errUncounted = refuse(reasonTargetBusy, "the ledger is still being counted after a start")
-
 // maxReplaced bounds the keys that one issue may replace; more are over a ceiling only after it was lowered.
 const maxReplaced = 8
 
@@ -84,8 +83,8 @@ func (t *tally) room(e *entry, c ceilings) (replaced []*held, err error) {
 	if c.role == 0 && c.subject == 0 {
 		return nil, nil
 	}
-	if !t.ready {
-		return nil, refuse(reasonTargetBusy, "the ledger is still being counted after a start, and the role has ceilings")
+	if err := t.uncounted(); err != nil {
+		return nil, err
 	}
 	for _, scope := range []struct {
 		name string
@@ -301,12 +300,6 @@ func (t *tally) unlist(h *held) {
 	h.ofRole, h.ofUser = nil, nil
 }
 
-// counted is an entry that a scan has come across.
-type counted struct {
-	*held
-	at time.Time // when it was issued
-}
-
 // setClosed notes whether a key has nothing in open/, so that nobody need look there, or remove that.
 func (t *tally) setClosed(rand string, closed bool) {
 	t.mu.Lock()
@@ -321,28 +314,6 @@ func (t *tally) isClosed(rand string) bool {
 	defer t.mu.Unlock()
 	h := t.keys[rand]
 	return h != nil && h.closed
-}
-
-// complete takes in what a scan has found, which is older than all that was counted since.
-func (t *tally) complete(found []counted) {
-	slices.SortFunc(found, func(a, b counted) int { return b.at.Compare(a.at) })
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, c := range found {
-		if rand := c.rand(); !t.gone[rand] && t.keys[rand] == nil {
-			t.first--
-			c.place = t.first
-			t.insert(c.held)
-		}
-	}
-	t.ready, t.gone = true, nil
-}
-
-// isReady reports whether everything that the ledger has is counted.
-func (t *tally) isReady() bool {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	return t.ready
 }
 
 // weigh adds n to the keys of a key's target, and to those of its hour.
@@ -382,8 +353,8 @@ func (t *tally) firstHour() (first string) {
 func (t *tally) revocable(target string) (n int, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.ready {
-		return 0, errUncounted
+	if err := t.uncounted(); err != nil {
+		return 0, err
 	}
 	of := unique.Make(target)
 	for _, h := range t.keys {
@@ -398,8 +369,8 @@ func (t *tally) revocable(target string) (n int, err error) {
 func (t *tally) lastEnd(target string) (last time.Time, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if !t.ready {
-		return last, errUncounted
+	if err := t.uncounted(); err != nil {
+		return last, err
 	}
 	of := unique.Make(target)
 	for _, h := range t.keys {

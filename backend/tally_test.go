@@ -261,51 +261,6 @@ func TestRefusalsDoNotCount(t *testing.T) {
 	w.wantLimit("deploy")
 }
 
-func TestRoleIsBusyUntilCounted(t *testing.T) {
-	w := newWorld(t)
-	w.write("roles/deploy", map[string]any{"max_keys": 9})
-	w.issue("deploy")
-	w.engine.ledger.tally = tally{}
-	if reason, status := reasonOf(w.exchange("deploy", w.token(nil))); reason != reasonTargetBusy || status != 503 {
-		t.Errorf("before the count: %q, status %d", reason, status)
-	}
-	if reason, _ := reasonOf(w.do(logical.DeleteOperation, "targets/acme", nil)); reason != reasonBadRequest { // a role needs it
-		t.Errorf("deleting the target: %q", reason)
-	}
-	w.write("roles/deploy", map[string]any{"max_keys": 0})
-	w.issue("deploy")
-	w.write("roles/deploy", map[string]any{"max_keys": 2})
-	if err := w.ledger.count(t.Context(), w.store); err != nil {
-		t.Fatal(err)
-	}
-	w.wantLimit("deploy")
-}
-
-// An entry that is removed while the ledger is counted is not brought back by the count, and one that is made is not lost.
-func TestCountBesideChanges(t *testing.T) {
-	w := newWorld(t)
-	w.write("roles/deploy", map[string]any{"max_keys": 0})
-	first := w.issue("deploy")
-	w.issue("deploy")
-	_, rand, _ := splitID(first.Data["id"].(string))
-	w.engine.ledger.tally = tally{}
-	once := sync.OnceFunc(func() {
-		w.revoke(first)
-		w.issue("deploy")
-	})
-	slow := &slowStorage{Storage: w.store, after: func(op, key string) {
-		if op == "get" && strings.HasPrefix(key, plainKeys) && strings.HasSuffix(key, rand) {
-			once()
-		}
-	}}
-	if err := w.ledger.count(t.Context(), slow); err != nil {
-		t.Fatal(err)
-	}
-	w.write("roles/deploy", map[string]any{"max_keys": 3})
-	w.issue("deploy")
-	w.wantLimit("deploy")
-}
-
 // slowStorage lets something happen after a read, or before a delete.
 type slowStorage struct {
 	logical.Storage
