@@ -143,7 +143,7 @@ func TestArtifactoryAdmin(t *testing.T) {
 	const tokens = "/access/api/v1/tokens"
 	targettest.Run(t, targettest.Suite{
 		Config: target.Config{Driver: "artifactory"}, Params: map[string]any{"username": "ci"},
-		Caps: target.Caps{Revoke: true, Find: true, List: true, Check: true}, Credential: []string{"token"}, Accessor: true, Expiry: true,
+		Caps: target.Caps{Revoke: true, Find: true, List: true, Check: true}, Credential: []string{"token"}, Accessor: true, Expiry: true, Doubts: 1,
 		Denied: []int{400, 401, 403, 404, 422}, Header: "Authorization", HeaderValue: asBearer, Fields: map[string]string{"username": "ci"},
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {
@@ -187,7 +187,7 @@ func TestGitea(t *testing.T) {
 	const tokens = "/api/v1/users/ci/tokens"
 	targettest.Run(t, targettest.Suite{
 		Config: target.Config{Driver: "gitea"}, Params: map[string]any{"username": "ci", "scopes": "read:repository,write:issue"},
-		Caps: target.Caps{Revoke: true, Find: true, List: true, Check: true}, Credential: []string{"username", "password"}, Accessor: true, ByName: true, Blank: true,
+		Caps: target.Caps{Revoke: true, Find: true, List: true, Check: true}, Credential: []string{"username", "password"}, Accessor: true, ByName: true, Blank: true, Doubts: 1,
 		Denied: []int{400, 401, 403, 404, 422}, Header: "Authorization", HeaderValue: func(secret string) string { return "token " + secret },
 		Fields: map[string]string{"username": "ci"},
 		Wire: targettest.Wire{

@@ -195,6 +195,7 @@ func acmeSuite(profile string, alone bool) targettest.Suite {
 
 func TestProfileOfOnesOwn(t *testing.T) {
 	s := acmeSuite(acme, false)
+	s.Doubts = 1
 	s.Caps.Rotate, s.Caps.Identify, s.Caps.RotateRoot, s.Caps.Retire, s.Rotated = true, true, true, true, "token"
 	s.Wire.Page = func(keys []targettest.Key, next int) targettest.Answer {
 		status, body := s.Wire.Write(targettest.Find, keys)
@@ -227,6 +228,8 @@ func TestExampleProfiles(t *testing.T) {
 			s := acmeSuite(string(profile), alone)
 			if alone {
 				s.Config.Audience = "https://api.federated.example"
+			} else {
+				s.Doubts = 1 // the other has no check
 			}
 			targettest.Run(t, s)
 		})

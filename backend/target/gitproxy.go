@@ -186,7 +186,10 @@ func (d *gitProxyDriver) revoke(ctx context.Context, h Handle) error {
 func (d *gitProxyDriver) deleteUser(ctx context.Context, op, username string) error {
 	c := d.call(op, http.MethodDelete, "api", "users", username)
 	c.ok, c.gone, c.urgent = []int{200, 204}, []int{404}, true
-	_, err := d.api.do(ctx, c)
+	a, err := d.api.do(ctx, c)
+	if err == nil && a.status == http.StatusNotFound {
+		err = d.inquire(ctx, op)
+	}
 	return err
 }
 
@@ -199,8 +202,11 @@ func (d *gitProxyDriver) find(ctx context.Context, h Handle) ([]Handle, error) {
 	c := d.call(op, http.MethodGet, "api", "users", h.Name)
 	c.ok, c.gone, c.wantBody, c.urgent = []int{200}, []int{404}, true, true
 	a, err := d.api.do(ctx, c)
-	if err != nil || a.status == http.StatusNotFound {
+	switch {
+	case err != nil:
 		return nil, err
+	case a.status == http.StatusNotFound:
+		return nil, d.inquire(ctx, op)
 	}
 	if username, _ := object(a.body)["username"].(string); username != h.Name {
 		return nil, protocol(op, "the answer is about another user than was asked for")
@@ -234,11 +240,13 @@ func (d *gitProxyDriver) list(ctx context.Context, _ string, _ map[string]any) (
 	return keys, true, nil
 }
 
-// check asks what the operator's key may do.
-func (d *gitProxyDriver) check(ctx context.Context) error {
-	const op = "check"
+func (d *gitProxyDriver) check(ctx context.Context) error { return d.inquire(ctx, "check") }
+
+// inquire asks what the operator's key may do. That a user is not there the server says by its status alone, as a proxy does
+// that knows no such address; it is believed of a server that knows the operator.
+func (d *gitProxyDriver) inquire(ctx context.Context, op string) error {
 	c := d.call(op, http.MethodGet, "api", "me")
-	c.ok, c.wantBody = []int{200}, true
+	c.ok, c.wantBody, c.urgent = []int{200}, true, op != "check"
 	a, err := d.api.do(ctx, c)
 	if err != nil {
 		return err

@@ -19,6 +19,7 @@ const (
 	theUser   = " /api/users/oidcx-1"
 	login     = "POST /login"
 	makeKey   = "POST /api/me/api-key"
+	whoAmI    = "GET /api/me"
 	noLogin   = "denied by the target: it refused: the new user could not log in; the server's auth.provider must be local"
 	noCertify = `{"error": "API key generation requires the SELF_CERTIFY role"}`
 	threeCall = makeUser + ", " + login + ", " + makeKey
@@ -49,7 +50,7 @@ func TestGitProxySteps(t *testing.T) {
 		"store is read-only":         {loggedIn, line{501, `{"error": "Profile mutations are not supported with the current user store backend"}`, nil}, gone, "denied by the target: it refused: its user store is read-only; users can be made with a JDBC or MongoDB store (status 501)", false, threeCall + ", DELETE" + theUser},
 		"busy":                       {loggedIn, line{503, "", nil}, gone, "target is busy: try again later (status 503)", false, threeCall + ", DELETE" + theUser},
 		"takes it for forged":        {loggedIn, line{403, "", nil}, gone, "denied by the target: it refused: the request counts as forged there; a proxy before the server may drop cookies or the header X-XSRF-TOKEN (status 403)", false, threeCall + ", DELETE" + theUser},
-		"user is gone already":       {loggedIn, line{403, noCertify, nil}, line{404, "", nil}, "denied by the target: it refused: users without the role SELF_CERTIFY make no keys there; add it to the parameter roles (status 403)", false, threeCall + ", DELETE" + theUser},
+		"user is gone already":       {loggedIn, line{403, noCertify, nil}, line{404, "", nil}, "denied by the target: it refused: users without the role SELF_CERTIFY make no keys there; add it to the parameter roles (status 403)", false, threeCall + ", DELETE" + theUser + ", " + whoAmI},
 		"user stays":                 {loggedIn, line{403, noCertify, nil}, line{500, "", nil}, "outcome is unknown: it refused: users without the role SELF_CERTIFY make no keys there; add it to the parameter roles (status 403)", true, threeCall + ", DELETE" + theUser},
 		"user stays, login refused":  {line{401, "", nil}, key, line{409, "", nil}, "outcome is unknown: it refused: the new user could not log in; the server's auth.provider must be local (status 401)", true, makeUser + ", " + login + ", DELETE" + theUser},
 		"login breaks":               {line{500, "", nil}, key, gone, "outcome is unknown: it answered otherwise than expected (status 500)", true, makeUser + ", " + login},
@@ -60,7 +61,7 @@ func TestGitProxySteps(t *testing.T) {
 		"a page for a key":           {loggedIn, line{200, loginPage, nil}, gone, "target's answer makes no sense: no key in the answer", true, threeCall},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s := scripted(t, map[string][]line{makeUser: {made}, login: {c.login}, makeKey: {c.key}, "DELETE" + theUser: {c.delete}})
+			s := scripted(t, map[string][]line{makeUser: {made}, login: {c.login}, makeKey: {c.key}, "DELETE" + theUser: {c.delete}, whoAmI: {{200, `{"authorities": ["ROLE_ADMIN"]}`, nil}}})
 			o := s.open(t, "", target.Config{Driver: "git-proxy-java", Credential: map[string]string{"api_key": "0perator"}})
 			k, err := o.Exchange(t.Context(), ask(t, o, "", nil))
 			wantTold(t, err, c.want, c.mayLive)

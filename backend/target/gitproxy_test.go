@@ -107,7 +107,7 @@ func TestGitProxy(t *testing.T) {
 		Config:     target.Config{Driver: "git-proxy-java"},
 		Caps:       target.Caps{Revoke: true, Find: true, List: true, Check: true},
 		Credential: []string{"api_key"},
-		Accessor:   true, Named: true,
+		Accessor:   true, Named: true, Doubts: 1,
 		Denied: []int{400, 401, 403, 404, 415, 422, 501},
 		Header: "X-Api-Key",
 		Wire:   targettest.Wire{Read: wire.read, Write: wire.write, Aside: wire.aside},

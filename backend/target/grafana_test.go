@@ -24,7 +24,7 @@ func TestGrafana(t *testing.T) {
 	const tokens = "/api/serviceaccounts/7/tokens"
 	targettest.Run(t, targettest.Suite{
 		Config: target.Config{Driver: "http", Profile: string(profile)}, Params: map[string]any{"service_account": 7},
-		Caps: target.Caps{Revoke: true, Find: true, List: true, Check: true}, Credential: []string{"token"}, Accessor: true, Asked: true,
+		Caps: target.Caps{Revoke: true, Find: true, List: true, Check: true}, Doubts: 1, Credential: []string{"token"}, Accessor: true, Asked: true,
 		Denied: []int{400, 401, 403, 404}, Header: "Authorization", HeaderValue: asBearer,
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {

@@ -12,6 +12,7 @@ import (
 	"io"
 	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -189,21 +190,31 @@ func (p *profileDriver) doRenew(ctx context.Context, h Handle, notAfter time.Tim
 	return expiry, nil
 }
 
+// doRevoke ends a key. That it is gone is said by a proxy too, or by whatever is at an address that is wrong: where the profile
+// does not tell whose word it is, it is believed of an API that takes a check.
 func (p *profileDriver) doRevoke(ctx context.Context, h Handle) error {
-	c, err := p.revoke.call("revoke", expr.NewBudget(), p.handleVars(h))
+	const op = "revoke"
+	c, err := p.revoke.call(op, expr.NewBudget(), p.handleVars(h))
 	if err != nil {
 		return err
 	}
 	c.urgent = true
-	_, err = p.api.do(ctx, c)
-	return err
+	answered, err := p.api.do(ctx, c)
+	if err != nil || !slices.Contains(p.revoke.gone, answered.status) || p.revoke.onlyIf != nil || p.check == nil {
+		return err
+	}
+	return p.inquire(ctx, op, true)
 }
 
-func (p *profileDriver) doCheck(ctx context.Context) error {
-	c, err := p.check.call("check", expr.NewBudget(), map[string]any{"credential": p.credential})
+func (p *profileDriver) doCheck(ctx context.Context) error { return p.inquire(ctx, "check", false) }
+
+// inquire asks whether the API is there and takes the credential.
+func (p *profileDriver) inquire(ctx context.Context, op string, urgent bool) error {
+	c, err := p.check.call(op, expr.NewBudget(), map[string]any{"credential": p.credential})
 	if err != nil {
 		return err
 	}
+	c.urgent = urgent
 	_, err = p.api.do(ctx, c)
 	return err
 }

@@ -4,6 +4,7 @@
 package target
 
 import (
+	"net/http"
 	"testing"
 	"time"
 
@@ -57,9 +58,15 @@ func TestProfileOfTheContract(t *testing.T) {
 	if key.Secret != "s3cret" || key.Accessor != "7" || !key.Expiry.Equal(time.Date(2030, 1, 1, 1, 0, 0, 0, time.UTC)) {
 		t.Errorf("got %q, %q, %v", key.Secret, key.Accessor, key.Expiry)
 	}
-	gone, saw := serve(t, contract, 404, "{}")
-	if err := gone.Revoke(t.Context(), key.Handle); err != nil || saw.Method != "DELETE" || saw.URI != "/base%20path/v1/projects/widget/keys/7" {
-		t.Errorf("revoke: %v after %s %s", err, saw.Method, saw.URI)
+	var asked []string
+	gone, _ := serve(t, contract, 0, "")
+	gone.api.client = &http.Client{Transport: answering(func(r *http.Request) *http.Response {
+		asked = append(asked, r.Method+" "+r.URL.EscapedPath())
+		return &http.Response{StatusCode: map[string]int{"DELETE": 404, "GET": 200}[r.Method], Body: http.NoBody}
+	})}
+	want := []string{"DELETE /base%20path/v1/projects/widget/keys/7", "GET /base%20path/v1/whoami"} // who says that it is gone?
+	if err := gone.Revoke(t.Context(), key.Handle); err != nil || !cmp.Equal(want, asked) {
+		t.Errorf("revoke: %v after %s", err, asked)
 	}
 	listing, saw := serve(t, contract, 200, `[{"name":"other","id":6},{"name":"oidcx-1","id":7}]`)
 	found, err := listing.Find(t.Context(), Handle{Name: "oidcx-1", Params: params})

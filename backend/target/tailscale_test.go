@@ -25,7 +25,7 @@ func TestTailscale(t *testing.T) {
 	const keysPath = "/tailnet/-/keys"
 	targettest.Run(t, targettest.Suite{
 		Config: target.Config{Driver: "http", Profile: string(profile)}, Params: map[string]any{"tags": "tag:ci"},
-		Caps: target.Caps{Revoke: true, Check: true}, Credential: []string{"token"}, Accessor: true, Expiry: true, Denied: []int{400, 401, 403, 404},
+		Caps: target.Caps{Revoke: true, Check: true}, Credential: []string{"token"}, Accessor: true, Expiry: true, Doubts: 1, Denied: []int{400, 401, 403, 404},
 		Wire: targettest.Wire{
 			Read: func(r *http.Request, body []byte) targettest.Call {
 				c := targettest.Call{Credential: map[string]string{"token": bearer(r)}}

@@ -70,6 +70,14 @@ func (s Suite) testRevoke(t *testing.T) {
 	if s.Doubts > 0 {
 		b.fake.suffer(after(1, cutBefore))
 		b.expect(b.target.Revoke(t.Context(), first.Handle), target.ErrUnknown)
+		b.fake.suffer(b.fake.status(http.StatusNotFound)) // as a proxy says of all addresses that it does not know
+		if b.target.Revoke(t.Context(), second.Handle) == nil {
+			t.Error("a server that knows no address is believed that the key is gone")
+		}
+		if s.Named {
+			_, err := b.target.Find(t.Context(), second.Handle)
+			b.expect(err, target.ErrUnknown)
+		}
 		b.fake.suffer(nil)
 	}
 

@@ -47,7 +47,7 @@ type Suite struct {
 	ByName     bool     // revoke takes the key's name alone, so that Find need not ask
 	Named      bool     // a key's accessor is its name
 	Blank      bool     // a list of pages ends with an empty one, which is asked for
-	Doubts     int      // requests beyond the first that revoke makes before it believes that a key is gone
+	Doubts     int      // requests beyond the first that revoke makes before it believes a status that a key is gone
 	Gone       Answer   // to revoke of a key that is not there; zero = 404, whatever the body
 	Fixed      bool     // renew asks when the key ends, and does not move that
 	Denied     []int    // statuses by which an exchange is denied
