@@ -17,7 +17,7 @@ import (
 const renewalPrefix = "renewal/" // of a key's id among locks
 
 // extend moves the key's own end past the lease's latest end, if it comes before that and the target can. The ledger
-// learns of it first: a key whose recorded end has passed counts as dead, so if the answer is lost the later end must stand.
+// learns of it first: a key whose recorded end has long passed counts as dead, so if the answer is lost the later end must stand.
 // A target that moves no end is asked each time whether the key lives; one that moves it only where that is needed.
 func (b *engine) extend(ctx context.Context, s logical.Storage, t *openTarget, e *entry, l *lease) error {
 	switch {

@@ -23,6 +23,7 @@ const (
 	revokeTimeout = 15 * time.Second // of one revocation; Vault gives it no deadline of its own
 	debtPatience  = 5 * time.Minute  // how long Vault is told to try again before the ledger takes a debt over
 	keySkew       = time.Minute      // a lease ends this long before its key
+	deadAfter     = 24 * time.Hour   // its own end: a key is dead then whatever its target answers, for no clock is ahead by so much
 )
 
 func (b *engine) keySecret() *framework.Secret {
@@ -286,7 +287,7 @@ func (b *engine) expose(ctx context.Context, s logical.Storage, l lease) error {
 	return err
 }
 
-// revokeAt ends a key at its target, enabled or not, deleted or not. A key whose own expiry has passed is dead whatever
+// revokeAt ends a key at its target, enabled or not, deleted or not. A key whose own expiry has long passed is dead whatever
 // its target answers; zero means that it never ends by itself.
 func (b *engine) revokeAt(ctx context.Context, s logical.Storage, name string, h target.Handle, expiresAt time.Time) error {
 	t, err := b.target(ctx, s, name)
@@ -296,7 +297,7 @@ func (b *engine) revokeAt(ctx context.Context, s logical.Storage, name string, h
 	if err == nil {
 		err = t.Revoke(ctx, h)
 	}
-	if err != nil && !expiresAt.IsZero() && b.now().After(expiresAt.Add(expirySlack)) {
+	if err != nil && !expiresAt.IsZero() && b.now().After(expiresAt.Add(deadAfter)) {
 		return nil
 	}
 	return err

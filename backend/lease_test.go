@@ -137,11 +137,32 @@ func TestDebtEndsWithItsKey(t *testing.T) {
 	if _, err := w.lease(logical.RevokeOperation, resp); err == nil {
 		t.Fatal("a 401 passed for success")
 	}
-	w.clock.advance(6 * time.Hour)
+	w.clock.advance(6*time.Hour + deadAfter)
 	if live := w.keys.Live(); len(live) != 0 {
 		t.Fatalf("%v live", live)
 	}
 	w.settleAll()
+	w.wantSettled()
+}
+
+// A node whose clock is hours ahead takes no key for dead that its target does not end, and goes on asking.
+func TestClockThatRunsAheadEndsNoKey(t *testing.T) {
+	w := newWorld(t)
+	resp := w.issue("deploy")
+	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 500})
+	w.ahead(14 * time.Hour) // as by a time zone
+	if got, err := w.lease(logical.RevokeOperation, resp); err == nil && !got.IsError() {
+		t.Error("revoking says that the key is dead")
+	}
+	for range 3 {
+		w.clock.advance(time.Minute)
+		w.write("sweep", nil)
+	}
+	if record, _ := w.do(logical.ReadOperation, "keys/"+resp.Data["id"].(string), nil); len(w.keys.Live()) != 1 || record == nil || record.Data["state"] != stateDebt {
+		t.Fatalf("at the target %v, in the ledger %v", w.keys.Live(), record)
+	}
+	w.keys.ClearFaults()
+	w.write("sweep", nil)
 	w.wantSettled()
 }
 
@@ -242,7 +263,7 @@ func TestRenewalThatWasNotRecorded(t *testing.T) {
 			}
 			w.store.set(nil)
 			w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 500})
-			w.clock.advance(first.Add(expirySlack + time.Minute).Sub(w.clock.now()))
+			w.ahead(first.Add(deadAfter + time.Minute).Sub(w.clock.now()))
 			if _, err := w.lease(logical.RevokeOperation, resp); err == nil {
 				t.Error("revoking says that the key is dead")
 			}

@@ -193,8 +193,8 @@ func TestClaimsOfAnotherIssuer(t *testing.T) {
 func TestTokenEndsBeforeTheExchange(t *testing.T) {
 	w := newWorld(t)
 	w.issue("deploy") // the issuer is made, with the clock as it is
-	token, verified := w.token(nil), w.clock.now
-	w.engine.now = func() time.Time { return verified().Add(time.Hour) }
+	token := w.token(nil)
+	w.ahead(time.Hour)
 	if reason, status := reasonOf(w.exchange("deploy", token)); reason != identity.Expired || status != http.StatusForbidden {
 		t.Errorf("got %q %d; want %s", reason, status, identity.Expired)
 	}
