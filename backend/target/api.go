@@ -283,7 +283,8 @@ func isPage(h http.Header, body io.Reader) bool {
 		return false
 	}
 	head, _ := io.ReadAll(io.LimitReader(body, pageBytes))
-	return bytes.HasPrefix(bytes.TrimSpace(head), []byte("<"))
+	text := bytes.TrimSpace(bytes.TrimPrefix(head, []byte("\ufeff"))) // some servers begin a page with a byte order mark
+	return bytes.HasPrefix(text, []byte("<"))
 }
 
 func pageError(op string, status int) error {

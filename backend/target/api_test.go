@@ -127,6 +127,7 @@ func TestPageOfAProxy(t *testing.T) {
 		page       bool
 	}{
 		"login page":        {200, html, "\n <!DOCTYPE html><title>Sign in</title>", true},
+		"byte order mark":   {200, html, "\ufeff\r\n<!DOCTYPE html><title>Sign in</title>", true},
 		"no such path":      {404, "text/html", "<html><center>nginx</center></html>", true},
 		"empty":             {200, html, "", false},
 		"no content":        {204, html, "", false},
