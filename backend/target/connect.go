@@ -177,7 +177,7 @@ func (d *connectDriver) discover(ctx context.Context, op string) (*url.URL, erro
 	}
 	path := strings.Trim(d.api.base.EscapedPath(), "/")
 	if path != "" {
-		c.gone = []int{404}
+		c.absent = func(a answer) bool { return a.status == http.StatusNotFound } // with a page, too
 	}
 	answered, err := d.api.do(ctx, c)
 	if err == nil && answered.status == http.StatusNotFound {
@@ -185,7 +185,7 @@ func (d *connectDriver) discover(ctx context.Context, op string) (*url.URL, erro
 		if err != nil {
 			return nil, protocol(op, "the target's url has no well-known address")
 		}
-		c.gone, c.denied = nil, append(c.denied, 404)
+		c.absent = nil
 		answered, err = d.api.do(ctx, c)
 	}
 	if err != nil {

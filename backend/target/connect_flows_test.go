@@ -27,6 +27,8 @@ const (
 	noMetadata = "denied by the target: it refused: it has no OAuth metadata; flow oauth needs Connect 2026.07.0 or newer with its OAuth server switched on (status 404)"
 )
 
+var aPage404 = line{404, "<!DOCTYPE html><h1>Not found</h1>", http.Header{"Content-Type": {"text/html"}}}
+
 // Whatever goes wrong before the token is sent, nothing was issued, and the token is as good as before.
 func TestConnectDiscovery(t *testing.T) {
 	token := []line{{200, aKey, nil}}
@@ -44,19 +46,24 @@ func TestConnectDiscovery(t *testing.T) {
 		"where RFC 8414 has them": {"/connect/", map[string][]line{
 			wellKnown + "/connect": {{200, metadata, nil}}, "GET /connect/__api__/v1/user": {{403, service, nil}},
 		}, "", "GET /connect/.well-known/oauth-authorization-server, " + wellKnown + "/connect, " + tokenPath + ", GET /connect/__api__/v1/user"},
-		"nowhere":           {"", nil, noMetadata, wellKnown},
-		"nowhere, path":     {"/a", nil, noMetadata, "GET /a/.well-known/oauth-authorization-server, " + wellKnown + "/a"},
-		"exchange is there": {"", map[string][]line{wellKnown: {{200, `{"token_endpoint": "$URL/oauth/v1/token", "grant_types_supported": ["x", "urn:ietf:params:oauth:grant-type:token-exchange"]}`, nil}}}, "", wellKnown + ", " + tokenPath + ", " + whose},
-		"exchange is not":   {"", map[string][]line{wellKnown: {{200, `{"token_endpoint": "$URL/oauth/v1/token", "grant_types_supported": ["authorization_code"]}`, nil}}}, "denied by the target: its OAuth server does not support the exchange of tokens", wellKnown},
-		"login page":        {"", map[string][]line{wellKnown: {{200, loginPage, nil}}}, "denied by the target: its OAuth metadata name no token endpoint; is a login page in front of the server?", wellKnown},
-		"no endpoint":       {"", map[string][]line{wellKnown: {{200, `{"token_endpoint": 7}`, nil}}}, "denied by the target: its OAuth metadata name no token endpoint; is a login page in front of the server?", wellKnown},
-		"two documents":     {"", map[string][]line{wellKnown: {{200, metadata + metadata, nil}}}, "denied by the target: its OAuth metadata name no token endpoint; is a login page in front of the server?", wellKnown},
-		"another host":      {"", map[string][]line{wellKnown: {{200, `{"token_endpoint": "http://127.0.0.1:9/oauth/v1/token"}`, nil}}}, "denied by the target: its token endpoint is not on the target's own origin; correct the target's url", wellKnown},
-		"a user":            {"", map[string][]line{wellKnown: {{200, `{"token_endpoint": "http://u@127.0.0.1/oauth/v1/token"}`, nil}}}, "denied by the target: its token endpoint is not on the target's own origin; correct the target's url", wellKnown},
-		"no address":        {"", map[string][]line{wellKnown: {{200, `{"token_endpoint": "/oauth/v1/token"}`, nil}}}, "denied by the target: its token endpoint is not on the target's own origin; correct the target's url", wellKnown},
-		"redirect":          {"", map[string][]line{wellKnown: {{302, "", http.Header{"Location": {"/login"}}}}}, "denied by the target: it redirects, and redirects are not followed; correct the target's url (status 302)", wellKnown},
-		"broken":            {"", map[string][]line{wellKnown: {{500, "", nil}}}, "target is busy: it answered otherwise than expected (status 500)", wellKnown},
-		"busy":              {"", map[string][]line{wellKnown: {{503, "", nil}}}, "target is busy: try again later (status 503)", wellKnown},
+		"where RFC 8414 has them, and a page elsewhere": {"/connect", map[string][]line{
+			"GET /connect/.well-known/oauth-authorization-server": {aPage404},
+			wellKnown + "/connect":                                {{200, metadata, nil}}, "GET /connect/__api__/v1/user": {{403, service, nil}},
+		}, "", "GET /connect/.well-known/oauth-authorization-server, " + wellKnown + "/connect, " + tokenPath + ", GET /connect/__api__/v1/user"},
+		"nowhere, but pages": {"/a", map[string][]line{"GET /a/.well-known/oauth-authorization-server": {aPage404}, wellKnown + "/a": {aPage404}}, noMetadata, "GET /a/.well-known/oauth-authorization-server, " + wellKnown + "/a"},
+		"nowhere":            {"", nil, noMetadata, wellKnown},
+		"nowhere, path":      {"/a", nil, noMetadata, "GET /a/.well-known/oauth-authorization-server, " + wellKnown + "/a"},
+		"exchange is there":  {"", map[string][]line{wellKnown: {{200, `{"token_endpoint": "$URL/oauth/v1/token", "grant_types_supported": ["x", "urn:ietf:params:oauth:grant-type:token-exchange"]}`, nil}}}, "", wellKnown + ", " + tokenPath + ", " + whose},
+		"exchange is not":    {"", map[string][]line{wellKnown: {{200, `{"token_endpoint": "$URL/oauth/v1/token", "grant_types_supported": ["authorization_code"]}`, nil}}}, "denied by the target: its OAuth server does not support the exchange of tokens", wellKnown},
+		"login page":         {"", map[string][]line{wellKnown: {{200, loginPage, nil}}}, "denied by the target: its OAuth metadata name no token endpoint; is a login page in front of the server?", wellKnown},
+		"no endpoint":        {"", map[string][]line{wellKnown: {{200, `{"token_endpoint": 7}`, nil}}}, "denied by the target: its OAuth metadata name no token endpoint; is a login page in front of the server?", wellKnown},
+		"two documents":      {"", map[string][]line{wellKnown: {{200, metadata + metadata, nil}}}, "denied by the target: its OAuth metadata name no token endpoint; is a login page in front of the server?", wellKnown},
+		"another host":       {"", map[string][]line{wellKnown: {{200, `{"token_endpoint": "http://127.0.0.1:9/oauth/v1/token"}`, nil}}}, "denied by the target: its token endpoint is not on the target's own origin; correct the target's url", wellKnown},
+		"a user":             {"", map[string][]line{wellKnown: {{200, `{"token_endpoint": "http://u@127.0.0.1/oauth/v1/token"}`, nil}}}, "denied by the target: its token endpoint is not on the target's own origin; correct the target's url", wellKnown},
+		"no address":         {"", map[string][]line{wellKnown: {{200, `{"token_endpoint": "/oauth/v1/token"}`, nil}}}, "denied by the target: its token endpoint is not on the target's own origin; correct the target's url", wellKnown},
+		"redirect":           {"", map[string][]line{wellKnown: {{302, "", http.Header{"Location": {"/login"}}}}}, "denied by the target: it redirects, and redirects are not followed; correct the target's url (status 302)", wellKnown},
+		"broken":             {"", map[string][]line{wellKnown: {{500, "", nil}}}, "target is busy: it answered otherwise than expected (status 500)", wellKnown},
+		"busy":               {"", map[string][]line{wellKnown: {{503, "", nil}}}, "target is busy: try again later (status 503)", wellKnown},
 	} {
 		t.Run(name, func(t *testing.T) {
 			lines := map[string][]line{tokenPath: token, whose: {{403, service, nil}}}
