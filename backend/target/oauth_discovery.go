@@ -48,13 +48,7 @@ func (d *discovery) get(ctx context.Context, op string, urgent bool) (endpoints,
 		return d.found, nil
 	}
 	if d.tried.IsZero() || now.Sub(d.tried) >= documentFloor {
-		found, problem := d.ask(ctx, op, urgent)
-		switch {
-		case problem == nil:
-			d.found, d.at, d.tried, d.problem = found, now, now, nil
-		case ctx.Err() == nil:
-			d.tried, d.problem = now, problem
-		default: // that one caller left says nothing of the server
+		if problem := d.learn(ctx, op, urgent); ctx.Err() != nil && problem != nil {
 			return endpoints{}, problem
 		}
 	}
@@ -64,6 +58,31 @@ func (d *discovery) get(ctx context.Context, op string, urgent bool) (endpoints,
 	problem := *d.problem
 	problem.Op = op
 	return endpoints{}, &problem
+}
+
+// check asks, whatever was found lately.
+func (d *discovery) check(ctx context.Context, op string) error {
+	if !take(ctx, d.lock) {
+		return tooLong(ctx, op)
+	}
+	defer release(d.lock)
+	if problem := d.learn(ctx, op, false); problem != nil {
+		return problem
+	}
+	return nil
+}
+
+// learn asks, and keeps what comes of it: that one caller left says nothing of the server. Its caller holds the lock.
+func (d *discovery) learn(ctx context.Context, op string, urgent bool) *Error {
+	now := d.api.now()
+	found, problem := d.ask(ctx, op, urgent)
+	switch {
+	case problem == nil:
+		d.found, d.at, d.tried, d.problem = found, now, now, nil
+	case ctx.Err() == nil:
+		d.tried, d.problem = now, problem
+	}
+	return problem
 }
 
 // ask looks for the document at its well-known addresses. A place without it, or with the document of another issuer, is not

@@ -227,6 +227,22 @@ func TestOAuthDocumentIsKept(t *testing.T) {
 	}
 }
 
+// A check asks, whatever is kept: of a server whose tokens are neither revoked nor introspected, for its document.
+func TestOAuthCheckAsksAnew(t *testing.T) {
+	t.Parallel()
+	d, opened := newDocuments(t, "", func(_ *documents, c *target.Config) { c.OAuth.RevocationURL = "none" })
+	for n := range 2 {
+		if err := opened.Check(t.Context()); err != nil || d.asked.Load() != int64(n+1) {
+			t.Errorf("got %v after %d questions", err, d.asked.Load())
+		}
+	}
+	d.answers(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+	wantError(t, "down", opened.Check(t.Context()), target.ErrBusy, "check: target is busy: discovery: try again later (status 503)")
+	if _, err := d.exchange(opened, d.token(nil), nil); err != nil || d.asked.Load() != 3 {
+		t.Errorf("with the document that is kept: %v after %d questions", err, d.asked.Load())
+	}
+}
+
 // That one caller left is no fault of the server: the next one asks at once.
 func TestOAuthDiscoveryGivenUp(t *testing.T) {
 	t.Parallel()

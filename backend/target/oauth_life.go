@@ -4,6 +4,7 @@
 package target
 
 import (
+	"cmp"
 	"context"
 	"net/url"
 	"time"
@@ -57,21 +58,18 @@ func (o *oauth) renew(ctx context.Context, h Handle, _ time.Time) (time.Time, er
 	return time.Unix(int64(seconds), 0).UTC(), nil
 }
 
-// check shows the server a token that nobody issued: it answers whom it takes for a client, and changes nothing.
+// check shows the server a token that nobody issued: it answers whom it takes for a client, and changes nothing. A server that
+// takes none to look at is asked for its document, whatever is kept of it.
 func (o *oauth) check(ctx context.Context) error {
 	const op, nobodys = "check", "oidcexchange-check"
+	if !o.revokes && !o.introspects {
+		return o.discovery.check(ctx, op)
+	}
 	to, err := o.locate(ctx, op, false)
 	if err != nil {
 		return err
 	}
-	c := call{op: op, url: to.introspection}
-	if c.url == nil {
-		c.url = to.revocation
-	}
-	if c.url == nil {
-		return nil // the document alone was asked for
-	}
-	_, err = o.tell(ctx, c, nobodys)
+	_, err = o.tell(ctx, call{op: op, url: cmp.Or(to.introspection, to.revocation)}, nobodys)
 	return err
 }
 
