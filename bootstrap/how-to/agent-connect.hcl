@@ -22,7 +22,7 @@ auto_auth {
 
 template {
   contents    = <<EOT
-{{- with secret "oidcexchange/creds/connect-report" -}}
+{{- with secret "oidcexchange/creds/reporting" -}}
 CONNECT_SERVER=https://connect.example.com
 CONNECT_API_KEY={{ .Data.api_key }}
 {{ end -}}

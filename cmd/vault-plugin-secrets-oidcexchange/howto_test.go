@@ -304,25 +304,33 @@ func testTerraform(t *testing.T, s *server) {
 	}
 }
 
-// takes is a name in Vault that a page's command takes for itself: an auth mount, a policy, a role of a login, a role.
-var takes = regexp.MustCompile(`vault (auth enable (?:-path=\S+ )?\S+|policy write \S+|write auth/\S+/role/\S+|write oidcexchange/(?:static-)?roles/\S+)`)
+// takes is a name in Vault that a page's command takes for itself: an auth mount, a policy, a role of a login, a role, or a target
+// that it makes.
+var takes = regexp.MustCompile(`vault (auth enable (?:-path=\S+ )?\S+|policy write \S+|write auth/\S+/role/\S+|write oidcexchange/(?:static-)?roles/\S+)|vault (write oidcexchange/targets/\S+).* driver=`)
 
-// Whoever follows one guide and then another in the same Vault overwrites nothing of the first.
+// Whoever follows one guide and then another, or an example's script, in the same Vault overwrites nothing of the first.
 func TestGuidesApart(t *testing.T) {
-	pages, err := filepath.Glob(filepath.Join("..", "..", "bootstrap", "how-to", "*.md"))
-	if err != nil || len(pages) < 2 {
-		t.Fatalf("%d pages, %v", len(pages), err)
+	var pages []string
+	for _, kind := range []string{"how-to/*.md", "targets/*.sh"} {
+		found, err := filepath.Glob(filepath.Join("..", "..", "bootstrap", filepath.FromSlash(kind)))
+		if err != nil || len(found) < 2 {
+			t.Fatalf("%s: %d pages, %v", kind, len(found), err)
+		}
+		pages = append(pages, found...)
 	}
+	asOnPages := regexp.MustCompile(`"\$mount/([^"]+)"`)
 	taken := map[string]string{}
 	for _, page := range pages {
-		for _, command := range takes.FindAllStringSubmatch(readFile(t, filepath.Dir(page), filepath.Base(page)), -1) {
-			if first, there := taken[command[1]]; there && first != page {
-				t.Errorf("%s: %q is in %s, too", filepath.Base(page), command[1], filepath.Base(first))
+		text := asOnPages.ReplaceAllString(readFile(t, filepath.Dir(page), filepath.Base(page)), "oidcexchange/$1")
+		for _, command := range takes.FindAllStringSubmatch(text, -1) {
+			name := command[1] + command[2]
+			if first, there := taken[name]; there && first != page {
+				t.Errorf("%s: %q is in %s, too", filepath.Base(page), name, filepath.Base(first))
 			}
-			taken[command[1]] = page
+			taken[name] = page
 		}
 	}
-	if len(taken) < 8 {
+	if len(taken) < 16 {
 		t.Errorf("the pages take %d names; are their commands understood?", len(taken))
 	}
 }
