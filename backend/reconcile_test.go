@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -431,6 +432,36 @@ func TestReconcileTellsWhatElseIsOld(t *testing.T) {
 	if told := w.read("reconcile/acme"); told["static_keys"].(map[string]any)["ci"] != "unclear" {
 		t.Errorf("without a list the key is %v", told["static_keys"])
 	}
+}
+
+// However many static roles there are and however long the target takes, their keys are asked for within a bound; the rest is
+// unclear. The limiter's waits are by the bubble's clock, and a connection that is closed at once takes none of it.
+func TestReconcileAsksForStaticKeysInTime(t *testing.T) {
+	w := newWorld(t)
+	g := w.withStaticGitLab()
+	w.write("targets/gitlab", map[string]any{"allowed_roles": "static/*"})
+	want := map[string]any{"widget": "unclear", "second": "unclear", "third": "unclear", "fourth": "unclear"}
+	for name := range want {
+		w.write("static-roles/"+name, map[string]any{"target": "gitlab", "rotation_period": "720h", "parameters": w.read("static-roles/widget")["parameters"]})
+	}
+	w.write("targets/gitlab", map[string]any{"rate": 0.125})
+	w.doors[g].shut.Store(true)
+	synctest.Test(t, func(t *testing.T) {
+		w.restart()
+		defer w.Cleanup(t.Context())
+		at, err := w.target(t.Context(), w.store, "gitlab")
+		if err != nil {
+			t.Fatal(err)
+		}
+		start := time.Now()
+		fates, err := (&reconciling{engine: w.engine, s: w.store, target: at}).staticFates(t.Context())
+		if diff := cmp.Diff(want, fates); diff != "" || err != nil {
+			t.Errorf("%v (-want +got):\n%s", err, diff)
+		}
+		if took := time.Since(start); took < 8*time.Second || took > reconcileFates {
+			t.Errorf("asking took %v; want at most %v, and the turns of two keys", took, reconcileFates)
+		}
+	})
 }
 
 // Clusters that share a mount share its instance, and none has the others' ledger: nothing is revoked there.
