@@ -65,10 +65,8 @@ func Describe(token string, maxBytes int) map[string]any {
 	return said
 }
 
-// ClaimedBy says whether a token that claims c says to be of this issuer. Verify refuses every other token.
-func (v *Verifier) ClaimedBy(c Claimed) bool { return v.cfg.ClaimedBy(c) }
-
-// ClaimedBy says the same of the issuer that c describes; it looks at Issuer and TrustDomain alone.
+// ClaimedBy says whether a token says to be of the issuer that c describes; it looks at Issuer and TrustDomain alone. Verify
+// refuses every other token.
 func (c *Config) ClaimedBy(by Claimed) bool { return c.claimed(by) == nil }
 
 // claimed refuses what does not say to be of this issuer.

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -304,7 +305,6 @@ func TestConfiguredKeys(t *testing.T) {
 	wantReason(t, v, compact("RS256", rsaKey(), `{"alg":"RS256"}`, body.String()), "")
 	wantReason(t, v, compact("ES256", ecKey(), `{"alg":"ES256"}`, body.String()), "")
 	wantReason(t, v, unsigned("k1", body), BadSignature)
-	v.Forget()
 	if err := v.Refresh(t.Context()); err != nil {
 		t.Errorf("Refresh = %v, want nil", err)
 	}
@@ -335,7 +335,7 @@ func TestRefreshDropsKeys(t *testing.T) {
 }
 
 // What a fetch brings that was under way when the keys were dropped may be what was to be dropped.
-func TestForgetDiscardsRunningFetch(t *testing.T) {
+func TestRefreshDiscardsRunningFetch(t *testing.T) {
 	v, i, c := fetching(t)
 	asked, release := make(chan struct{}), make(chan struct{})
 	i.answer(func(w http.ResponseWriter, _ *http.Request) {
@@ -349,13 +349,42 @@ func TestForgetDiscardsRunningFetch(t *testing.T) {
 		done <- err
 	}()
 	<-asked
-	v.Forget()
 	i.answer(nil)
 	i.publish(jwks(secondKey()))
+	if err := v.Refresh(t.Context()); err != nil {
+		t.Error(err)
+	}
 	close(release)
 	if err := <-done; reason(t, err) != UnknownKey {
 		t.Errorf("Verify = %v, want %s: the key was withdrawn", err, UnknownKey)
 	}
+}
+
+// Of two operators who refresh at once, the first too hears of the keys that are there in the end.
+func TestRefreshOvertakesRefresh(t *testing.T) {
+	keys := jwks(firstKey())
+	synctest.Test(t, func(t *testing.T) {
+		asked := make(chan chan string)
+		v := newVerifier(t, Config{TrustDomain: "example.org", Bundle: func(context.Context, string) ([]byte, error) {
+			answer := make(chan string)
+			asked <- answer
+			return []byte(<-answer), nil
+		}})
+		done := make(chan error, 2)
+		refresh := func() chan string {
+			go func() { done <- v.Refresh(t.Context()) }()
+			return <-asked
+		}
+		first, second := refresh(), refresh()
+		first <- "no key set"
+		synctest.Wait()
+		second <- keys
+		for range 2 {
+			if err := <-done; err != nil {
+				t.Errorf("Refresh = %v, want nil", err)
+			}
+		}
+	})
 }
 
 // The caller for whom a fetch was begun leaves; those who wait with it are served by that same fetch.
@@ -408,17 +437,6 @@ type transport func(*http.Request)
 func (f transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	f(r)
 	return nil, http.ErrNotSupported
-}
-
-func TestForgetFetchesAnew(t *testing.T) {
-	v, i, c := fetching(t)
-	wantReason(t, v, fresh(i, c), "")
-	v.Forget()
-	if got := v.Status(); got.Keys != 0 || !got.Fetched.IsZero() || !got.Tried.IsZero() {
-		t.Errorf("Status = %+v, want nothing", got)
-	}
-	wantReason(t, v, fresh(i, c), "")
-	i.wantHits(t, "/keys", 2)
 }
 
 func TestProbeChangesNothing(t *testing.T) {

@@ -234,11 +234,9 @@ func agree(p payload, id *oidc.IDToken) bool {
 }
 
 // Refresh drops the issuer's keys, also those that would still be good, and fetches them anew, however recent the last
-// fetch is. If that brings nothing the error is an *Error, no key vouches, and Verify tries again after MinRefresh.
+// fetch is; configured keys stay. If that brings nothing the error is an *Error, no key vouches, and Verify tries again after
+// MinRefresh.
 func (v *Verifier) Refresh(ctx context.Context) error { return v.keys.refresh(ctx) }
-
-// Forget drops the issuer's keys; the next Verify fetches them. Configured keys stay, here and with Refresh.
-func (v *Verifier) Forget() { v.keys.forget() }
 
 // Probe tries whether the issuer's keys can be had now, and changes nothing. The error is an *Error.
 func (v *Verifier) Probe(ctx context.Context) error { return v.keys.probe(ctx) }

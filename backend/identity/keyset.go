@@ -45,7 +45,7 @@ type keySet struct {
 	mu        sync.Mutex
 	current   *keys     // nil if none were had yet
 	fetched   time.Time // when the fetch of current began
-	tried     time.Time // when the last fetch began; zero if none counts
+	tried     time.Time // when the last fetch began; zero if there was none
 	flight    *flight   // the running fetch, or nil
 	place     place
 	misses    map[string]miss
@@ -115,7 +115,7 @@ func (f *flight) wait(ctx context.Context, found []key, patience time.Duration) 
 }
 
 // look finds keys in what there is now. A flight beside the result means: wait for it, then look again; found is then what
-// to use if it takes too long. After a wait (waited) nothing new is started unless the keys were dropped meanwhile.
+// to use if it takes too long. After a wait (waited) nothing new is started.
 func (s *keySet) look(id, alg string, waited bool) (found []key, f *flight, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,10 +143,9 @@ func (s *keySet) look(id, alg string, waited bool) (found []key, f *flight, err 
 	return found, f, err
 }
 
-// running returns the running flight or, unless the last one is too recent, starts one. With waited it starts one only if
-// what was waited for was dropped.
+// running returns the running flight or, unless the last one is too recent or was waited for, starts one.
 func (s *keySet) running(now time.Time, waited bool) *flight {
-	if s.flight == nil && (s.tried.IsZero() || !waited && now.Sub(s.tried) >= s.floor) {
+	if s.flight == nil && !waited && now.Sub(s.tried) >= s.floor {
 		s.start(now)
 	}
 	return s.flight
@@ -228,33 +227,23 @@ func (s *keySet) land(f *flight, set *keys, at place, began time.Time, err error
 	s.current, s.fetched, s.lastError = set, began, ""
 }
 
-// forget drops everything that was fetched; the next caller fetches again, whenever the last fetch was.
-func (s *keySet) forget() {
-	if s.source == nil {
-		return
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.drop()
-}
-
-func (s *keySet) drop() {
-	s.current, s.flight, s.misses = nil, nil, nil
-	s.place, s.tried, s.lastError = place{}, time.Time{}, ""
-}
-
-// refresh drops everything and waits for new keys.
+// refresh drops everything and waits for new keys: those of its own fetch, or of a refresh that overtook it.
 func (s *keySet) refresh(ctx context.Context) error {
 	if s.source == nil {
 		return nil
 	}
 	s.mu.Lock()
-	s.drop()
+	s.current, s.misses, s.place, s.lastError = nil, nil, place{}, ""
 	s.start(s.now())
 	f := s.flight
 	s.mu.Unlock()
-	if done, err := f.wait(ctx, nil, 0); !done {
-		return err
+	for f != nil {
+		if done, err := f.wait(ctx, nil, 0); !done {
+			return err
+		}
+		s.mu.Lock()
+		f = s.flight
+		s.mu.Unlock()
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()

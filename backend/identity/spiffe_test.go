@@ -205,7 +205,7 @@ func TestClaimedBy(t *testing.T) {
 		{Claimed{"", "spiffe://example.org", ""}, false, false, false},
 		{Claimed{}, false, false, false},
 	} {
-		if got := [3]bool{domain.ClaimedBy(tt.c), named.ClaimedBy(tt.c), provider.ClaimedBy(tt.c)}; got != [3]bool{tt.domain, tt.named, tt.provider} {
+		if got := [3]bool{domain.cfg.ClaimedBy(tt.c), named.cfg.ClaimedBy(tt.c), provider.cfg.ClaimedBy(tt.c)}; got != [3]bool{tt.domain, tt.named, tt.provider} {
 			t.Errorf("%v: domain, domain with issuer, provider: %t", tt.c, got)
 		}
 	}
