@@ -176,8 +176,14 @@ func (s *clientCredentials) fly(f *flight) {
 	close(f.done)
 }
 
-// ask calls the token endpoint once and returns a token with the rest of its life, 0 if that is not known.
-func (s *clientCredentials) ask(now time.Time) (string, time.Duration, error) {
+// ask calls the token endpoint once and returns a token with the rest of its life, 0 if that is not known. A panic is an error:
+// one endpoint's answer must not end a process that serves others.
+func (s *clientCredentials) ask(now time.Time) (token string, life time.Duration, err error) {
+	defer func() {
+		if recover() != nil {
+			token, life, err = "", 0, errors.New("reading the token endpoint's answer panicked")
+		}
+	}()
 	w := &witness{next: s.client.Transport}
 	client := *s.client
 	// As the context's, the end of the time is one that egress.Cause knows, also from within the transport.
@@ -188,7 +194,6 @@ func (s *clientCredentials) ask(now time.Time) (string, time.Duration, error) {
 	if err != nil {
 		return "", 0, w.refusal(err)
 	}
-	var life time.Duration
 	if !got.Expiry.IsZero() {
 		life = time.Until(got.Expiry) // x/oauth2 counts from the machine's clock
 	}

@@ -174,6 +174,20 @@ func TestOneCallForManyCallers(t *testing.T) {
 	}
 }
 
+// A fault of the plugin in reading one endpoint's answer ends one call, not the process of every mount.
+func TestPanicEndsOneCall(t *testing.T) {
+	s := &clientCredentials{now: newClock().now, client: &http.Client{Transport: panics{}, Timeout: time.Second}}
+	s.conf.TokenURL = "https://id.example.com/token"
+	for range 2 {
+		token, err := s.token(t.Context())
+		wantRefused(t, "panic", token, err, false, "reading the token endpoint's answer panicked", secret)
+	}
+}
+
+type panics struct{}
+
+func (panics) RoundTrip(*http.Request) (*http.Response, error) { panic("canary-" + secret) }
+
 // A caller who leaves is let go at once; the call goes on for those who come after.
 func TestCallerLeaves(t *testing.T) {
 	s := newServer(t, lab.TokenEndpointOptions{}, nil)
