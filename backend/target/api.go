@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/url"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -25,7 +26,7 @@ import (
 // drainBytes is how much of an answer that nobody reads is taken off the wire to keep its connection usable.
 const drainBytes = 16 << 10
 
-// pageBytes is how much of an answer is looked at to see whether it is a web page.
+// pageBytes is how much of an answer is looked at to see whether it is a web page, or a gateway's.
 const pageBytes = 512
 
 // maxRefusalBytes is how much of a refusal is read for its hint.
@@ -223,6 +224,7 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 	e := &Error{Op: c.op, Status: resp.StatusCode}
 	gone := in(c.gone)
 	page := (in(c.ok) || gone) && isPage(resp.Header, resp.Body)
+	cut := in(c.busy) && slices.Contains(bringsNew, c.op) && cutOff(resp.Body)
 	if !gone && (c.hint != nil || c.absent != nil) && in(c.denied) {
 		body, _ := egress.ReadAll(resp.Body, min(a.maxBytes, maxRefusalBytes))
 		_, reason, _ := strings.Cut(resp.Status, " ")
@@ -240,6 +242,8 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 		return answer{status: resp.StatusCode, header: resp.Header}, nil
 	case in(c.denied):
 		e.outcome, e.Text = ErrDenied, strings.TrimSuffix("it refused: "+e.Text, ": ")
+	case cut:
+		e.outcome, e.Text = ErrUnknown, "a gateway in front of it lost the connection to it"
 	case in(c.busy):
 		e.outcome, e.Text = ErrBusy, "try again later"
 		if e.RetryAfter = retryAfter(resp.Header, a.now()); e.RetryAfter > 0 {
@@ -285,6 +289,17 @@ func isPage(h http.Header, body io.Reader) bool {
 	head, _ := io.ReadAll(io.LimitReader(body, pageBytes))
 	text := bytes.TrimSpace(bytes.TrimPrefix(head, []byte("\ufeff"))) // some servers begin a page with a byte order mark
 	return bytes.HasPrefix(text, []byte("<"))
+}
+
+// unconnected is what Envoy, the gateway of many a mesh, says with status 503 when it has no answer. Only where it never had a
+// connection has nothing happened.
+var unconnected = regexp.MustCompile(`disconnect/reset before headers(\. reset reason: (remote )?connection failure)?`)
+
+// cutOff reports whether a gateway answers for a server that may have done what it was asked.
+func cutOff(body io.Reader) bool {
+	head, _ := io.ReadAll(io.LimitReader(body, pageBytes))
+	said := unconnected.FindSubmatch(head)
+	return said != nil && said[1] == nil
 }
 
 func pageError(op string, status int) error {

@@ -143,6 +143,35 @@ func TestPageOfAProxy(t *testing.T) {
 	}
 }
 
+// A gateway that has lost the connection to the server says so with the status by which others say that nothing happened: a key
+// may live then. Where it never had a connection it says that, and to a call that makes nothing it is all the same.
+func TestGatewayThatLostTheServer(t *testing.T) {
+	const envoy = "upstream connect error or disconnect/reset before headers"
+	for name, c := range map[string]struct {
+		body string
+		lost bool
+	}{
+		"ended":              {envoy + ". reset reason: connection termination", true},
+		"reset":              {envoy + ". reset reason: remote reset", true},
+		"an older one":       {envoy, true},
+		"asked twice":        {envoy + ". retried and the latest reset reason: connection failure", true},
+		"no connection":      {envoy + ". reset reason: connection failure", false},
+		"refused connection": {envoy + ". reset reason: remote connection failure, transport failure reason: delayed connect error: 111", false},
+		"no server":          {"no healthy upstream", false},
+		"the API's own":      {`{"error": "down for maintenance"}`, false},
+		"no words":           {"", false},
+	} {
+		opened, _ := serve(t, base, 503, c.body)
+		_, err := opened.Exchange(t.Context(), request(nil))
+		if MayLive(err) != c.lost || errors.Is(err, ErrUnknown) != c.lost || errors.Is(err, ErrBusy) == c.lost {
+			t.Errorf("%s: got %v", name, err)
+		}
+		if err := opened.Revoke(t.Context(), Handle{Name: "n", Accessor: "k-7"}); !errors.Is(err, ErrBusy) {
+			t.Errorf("%s: revoking, got %v", name, err)
+		}
+	}
+}
+
 // What is busy after the subject token was used must not be repeated with it, whatever it was that was busy.
 func TestBusyAfterTheTokenWasUsed(t *testing.T) {
 	for _, cause := range []error{nil, context.Canceled, fmt.Errorf("no SVID: %w", ErrBusy)} {
