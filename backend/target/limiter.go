@@ -86,7 +86,10 @@ func (l *Limiter) width(patience time.Duration) int {
 // ErrBusy: the target is dead, it is paused (an urgent call waits for the end of the pause if ctx lasts that long), ctx
 // ended, or an ordinary call has waited for maxWait.
 func (l *Limiter) enter(ctx context.Context, op string, urgent bool) (leave func(health), err error) {
-	if err := l.refuses(op, urgent); err != nil {
+	l.mu.Lock()
+	err = l.refuses(op, urgent)
+	l.mu.Unlock()
+	if err != nil {
 		return nil, err
 	}
 	l.waits(urgent, 1)
@@ -117,10 +120,8 @@ func (l *Limiter) enter(ctx context.Context, op string, urgent bool) (leave func
 	return l.begin(op, urgent)
 }
 
-// refuses says why a call need not wait for its turn; nil if it may.
+// refuses says why a call need not wait for its turn, or is not made when it comes; nil if it may. The caller holds mu.
 func (l *Limiter) refuses(op string, urgent bool) error {
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	if e := l.broken(op, urgent); e != nil {
 		return e
 	}
@@ -130,14 +131,15 @@ func (l *Limiter) refuses(op string, urgent bool) error {
 	return nil
 }
 
-// begin makes the call one of those that are under way, unless the target was found dead while it waited.
+// begin makes the call one of those that are under way, unless the target was found dead while it waited, or asked to be left
+// alone.
 func (l *Limiter) begin(op string, urgent bool) (leave func(health), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if e := l.broken(op, urgent); e != nil {
+	if err := l.refuses(op, urgent); err != nil {
 		l.running--
 		l.signal()
-		return nil, e
+		return nil, err
 	}
 	probe := l.breaker.begin()
 	return func(h health) {

@@ -156,6 +156,34 @@ func TestPause(t *testing.T) {
 	})
 }
 
+// A call that waits for a slot when the target asks to be left alone is not made any more, unless it ends keys.
+func TestPauseWhileACallWaits(t *testing.T) {
+	for urgent, refused := range map[bool]bool{false: true, true: false} {
+		synctest.Test(t, func(t *testing.T) {
+			l := newLimiter(0, 0, 1)
+			leave := enter(t, l, false)
+			done := make(chan error, 1)
+			go func() {
+				leave, err := l.enter(t.Context(), "exchange", urgent)
+				if err == nil {
+					leave(healthAlive)
+				}
+				done <- err
+			}()
+			synctest.Wait()
+			l.pause(time.Minute)
+			leave()
+			if err := <-done; errors.Is(err, ErrBusy) != refused {
+				t.Errorf("urgent %v: got %v", urgent, err)
+			}
+			time.Sleep(time.Minute) // of the test's clock
+			if diff := cmp.Diff(State{}, l.state()); diff != "" {
+				t.Errorf("urgent %v: when all are over (-want +got):\n%s", urgent, diff)
+			}
+		})
+	}
+}
+
 // What a limiter does shows while it does it, and what it has done leaves nothing behind.
 func TestLimiterState(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
