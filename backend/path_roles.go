@@ -216,7 +216,10 @@ func (b *engine) role(ctx context.Context, s logical.Storage, name string) (*rol
 			return nil, false, err
 		}
 		made, err := newRole(name, record)
-		return made, err == nil, err
+		if err != nil { // it was sound when it was written, by the rules of that time
+			return nil, false, storageError(fmt.Errorf("role %q no longer fits this version, write it anew: %v", name, err))
+		}
+		return made, true, nil
 	})
 	return made, err
 }

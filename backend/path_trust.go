@@ -148,7 +148,10 @@ func (b *engine) policy(ctx context.Context, s logical.Storage, name string) (*p
 			return nil, false, storageError(fmt.Errorf("trust policy %q names issuer %q, which is missing", name, record.Issuer))
 		}
 		made, err := newPolicy(name, record, vouches.Type)
-		return made, err == nil, err
+		if err != nil { // it was sound when it was written, by the rules of that time
+			return nil, false, storageError(fmt.Errorf("trust policy %q no longer fits this version, write it anew: %v", name, err))
+		}
+		return made, true, nil
 	})
 	return made, err
 }

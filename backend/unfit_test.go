@@ -78,6 +78,47 @@ func TestUnfitLogin(t *testing.T) {
 	}
 }
 
+// A later version may have rules that a stored policy or role does not meet. That is no fault of a caller, who hears nothing of it.
+func TestUnfitPolicyAndRole(t *testing.T) {
+	for name, spoil := range map[string]func(w *world) error{
+		"policy": func(w *world) error {
+			record, err := w.trustNoun.table.get(t.Context(), w.store.Storage, "main")
+			if err != nil {
+				return err
+			}
+			record.BoundClaimsType, record.BoundClaims = "glob", map[string]any{"repository": "canary" + strings.Repeat("/*", 20)}
+			defer w.policies.drop("main")
+			return w.trustNoun.table.put(t.Context(), w.store.Storage, "main", record)
+		},
+		"role": func(w *world) error {
+			record, err := w.roleNoun.table.get(t.Context(), w.store.Storage, "deploy")
+			if err != nil {
+				return err
+			}
+			record.LeasePath = "canary"
+			defer w.roles.drop("deploy")
+			return w.roleNoun.table.put(t.Context(), w.store.Storage, "deploy", record)
+		},
+	} {
+		w := newWorld(t)
+		lease := w.issue("deploy")
+		if err := spoil(w); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := w.exchange("deploy", w.token(nil))
+		if reason, status := reasonOf(resp, err); reason != reasonStorage || status != 500 || strings.Contains(err.Error(), "bound_claims") || strings.Contains(err.Error(), "lease_path") {
+			t.Errorf("%s: %v %v", name, resp, err)
+		}
+		if !strings.Contains(w.logs.String(), "no longer fits this version") {
+			t.Errorf("%s: the log does not say what is wrong:\n%s", name, w.logs)
+		}
+		if reason, _ := reasonOf(w.lease(logical.RenewOperation, lease)); reason != reasonStorage {
+			t.Errorf("%s: renewing: %q", name, reason)
+		}
+		w.revoke(lease)
+	}
+}
+
 // Its keys are not renewed, and a subject that was verified before is refused at the last moment.
 func TestKeysOfAnUnfitIssuer(t *testing.T) {
 	w := newWorld(t)
