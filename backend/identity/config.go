@@ -229,17 +229,12 @@ func (c *Config) checkSources() error {
 // locate checks the addresses that will be called, and lists the hosts that may serve keys.
 func (c *Config) locate(s *webSource) error {
 	if c.JWKSURL != "" {
-		// With a query some issuers choose among their key sets; nothing is appended to this address.
-		base, query, _ := strings.Cut(c.JWKSURL, "?")
-		at, err := c.Egress.ParseURL(base)
+		at, err := c.Egress.ParseEndpoint(c.JWKSURL) // with a query some issuers choose among their key sets
 		if err == nil {
 			err = checkEntra(at)
 		}
 		if err != nil {
 			return fmt.Errorf("jwks_url: %w", err)
-		}
-		if u, err := url.Parse(c.JWKSURL); err != nil || u.Fragment != "" || !isKeyID(query) && query != "" {
-			return errors.New("jwks_url: not a URL")
 		}
 		return nil
 	}
