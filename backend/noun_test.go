@@ -63,6 +63,9 @@ func TestBadInputNamesItsField(t *testing.T) {
 		{"issuers/i", map[string]any{"type": "login"}, "mount_accessor"},
 		{"issuers/i", map[string]any{"type": "login", "mount_accessor": "a", "jwks_url": "https://x.example"}, "jwks_url"},
 		{"issuers/github", map[string]any{"type": "login"}, "type"},
+		{"issuers/github", map[string]any{"forward_to": "api.example,https://other.example"}, "forward_to"}, // what can match no host
+		{"issuers/github", map[string]any{"forward_to": "Api.example"}, "forward_to"},
+		{"issuers/github", map[string]any{"forward_to": "api.example:443"}, "forward_to"},
 		{"issuers/github", map[string]any{"issuer": nil}, "issuer"},
 		{"trust/p", map[string]any{}, "issuer"},
 		{"trust/p", map[string]any{"issuer": "none"}, "issuer"},

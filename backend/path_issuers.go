@@ -178,6 +178,9 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 	if _, err := newIssuer(name, record, conf, b); err != nil {
 		return nil, err
 	}
+	if err := identity.CheckHosts(record.ForwardTo); err != nil {
+		return nil, badField("forward_to", "%v", err)
+	}
 	if record.WorkloadAPI { // what is stored stays good on a node without one: there its keys cannot be had
 		if err := b.workload.check(); err != nil {
 			return nil, badField("workload_api", "%v", err)

@@ -283,7 +283,10 @@ func connectionCause(err error) string {
 	)
 	switch {
 	case errors.As(err, &dns):
-		return "the host's name was not found"
+		if dns.IsNotFound {
+			return "the host's name was not found"
+		}
+		return "no name server told the host's address"
 	case CertificateRefused(err):
 		return "the server does not take the client certificate, or wants one; set client_cert and client_key"
 	case alert(err) != "":

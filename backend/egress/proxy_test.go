@@ -196,9 +196,10 @@ func (errReader) Read([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
 func TestCause(t *testing.T) {
 	for want, err := range map[string]error{
-		"the answer is too large":       ErrTooLarge,
-		"the call was given up":         context.Canceled,
-		"the host's name was not found": &net.DNSError{Err: "CANARY", Name: "CANARY"},
+		"the answer is too large":                ErrTooLarge,
+		"the call was given up":                  context.Canceled,
+		"the host's name was not found":          &net.DNSError{Err: "CANARY", Name: "CANARY", IsNotFound: true},
+		"no name server told the host's address": &net.OpError{Op: "dial", Err: &net.DNSError{Err: "i/o timeout", Name: "CANARY", IsTimeout: true}},
 		"the server's certificate is for another host; the URL must have a name or address that is in it": x509.HostnameError{Certificate: &x509.Certificate{}, Host: "CANARY"},
 		"the server's certificate has expired, or is not valid yet":                                       x509.CertificateInvalidError{Reason: x509.Expired, Detail: "CANARY"},
 		"the server's certificate is not valid for a server":                                              x509.CertificateInvalidError{Reason: x509.IncompatibleUsage, Detail: "CANARY"},

@@ -122,10 +122,18 @@ func (c *Config) checkLists() error {
 			return fmt.Errorf("allowed_types: %q is not a media type; want for example JWT, at+jwt, or %s for none", typ, Absent)
 		}
 	}
-	for _, host := range c.JWKSHosts {
+	if err := CheckHosts(c.JWKSHosts); err != nil {
+		return fmt.Errorf("jwks_hosts: %w", err)
+	}
+	return nil
+}
+
+// CheckHosts wants hosts as they stand in URLs: what is spelt in another way would be none of them.
+func CheckHosts(hosts []string) error {
+	for _, host := range hosts {
 		u, err := parseAnywhere("https://"+host, true)
 		if err != nil || u.Host != host {
-			return fmt.Errorf("jwks_hosts: %q is not a host; want a name in lower case, with a port only if not 443", host)
+			return fmt.Errorf("%q is not a host; want a name in lower case, with a port only if not 443", host)
 		}
 	}
 	return nil
@@ -152,8 +160,9 @@ func CheckIssuer(issuer string, httpLoopback bool) error {
 // checkEntra refuses the addresses at which Entra speaks for every tenant at once: their keys would vouch for anybody's.
 func checkEntra(u *url.URL) error {
 	switch u.Hostname() {
-	case "login.microsoftonline.com", "login.microsoftonline.us", "login.partner.microsoftonline.cn", "login.windows.net",
-		"login.microsoft.com", "sts.windows.net":
+	case "login.microsoftonline.com", "login.windows.net", "login.microsoft.com", "sts.windows.net",
+		"login.microsoftonline.us", "login.usgovcloudapi.net", "login-us.microsoftonline.com",
+		"login.partner.microsoftonline.cn", "login.chinacloudapi.cn":
 	default:
 		return nil
 	}

@@ -67,6 +67,9 @@ func TestNew(t *testing.T) {
 		{"Entra consumers", discovery("https://login.microsoftonline.com/Consumers/v2.0"), "issuer: serves every Entra tenant"},
 		{"Entra v1 common", issuer("https://sts.windows.net/common/"), "issuer: serves every Entra tenant"},
 		{"Entra without tenant", issuer("https://sts.windows.net/"), "issuer: serves every Entra tenant"},
+		{"Entra's former name for US government", discovery("https://login.usgovcloudapi.net/common/v2.0"), "issuer: serves every Entra tenant"},
+		{"Entra's other name for US government", discovery("https://login-us.microsoftonline.com/organizations/v2.0"), "issuer: serves every Entra tenant"},
+		{"Entra's former name in China", discovery("https://login.chinacloudapi.cn/common"), "issuer: serves every Entra tenant"},
 		{"Entra common as the discovery address", Config{Issuer: "https://id.example.com", DiscoveryURL: "https://login.microsoftonline.com/common"}, "oidc_discovery_url: serves every Entra tenant"},
 
 		{"Entra common as the key address", Config{Issuer: "https://login.microsoftonline.com/72f988bf-86f1-41af-91ab-2d7cd011db47/v2.0", JWKSURL: "https://login.microsoftonline.com/common/discovery/v2.0/keys"}, "jwks_url: serves every Entra tenant"},
