@@ -23,7 +23,7 @@ const (
 	revokeTimeout = 15 * time.Second // of one revocation; Vault gives it no deadline of its own
 	debtPatience  = 5 * time.Minute  // how long Vault is told to try again before the ledger takes a debt over
 	keySkew       = time.Minute      // a lease ends this long before its key
-	deadAfter     = 24 * time.Hour   // its own end: a key is dead then whatever its target answers, for no clock is ahead by so much
+	deadAfter     = 2 * time.Hour    // its own end: a key is dead then whatever its target answers, for no clock is ahead by so much
 )
 
 func (b *engine) keySecret() *framework.Secret {
