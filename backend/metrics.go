@@ -51,6 +51,10 @@ func newMeters() *meters {
 	}
 	m.registry.MustRegister(m.issued, m.refused, m.calls, m.swept, m.rotated,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})) // of the process, which serves many mounts
+	for _, reason := range []string{reasonInternal, reasonStorage} { // from 0 on, so that the first fault too is a rise
+		m.refused.WithLabelValues("issue", reason)
+		m.refused.WithLabelValues("renew", reason)
+	}
 	return m
 }
 

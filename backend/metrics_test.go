@@ -83,6 +83,8 @@ func TestMetrics(t *testing.T) {
 		"info{version=" + Version + "}", "issuer_fetches_total{issuer=github,outcome=failed}", "issuer_fetches_total{issuer=github,outcome=ok}",
 		"issuer_keys{issuer=github}", "ledger_counted", "ledger_open_oldest_seconds",
 		"ledger_open{state=debt}", "ledger_open{state=in_flight}", "ledger_open{state=pending}",
+		"refused_total{operation=issue,reason=internal}", "refused_total{operation=issue,reason=storage}",
+		"refused_total{operation=renew,reason=internal}", "refused_total{operation=renew,reason=storage}",
 		"revocations{state=done}", "revocations{state=running}", "revocations{state=stopped}", "revocations{state=waiting}", "sweep_lag_seconds",
 		"target_breaker_open{target=acme}", "target_calls_running{target=acme}", "target_calls_waiting{target=acme}", "target_paused{target=acme}",
 	}; !slices.Equal(want, before) {
@@ -247,7 +249,27 @@ func TestMetricsAreBounded(t *testing.T) {
 	}
 }
 
-var metricName = regexp.MustCompile(`oidcexchange_[a-z_]+`)
+// What a query names: metrics, their labels in a selector, and those that it groups and joins by.
+var (
+	metricName = regexp.MustCompile(`(oidcexchange_[a-z_]+)(?:{([^}]*)})?`)
+	selectedBy = regexp.MustCompile(`([a-z_]+)[!=]`)
+	groupedBy  = regexp.MustCompile(`(?:by|on) \(([^)]*)\)`)
+)
+
+// metricLabels are the labels of each metric of an engine that has done something.
+func (w *world) metricLabels() map[string][]string {
+	known := map[string][]string{}
+	for series := range w.scrape() {
+		name, all, _ := strings.Cut(strings.TrimSuffix(series, "}"), "{")
+		labels := []string{}
+		for _, pair := range strings.Split(all, ",") {
+			label, _, _ := strings.Cut(pair, "=")
+			labels = append(labels, label)
+		}
+		known["oidcexchange_"+name] = labels
+	}
+	return known
+}
 
 // Alert rules and dashboard ask for what there is.
 func TestDashboardsKnowTheMetrics(t *testing.T) {
@@ -256,11 +278,7 @@ func TestDashboardsKnowTheMetrics(t *testing.T) {
 	_, _ = w.exchange("deploy", "x")
 	w.clock.advance(10 * time.Minute)
 	w.settleAll()
-	known := map[string]bool{}
-	for name := range w.scrape() {
-		name, _, _ = strings.Cut(name, "{")
-		known["oidcexchange_"+name] = true
-	}
+	known := w.metricLabels()
 	for file, decode := range map[string]func([]byte, any) error{"alerts.yaml": yaml.Unmarshal, "grafana.json": json.Unmarshal} {
 		text, err := os.ReadFile("../bootstrap/dashboards/" + file)
 		if err != nil {
@@ -269,16 +287,39 @@ func TestDashboardsKnowTheMetrics(t *testing.T) {
 		if err := decode(text, new(map[string]any)); err != nil {
 			t.Errorf("%s: %v", file, err)
 		}
-		asked := metricName.FindAllString(string(text), -1)
-		if len(asked) < 5 {
+		if asked := metricName.FindAllString(string(text), -1); len(asked) < 5 {
 			t.Errorf("%s asks for %d metrics", file, len(asked))
 		}
-		for _, name := range asked {
-			for _, suffix := range []string{"_bucket", "_count", "_sum"} {
-				name = strings.TrimSuffix(name, suffix)
+		for query := range strings.Lines(string(text)) { // each stands in a line of its own
+			testQuery(t, file, query, known)
+		}
+	}
+}
+
+// testQuery wants the metrics of one query to be known, and their labels, or Prometheus' own.
+func testQuery(t *testing.T, file, query string, known map[string][]string) {
+	t.Helper()
+	all := []string{"job", "instance", "le"}
+	for _, asked := range metricName.FindAllStringSubmatch(query, -1) {
+		name := asked[1]
+		for _, suffix := range []string{"_bucket", "_count", "_sum"} {
+			name = strings.TrimSuffix(name, suffix)
+		}
+		labels, isKnown := known[name]
+		if !isKnown {
+			t.Errorf("%s asks for %s", file, name)
+		}
+		for _, label := range selectedBy.FindAllStringSubmatch(asked[2], -1) {
+			if label[1] != "job" && !slices.Contains(labels, label[1]) {
+				t.Errorf("%s asks for %s by %s", file, name, label[1])
 			}
-			if !known[name] {
-				t.Errorf("%s asks for %s", file, name)
+		}
+		all = append(all, labels...)
+	}
+	for _, group := range groupedBy.FindAllStringSubmatch(query, -1) {
+		for _, label := range strings.Split(group[1], ", ") {
+			if !slices.Contains(all, label) {
+				t.Errorf("%s groups by %s in %s", file, label, strings.TrimSpace(query))
 			}
 		}
 	}
