@@ -150,7 +150,7 @@ func (t *Target) TakesHandlesOf(other *Target) bool {
 func (t *Target) Width(patience time.Duration) int { return t.api.limiter.width(patience) }
 
 // Exchange asks for a key, once: most targets accept a subject token only once. See MayLive for what an error leaves
-// behind; with one there is never a key. Exchange returns at once when ctx ends.
+// behind; with one there is never a key. Exchange returns at once when ctx ends, but for a key that it has to end.
 func (t *Target) Exchange(ctx context.Context, r Request) (Key, error) {
 	if t.source != SourceNone && r.SubjectToken == "" {
 		return Key{}, unbuildable("exchange", "there is no subject token")
