@@ -57,6 +57,12 @@ type issuer struct {
 	unfit    error // why it vouches for nobody: config has changed since it was written
 }
 
+// rules are the entry without its switch, which is looked at by itself, and without what only describes it.
+func (r issuerRecord) rules() issuerRecord {
+	r.Enabled, r.Description, r.CustomMetadata = false, "", nil
+	return r
+}
+
 // claimedBy says whether a token that claims c says to be of this issuer.
 func (i *issuer) claimedBy(c identity.Claimed) bool {
 	if i.Type == issuerLogin {
