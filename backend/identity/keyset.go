@@ -132,7 +132,8 @@ func (s *keySet) look(id, alg string, waited bool) (found []key, f *flight, err 
 		return nil, f, nil
 	}
 	found, missing, err := s.current.find(id, alg)
-	if missing {
+	if missing { // and perhaps it is too early to ask again
+		err = refuse(UnknownKey, "the issuer did not publish the key it names when asked at "+s.fetched.UTC().Format(time.RFC3339))
 		return nil, s.retry(id, now, waited), err
 	}
 	if age >= s.maxAge {
@@ -292,7 +293,7 @@ func (s *keys) find(id, alg string) (found []key, missing bool, err error) {
 	}
 	k, ok := s.named[id]
 	if !ok {
-		return nil, true, refuse(UnknownKey, "the issuer does not publish the key it names")
+		return nil, true, nil
 	}
 	if !k.fits(alg) {
 		return nil, false, refuse(Algorithm, "the key it names is for another algorithm")
