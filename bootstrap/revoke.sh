@@ -36,6 +36,9 @@ matched=$(field matched "$would")
 if (($(field unrecorded "$would") > 0)); then
 	echo "Of the unrecorded it is not known whether the filter matches them: include_unrecorded=true takes them too."
 fi
+if ((matched == 0)); then
+	echo "No key matches. If one should, this is misspelt; what the ledger has shows: vault read -format=json $path/keys limit=20"
+fi
 read -rp "This revokes $matched keys, and blocks $blocked. Type $matched to go on: " answer || answer=
 [[ $answer == "$matched" ]] || die "nothing was started"
 

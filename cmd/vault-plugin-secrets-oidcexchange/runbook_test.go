@@ -175,7 +175,7 @@ func testRevokeScriptOfExposedKeys(t *testing.T, s *server) {
 		t.Errorf("%q", started)
 	}
 	out, code = r.run(t, w.root.Token(), "0\n", "bootstrap/revoke.sh oidcexchange claim=sha=x")
-	if code != 2 || !strings.Contains(out, "1 keys could not be judged, and live") {
+	if code != 2 || !strings.Contains(out, "1 keys could not be judged, and live") || !strings.Contains(out, "No key matches.") {
 		t.Errorf("a claim that was not recorded: exit status %d\n%s", code, out)
 	}
 }
