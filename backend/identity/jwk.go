@@ -201,20 +201,30 @@ func parseKey(entry []byte, uses []string) parsedKey {
 	k := key{id: id}
 	fault := purpose(m, uses)
 	if fault == "" {
-		fault = k.read(entry, m)
+		fault = k.read(m)
 	}
 	return parsedKey{key: k, fault: fault}
 }
 
-// read takes the key itself out of an entry, and returns why it must not be used, if so.
-func (k *key) read(entry []byte, m map[string]any) string {
+// keyMembers are the members of a JWK that make a key (RFC 7518 section 6, RFC 8037), and alg. Certificates are not among them:
+// nothing here looks at them, and some issuers publish ones that go-jose cannot read, or thumbprints of others.
+var keyMembers = []string{"kty", "crv", "n", "e", "x", "y", "alg"}
+
+// read takes the key itself out of an entry's members, and returns why it must not be used, if so.
+func (k *key) read(m map[string]any) string {
 	if e, _ := m["e"].(string); len(e) > 6 { // go-jose would cut an exponent of more than four bytes down
 		return "an RSA key with an unsafe exponent"
 	}
+	maps.DeleteFunc(m, func(name string, _ any) bool { return !slices.Contains(keyMembers, name) })
 	var jwk jose.JSONWebKey
-	if err := jwk.UnmarshalJSON(entry); errors.Is(err, jose.ErrUnsupportedKeyType) {
+	entry, err := json.Marshal(m)
+	if err == nil {
+		err = jwk.UnmarshalJSON(entry)
+	}
+	switch {
+	case errors.Is(err, jose.ErrUnsupportedKeyType):
 		return "a key of an unsupported kind"
-	} else if err != nil { // its text may quote the entry
+	case err != nil: // its text may quote the entry
 		return "malformed"
 	}
 	if fault := weakness(jwk.Key); fault != "" {
