@@ -20,7 +20,7 @@ require (
 	go.yaml.in/yaml/v3 v3.0.6 // profiles, with line numbers
 	golang.org/x/oauth2 v0.36.0 // client credentials of a token endpoint
 	golang.org/x/time v0.16.0 // the limiter's rate
-	google.golang.org/grpc v1.79.3 // the transport of the Workload API
+	google.golang.org/grpc v1.79.3 // the transport of the Workload API, and of storage to a plugin
 )
 
 require (

@@ -4,12 +4,15 @@
 package backend
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"strings"
 
 	"github.com/hashicorp/vault/sdk/logical"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
@@ -109,6 +112,11 @@ func (r *refusal) Error() string {
 
 func (r *refusal) Unwrap() error { return r.cause }
 
+// abandoned reports whether the request ended while storage was at work: nobody hears the refusal, and nothing is at fault.
+func (r *refusal) abandoned() bool {
+	return r.reason == reasonStorage && (errors.Is(r.cause, context.Canceled) || status.Code(r.cause) == codes.Canceled)
+}
+
 // refuse makes a refusal with a detail for the log.
 func refuse(reason, format string, args ...any) error {
 	return &refusal{reason: reason, detail: fmt.Sprintf(format, args...)}
@@ -172,9 +180,11 @@ func (b *engine) respond(req *logical.Request, err error) (*logical.Response, er
 	if !ok {
 		known = reasons[reasonInternal]
 	}
-	b.meters.refusal(req, r.reason)
+	if !r.abandoned() {
+		b.meters.refusal(req, r.reason)
+	}
 	log := b.Logger().Info
-	if known.Status >= http.StatusInternalServerError {
+	if known.Status >= http.StatusInternalServerError && !r.abandoned() {
 		log = b.Logger().Error
 	}
 	detail := r.detail

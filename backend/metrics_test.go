@@ -5,7 +5,9 @@ package backend
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"maps"
 	"os"
 	"regexp"
@@ -21,6 +23,8 @@ import (
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 	"go.yaml.in/yaml/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
@@ -159,6 +163,31 @@ func TestMetricsOfTroubles(t *testing.T) {
 	runs := got["revocations{state=running}"] + got["revocations{state=waiting}"] + got["revocations{state=done}"]
 	if got["target_breaker_open{target=acme}"] != 1 || runs != 1 {
 		t.Errorf("a breaker is %v, %v revocations; want 1 and 1", got["target_breaker_open{target=acme}"], runs)
+	}
+}
+
+// A caller who leaves is refused nothing, and no fault of the engine's; storage that fails is one.
+func TestMetricsOfCallersThatLeave(t *testing.T) {
+	for err, want := range map[error]float64{
+		status.Error(codes.Canceled, "context canceled"): 0, // as storage behind a plugin's connection says it
+		context.Canceled:               0,
+		context.DeadlineExceeded:       1,
+		errors.New("the disk is full"): 1,
+	} {
+		w := newWorld(t)
+		w.store.set(func(op, key string) error {
+			if op == "put" && strings.HasPrefix(key, openEntries) {
+				return err
+			}
+			return nil
+		})
+		_, _ = w.exchange("deploy", w.token(nil))
+		if got := w.scrape()["refused_total{operation=issue,reason=storage}"]; got != want {
+			t.Errorf("%v: %v refusals; want %v", err, got, want)
+		}
+		if told := strings.Contains(w.logs.String(), "[ERROR]"); told != (want == 1) {
+			t.Errorf("%v: an error in the log: %t\n%s", err, told, w.logs)
+		}
 	}
 }
 
