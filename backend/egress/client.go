@@ -146,27 +146,24 @@ func (p Policy) parseProxy(o Options) (*url.URL, error) {
 	if o.ProxyURL == "" {
 		return nil, nil
 	}
-	// A proxy is mostly spoken to over http: it sees a host's name and then TLS that it cannot read.
-	plain, isHTTP := strings.CutPrefix(o.ProxyURL, "http://")
 	switch {
-	case isHTTP:
-		plain = "https://" + plain
-	case !strings.HasPrefix(plain, "https://"):
+	case !strings.HasPrefix(o.ProxyURL, "http://") && !strings.HasPrefix(o.ProxyURL, "https://"):
 		return nil, errors.New("proxy_url: not an http or https URL; want for example http://proxy.example.com:3128")
-	}
-	if strings.Contains(plain, "@") {
+	case strings.Contains(o.ProxyURL, "@"):
 		return nil, errors.New("proxy_url: has a user; a proxy that wants a password is not supported")
 	}
-	u, err := p.ParseURL(plain)
+	u, err := parseBase(o.ProxyURL)
 	if err != nil {
 		return nil, fmt.Errorf("proxy_url: %w", err)
 	}
-	if u.Path != "" && u.Path != "/" {
-		return nil, errors.New("proxy_url: has a path; want scheme, host and port only")
+	// A proxy is mostly spoken to over http: it sees a host's name and then TLS that it cannot read.
+	if err := p.Check(&url.URL{Scheme: "https", Host: u.Host}); err != nil {
+		return nil, fmt.Errorf("proxy_url: %w", err)
 	}
-	if isHTTP {
-		u.Scheme = "http"
-	} else if o.ClientCert != "" {
+	switch {
+	case u.Path != "" && u.Path != "/":
+		return nil, errors.New("proxy_url: has a path; want scheme, host and port only")
+	case u.Scheme == "https" && o.ClientCert != "":
 		return nil, errors.New("proxy_url: an https proxy would be shown client_cert; use an http proxy")
 	}
 	return u, nil

@@ -68,6 +68,18 @@ func (p Policy) Validate() error {
 // default port, and neither user, query, fragment, dot segments nor escaped separators. An address literal is judged as if
 // it were dialled; names are not looked up. Nothing is normalised: String of the result is raw.
 func (p Policy) ParseURL(raw string) (*url.URL, error) {
+	u, err := parseBase(raw)
+	if err == nil {
+		err = p.Check(u)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return u, nil
+}
+
+// parseBase does what of ParseURL is no matter of a policy.
+func parseBase(raw string) (*url.URL, error) {
 	if len(raw) > maxURLBytes {
 		return nil, fmt.Errorf("longer than %d bytes", maxURLBytes)
 	}
@@ -82,9 +94,6 @@ func (p Policy) ParseURL(raw string) (*url.URL, error) {
 		return nil, errors.New("not a URL")
 	}
 	if err := checkBase(u, raw); err != nil {
-		return nil, err
-	}
-	if err := p.Check(u); err != nil {
 		return nil, err
 	}
 	if u.String() != raw {

@@ -113,9 +113,11 @@ func TestProxyAddressIsJudged(t *testing.T) {
 
 // A proxy may be written with the slash that many tools put behind a host, and https goes through one elsewhere.
 func TestProxyElsewhere(t *testing.T) {
-	c := client(t, Policy{AllowHTTPLoopback: true}, Options{ProxyURL: "http://proxy.example.com:3128/"})
-	if err := c.Transport.(*guard).check(&url.URL{Scheme: "https", Host: "api.example.com"}); err != nil {
-		t.Errorf("https through a proxy: %v, want nil", err)
+	for _, raw := range []string{"http://proxy.example.com:3128/", "http://proxy.example.com:443", "http://proxy.example.com", "https://proxy.example.com", "https://proxy.example.com:80"} {
+		g := client(t, Policy{AllowHTTPLoopback: true}, Options{ProxyURL: raw}).Transport.(*guard)
+		if err := g.check(&url.URL{Scheme: "https", Host: "api.example.com"}); err != nil || g.proxy.String() != raw {
+			t.Errorf("https through %s: %v by %s, want nil", raw, err, g.proxy)
+		}
 	}
 }
 
@@ -135,6 +137,11 @@ func TestClientOptions(t *testing.T) {
 		{"key alone", Policy{}, Options{ClientKey: key}, "client_cert, client_key: one without"},
 		{"pair that is none", Policy{}, Options{ClientCert: cert, ClientKey: cert}, "client_cert, client_key: not a certificate"},
 		{"proxy with user", Policy{}, Options{ProxyURL: "http://u:p@proxy.example.com:3128"}, "proxy_url: has a user"},
+		{"http proxy's default port", Policy{}, Options{ProxyURL: "http://proxy.example.com:80"}, "proxy_url: names the default port"},
+		{"https proxy's default port", Policy{}, Options{ProxyURL: "https://proxy.example.com:443"}, "proxy_url: names the default port"},
+		{"proxy with query", Policy{}, Options{ProxyURL: "http://proxy.example.com:3128?x"}, "proxy_url: has a query"},
+		{"proxy in capitals", Policy{}, Options{ProxyURL: "http://Proxy.example.com:3128"}, "proxy_url: "},
+		{"proxy without host", Policy{}, Options{ProxyURL: "http://:3128"}, "proxy_url: "},
 		{"proxy with path", Policy{}, Options{ProxyURL: "http://proxy.example.com:3128/x"}, "proxy_url: has a path"},
 		{"proxy of another kind", Policy{}, Options{ProxyURL: "socks5://proxy.example.com:1080"}, "proxy_url: not an http or https URL"},
 		{"https proxy that would see the certificate", Policy{}, Options{ProxyURL: "https://proxy.example.com", ClientCert: cert, ClientKey: key}, "proxy_url: an https proxy"},
