@@ -33,12 +33,13 @@ type GiteaToken struct {
 //	POST   /api/v1/users/{username}/tokens          {"name","scopes"} -> 201 {"id","name","sha1","token_last_eight"}
 //	GET    /api/v1/users/{username}/tokens          -> 200 [{"id","name",…}], without secrets, newest first; ?page=&limit=, 30 by default, 50 at most
 //	DELETE /api/v1/users/{username}/tokens/{token}  by id or name -> 204
+//	GET    /api/v1/users/{username}                 -> 200 {"login"}
 //	GET    /api/v1/user                             -> 200 by password, and by a token with that scope
 //	GET    /lab/keys                                -> 200 {"keys":[...]}, the inventory, open to all
 //	POST   /lab/faults, DELETE /lab/faults          see Control
 //
 // Tokens have no end. Their paths want name and password of the user or an administrator, who may act as the user by the
-// header Sudo. Make one with NewGitea.
+// header Sudo. A user's former name is a redirect in paths (307), and nobody's in Sudo (404). Make one with NewGitea.
 type Gitea struct {
 	Control
 	mux *http.ServeMux
@@ -47,7 +48,8 @@ type Gitea struct {
 	users   []GiteaUser
 	tokens  []heldGiteaToken
 	made    int
-	ownOnly bool // see DeletesOwnOnly
+	ownOnly bool              // see DeletesOwnOnly
+	former  map[string]string // names that users have now, by those that they had
 }
 
 // heldGiteaToken is a token with its secret.
@@ -60,11 +62,14 @@ var giteaScope = regexp.MustCompile(`^((read|write):(activitypub|admin|issue|mis
 
 // NewGitea makes a Gitea without users.
 func NewGitea() *Gitea {
-	g := &Gitea{Control: Control{ops: []string{OpCreate, OpFind, OpRevoke, OpUse}}, mux: http.NewServeMux()}
+	g := &Gitea{Control: Control{ops: []string{OpCreate, OpFind, OpRevoke, OpUse}}, mux: http.NewServeMux(), former: map[string]string{}}
 	const tokens = "/api/v1/users/{username}/tokens"
 	g.mux.HandleFunc("POST "+tokens, g.handle(OpCreate, g.asOwner(g.create)))
 	g.mux.HandleFunc("GET "+tokens, g.handle(OpFind, g.asOwner(g.list)))
 	g.mux.HandleFunc("DELETE "+tokens+"/{token}", g.handle(OpRevoke, g.asOwner(g.revoke)))
+	g.mux.HandleFunc("GET /api/v1/users/{username}", g.handle(OpFind, g.asOwner(func(w http.ResponseWriter, _ *http.Request, _, owner string) {
+		writeJSON(w, http.StatusOK, map[string]string{"login": owner})
+	})))
 	g.mux.HandleFunc("GET /api/v1/user", g.handle(OpUse, g.use))
 	g.mux.HandleFunc("GET /lab/keys", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, http.StatusOK, map[string]any{"keys": g.Live()})
@@ -85,6 +90,28 @@ func (g *Gitea) SetUser(u GiteaUser) {
 		return
 	}
 	g.users = append(g.users, u)
+}
+
+// Rename gives a user another name; the former one leads there, but by Sudo.
+func (g *Gitea) Rename(from, to string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.former[from] = to
+	delete(g.former, to)
+	g.user(from).Name = to
+	for i := range g.tokens {
+		if g.tokens[i].User == from {
+			g.tokens[i].User = to
+		}
+	}
+}
+
+// RemoveUser ends a user with all tokens.
+func (g *Gitea) RemoveUser(name string) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.users = slices.DeleteFunc(g.users, func(u GiteaUser) bool { return u.Name == name })
+	g.tokens = slices.DeleteFunc(g.tokens, func(t heldGiteaToken) bool { return t.User == name })
 }
 
 // DeletesOwnOnly makes DELETE look for the token among those of whoever calls, and answer 404 to an administrator who
@@ -151,7 +178,9 @@ func (g *Gitea) asOwner(next func(w http.ResponseWriter, r *http.Request, doer, 
 			doer = as
 		}
 		owner := g.user(r.PathValue("username"))
-		switch {
+		switch now, renamed := g.former[r.PathValue("username")]; {
+		case renamed:
+			http.Redirect(w, r, strings.Replace(r.URL.EscapedPath(), r.PathValue("username"), now, 1), http.StatusTemporaryRedirect)
 		case doer.TwoFactor:
 			giteaRefusal(w, http.StatusUnauthorized, "invalid provided OTP")
 		case owner == nil:

@@ -25,8 +25,8 @@ type profile struct {
 	facts
 	header *expr.Program // nil = the key itself
 
-	exchange, renew, revoke, find, list, check *operation // all but exchange may be nil
-	rotate, identify, rotateCredential, retire *operation
+	exchange, renew, revoke, absent, find, list, check *operation // all but exchange may be nil
+	rotate, identify, rotateCredential, retire         *operation
 
 	made, rotated, identified keyParts      // of exchange, rotate and identify
 	keyName                   *expr.Program // of identify
@@ -69,10 +69,7 @@ type profileDriver struct {
 
 // laterParams are the parameters that what happens to a key after it was made reads.
 func (p *profile) laterParams() (out []string) {
-	for _, o := range []*operation{p.renew, p.rotate, p.revoke, cmp.Or(p.find, p.list)} {
-		if o == nil {
-			continue
-		}
+	for _, o := range []*operation{p.renew, p.rotate, p.revoke, p.absent, cmp.Or(p.find, p.list)} {
 		for _, e := range o.programs() {
 			names, _ := e.Members("params")
 			out = append(out, names...)
@@ -190,8 +187,6 @@ func (p *profileDriver) doRenew(ctx context.Context, h Handle, notAfter time.Tim
 	return expiry, nil
 }
 
-// doRevoke ends a key. That it is gone is said by a proxy too, or by whatever is at an address that is wrong: where the profile
-// does not tell whose word it is, it is believed of an API that takes a check.
 func (p *profileDriver) doRevoke(ctx context.Context, h Handle) error {
 	const op = "revoke"
 	c, err := p.revoke.call(op, expr.NewBudget(), p.handleVars(h))
@@ -200,10 +195,28 @@ func (p *profileDriver) doRevoke(ctx context.Context, h Handle) error {
 	}
 	c.urgent = true
 	answered, err := p.api.do(ctx, c)
-	if err != nil || !slices.Contains(p.revoke.gone, answered.status) || p.revoke.onlyIf != nil || p.check == nil {
+	if err != nil || !slices.Contains(p.revoke.gone, answered.status) {
 		return err
 	}
-	return p.inquire(ctx, op, true)
+	return p.believe(ctx, op, h)
+}
+
+// believe doubts that a key is gone: that is said of one that somebody hid, too, and by a proxy, or whatever is at an address that is
+// wrong. A profile may ask for more; one that does not tell whose word it is needs an API that takes a check.
+func (p *profileDriver) believe(ctx context.Context, op string, h Handle) error {
+	switch {
+	case p.absent != nil:
+		c, err := p.absent.call(op, expr.NewBudget(), p.handleVars(h))
+		if err != nil {
+			return err
+		}
+		c.urgent = true
+		_, err = p.api.do(ctx, c)
+		return err
+	case p.revoke.onlyIf == nil && p.check != nil:
+		return p.inquire(ctx, op, true)
+	}
+	return nil
 }
 
 func (p *profileDriver) doCheck(ctx context.Context) error { return p.inquire(ctx, "check", false) }

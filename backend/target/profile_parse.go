@@ -73,7 +73,7 @@ func parseProfile(text string) (*profile, error) {
 		return nil, doc.fault
 	}
 	s.only("name", "url", "subject_token_source", "audience", "audience_from", "params", "credential", "claims", "lifetime", "header",
-		"exchange", "renew", "revoke", "find", "list", "check", "rotate", "identify", "rotate_credential", "retire_credential")
+		"exchange", "renew", "revoke", "absent", "find", "list", "check", "rotate", "identify", "rotate_credential", "retire_credential")
 	p := &profile{facts: facts{
 		name: s.text("name"), url: s.text("url"),
 		source: s.text("subject_token_source"), audience: s.text("audience"),
@@ -147,6 +147,7 @@ func (p *profile) parseOperations(s section) {
 		p.renewed = s.section("renew").required("expires", expr.Any, renewVariables...)
 	}
 	p.revoke = parseOperation(s, "revoke", revokeScope, "gone")
+	p.absent = parseOperation(s, "absent", findScope, "gone")
 	if p.find = parseOperation(s, "find", findScope, "found", "next"); p.find != nil {
 		find := s.section("find")
 		p.found = find.required("found", expr.Any, foundVariables...)
@@ -322,7 +323,7 @@ func (p *profile) checkWhole(s section) {
 		return
 	}
 	byAccessor := func(e *expr.Program) bool { return e.Uses("accessor") || readsMember(e, "key", "accessor") }
-	p.endsByAccessor = p.endsBy(byAccessor) || p.rotate != nil && slices.ContainsFunc(p.rotate.programs(), byAccessor)
+	p.endsByAccessor = p.endsBy(byAccessor) || slices.ContainsFunc(p.rotate.programs(), byAccessor)
 	p.endsByKey = p.endsBy(func(e *expr.Program) bool { return readsMember(e, "key", "secret") })
 	p.endsByName = p.find == nil && p.revoke != nil && p.revoke.uses("name") && !p.revoke.uses("accessor") && !p.revoke.uses("key")
 	p.wantsToken = p.exchange.uses("subject_token")
@@ -343,6 +344,8 @@ func (p *profile) checkWhole(s section) {
 		s.fault("find", "is of no use: what it finds are accessors, but renew or revoke needs the key itself")
 	case p.endsByKey && p.list != nil:
 		s.fault("list", "is of no use: what it lists are accessors, but renew or revoke needs the key itself")
+	case p.absent != nil && (p.revoke == nil || len(p.revoke.gone) == 0):
+		s.fault("absent", "is of no use: revoke has no gone")
 	case p.source == SourceNone && p.wantsToken:
 		s.fault("subject_token_source", "is none, but exchange uses subject_token")
 	}
@@ -350,21 +353,17 @@ func (p *profile) checkWhole(s section) {
 
 // endsBy reports whether an expression of renew or revoke has the property.
 func (p *profile) endsBy(property func(*expr.Program) bool) bool {
-	return p.renew != nil && slices.ContainsFunc(p.renew.programs(), property) ||
-		p.revoke != nil && slices.ContainsFunc(p.revoke.programs(), property)
+	return slices.ContainsFunc(slices.Concat(p.renew.programs(), p.revoke.programs()), property)
 }
 
-// places are the parameters that say where a key is: those that list and revoke read.
+// places are the parameters that say where a key is: those that list, revoke and absent read.
 func (p *profile) places() []string {
 	if p.list == nil {
 		return nil
 	}
-	programs := append(p.list.programs(), p.listed)
+	programs := slices.Concat(p.list.programs(), []*expr.Program{p.listed}, p.revoke.programs(), p.absent.programs())
 	if p.listNext != nil {
 		programs = append(programs, p.listNext)
-	}
-	if p.revoke != nil {
-		programs = append(programs, p.revoke.programs()...)
 	}
 	var placed []string
 	for _, name := range p.params.names() {
@@ -380,8 +379,11 @@ func readsMember(e *expr.Program, variable, member string) bool {
 	return whole || slices.Contains(names, member)
 }
 
-// programs are the expressions of the request.
+// programs are the expressions of the request; none of an operation that is not there.
 func (o *operation) programs() []*expr.Program {
+	if o == nil {
+		return nil
+	}
 	out := []*expr.Program{o.path}
 	if o.body != nil {
 		out = append(out, o.body)

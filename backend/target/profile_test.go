@@ -67,7 +67,7 @@ func TestDocumentedProfile(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if p.renew == nil || p.revoke == nil || p.find == nil || p.check == nil || len(p.made.fields) == 0 || len(p.exchange.hints) == 0 {
+	if p.renew == nil || p.revoke == nil || p.absent == nil || p.find == nil || p.check == nil || len(p.made.fields) == 0 || len(p.exchange.hints) == 0 {
 		t.Error("the README does not show every operation, fields and hints")
 	}
 }
@@ -91,7 +91,7 @@ func TestProfileFaults(t *testing.T) {
 		"duplicate":       {"url: https", "name: b\nurl: https", "line 2: name: stands here twice"},
 		"duplicate below": {"  method: DELETE", "  method: DELETE\n  method: GET", "line 18: revoke.method: stands here twice"},
 		"complex name":    {"name: acme", "? [a]\n: b", "line 1: profile: has a member whose name is not plain text"},
-		"unknown":         {"url: https", "uri: https", "line 2: uri: is not known here; known are name, url, subject_token_source, audience, audience_from, params, credential, claims, lifetime, header, exchange, renew, revoke, find, list, check, rotate, identify, rotate_credential, retire_credential"},
+		"unknown":         {"url: https", "uri: https", "line 2: uri: is not known here; known are name, url, subject_token_source, audience, audience_from, params, credential, claims, lifetime, header, exchange, renew, revoke, absent, find, list, check, rotate, identify, rotate_credential, retire_credential"},
 		"unknown below":   {"{secret:", "{secert:", "line 15: exchange.key.secert: is not known here; known are secret, accessor, expires, fields"},
 		"no name":         {"name: acme\n", "", "line 1: name: want 1 to 64 of a-z, 0-9 and hyphens"},
 		"name":            {"acme\n", "Acme Inc\n", "line 1: name: want 1 to 64 of a-z, 0-9 and hyphens"},
@@ -166,17 +166,18 @@ func TestProfileFaults(t *testing.T) {
 		"header with space": {"{Authorization:", "{'A B':", "line 12: exchange.headers.A B: cannot be set by a profile"},
 		"header number":     {`'"Bearer " + credential.token'`, "'1'", "line 12: exchange.headers.Authorization: yields int; want string"},
 
-		"no ok":           {"  ok: [201]\n", "", "line 9: exchange.ok: is missing: the statuses of success"},
-		"ok empty":        {"ok: [201]", "ok: []", "line 14: exchange.ok: is empty"},
-		"ok redirect":     {"ok: [201]", "ok: [201, 302]", "line 14: exchange.ok: want statuses from 200 to 299"},
-		"ok text":         {"ok: [201]", "ok: [created]", "line 14: exchange.ok: want statuses from 200 to 299"},
-		"ok scalar":       {"ok: [201]", "ok: 201", "line 14: exchange.ok: want a list of statuses"},
-		"status twice":    {"ok: [201]", "ok: [201]\n  busy: [409]\n  denied: [409]", "line 16: exchange.denied: has 409, which stands in busy already"},
-		"status repeated": {"ok: [201]", "ok: [201, 201]", "line 14: exchange.ok: has 201, which stands in ok already"},
-		"gone by 401":     {"gone: [404]", "gone: [404, 401]", "line 19: revoke.gone: has 401, which refuses the credential and says nothing of the key"},
-		"gone by 403":     {"gone: [404]", "gone: [403]", "line 19: revoke.gone: has 403, which refuses the credential and says nothing of the key"},
-		"gone by 500":     {"gone: [404]", "gone: [500]", "line 19: revoke.gone: want statuses from 400 to 499"},
-		"gone elsewhere":  {"ok: [201]", "ok: [201]\n  gone: [404]", "line 15: exchange.gone: is not known here; known are method, path, query, headers, json, form, ok, busy, only_if, hints, denied, key"},
+		"no ok":             {"  ok: [201]\n", "", "line 9: exchange.ok: is missing: the statuses of success"},
+		"ok empty":          {"ok: [201]", "ok: []", "line 14: exchange.ok: is empty"},
+		"ok redirect":       {"ok: [201]", "ok: [201, 302]", "line 14: exchange.ok: want statuses from 200 to 299"},
+		"ok text":           {"ok: [201]", "ok: [created]", "line 14: exchange.ok: want statuses from 200 to 299"},
+		"ok scalar":         {"ok: [201]", "ok: 201", "line 14: exchange.ok: want a list of statuses"},
+		"status twice":      {"ok: [201]", "ok: [201]\n  busy: [409]\n  denied: [409]", "line 16: exchange.denied: has 409, which stands in busy already"},
+		"status repeated":   {"ok: [201]", "ok: [201, 201]", "line 14: exchange.ok: has 201, which stands in ok already"},
+		"gone by 401":       {"gone: [404]", "gone: [404, 401]", "line 19: revoke.gone: has 401, which refuses the credential and says nothing of the key"},
+		"gone by 403":       {"gone: [404]", "gone: [403]", "line 19: revoke.gone: has 403, which refuses the credential and says nothing of the key"},
+		"gone by 500":       {"gone: [404]", "gone: [500]", "line 19: revoke.gone: want statuses from 400 to 499"},
+		"absent of nothing": {"  gone: [404]\n", "absent: {method: GET, path: '[name]', ok: [200]}\n", "line 19: absent: is of no use: revoke has no gone"},
+		"gone elsewhere":    {"ok: [201]", "ok: [201]\n  gone: [404]", "line 15: exchange.gone: is not known here; known are method, path, query, headers, json, form, ok, busy, only_if, hints, denied, key"},
 
 		"hint of a credential":   {"ok: [201]", "ok: [201]\n  hints: {mend it: credential.token == \"x\"}", `line 15: exchange.hints.mend it: "credential" cannot be used here; what can is response`},
 		"hint that is no test":   {"ok: [201]", "ok: [201]\n  hints: {mend it: '\"x\"'}", "line 15: exchange.hints.mend it: yields string; want bool"},

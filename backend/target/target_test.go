@@ -120,7 +120,7 @@ func TestOpenNamesTheField(t *testing.T) {
 		"path as driver":         {func(c *target.Config) { c.Driver = "../profiles/nuget" }, "driver: want one of " + strings.Join(target.Drivers(), ", ")},
 		"no profile":             {func(c *target.Config) { c.Profile = "" }, `profile: is required with driver "http"`},
 		"profile of a built-in":  {func(c *target.Config) { c.Driver = "nuget" }, `profile: is for driver "http" only`},
-		"broken profile":         {func(c *target.Config) { c.Profile = "name: x\nfoo: y\n" }, "profile: line 2: foo: is not known here; known are name, url, subject_token_source, audience, audience_from, params, credential, claims, lifetime, header, exchange, renew, revoke, find, list, check, rotate, identify, rotate_credential, retire_credential"},
+		"broken profile":         {func(c *target.Config) { c.Profile = "name: x\nfoo: y\n" }, "profile: line 2: foo: is not known here; known are name, url, subject_token_source, audience, audience_from, params, credential, claims, lifetime, header, exchange, renew, revoke, absent, find, list, check, rotate, identify, rotate_credential, retire_credential"},
 		"http":                   {func(c *target.Config) { c.URL = "http://acme.example" }, "url: refused by the egress rules: http; use https (http is only for loopback, with allow_http_loopback in config)"},
 		"url with user":          {func(c *target.Config) { c.URL = "https://u:p@acme.example" }, "url: has a user; credentials have fields of their own"},
 		"no credential":          {func(c *target.Config) { c.Credential = nil }, `credential: field "token" is missing or longer than 16384 bytes; give credential=token=VALUE, or credential=@FILE with JSON`},

@@ -4,6 +4,7 @@
 package main
 
 import (
+	"encoding/base64"
 	"fmt"
 	"net"
 	"net/http"
@@ -105,13 +106,36 @@ func testGitea(t *testing.T, s *server) {
 		if lives, _ := use(other); gone != http.StatusUnauthorized || lives != http.StatusOK {
 			t.Errorf("%s: after revoke the key's status is %d, the other's %d", role, gone, lives)
 		}
+		// What is gone already is gone, which Gitea says by a status alone.
+		itself := "Basic " + base64.StdEncoding.EncodeToString([]byte("ci:"+w.admin))
+		if status, _ := call(t, http.MethodDelete, fmt.Sprintf("%s/api/v1/users/ci/tokens/%s", at, other.Data["accessor"]), itself, nil); status != http.StatusNoContent {
+			t.Errorf("%s: ending a key behind the engine's back: status %d", role, status)
+		}
 		w.must(t, w.root.Token(), "lease", "revoke", "-sync", other.LeaseID)
+	}
+	// A user who is given another name takes the tokens along, which by the former name look gone.
+	moved := w.readKey(t, "admin")
+	rename := func(from, to string) {
+		admin := "Basic " + base64.StdEncoding.EncodeToString([]byte("root1:"+w.admin))
+		if status, body := call(t, http.MethodPost, at+"/api/v1/admin/users/"+from+"/rename", admin, map[string]any{"new_username": to}); status != http.StatusNoContent {
+			t.Fatalf("renaming %s: status %d, %v", from, status, body)
+		}
+	}
+	rename("ci", "cd")
+	err := w.root.Sys().RevokeWithOptionsWithContext(t.Context(), &api.RevokeOptions{LeaseID: moved.LeaseID, Sync: true})
+	if lives, _ := use(moved); err == nil || lives != http.StatusOK {
+		t.Errorf("by the former name: revoke says %v, the key's status is %d", err, lives)
+	}
+	rename("cd", "ci")
+	w.must(t, w.root.Token(), "lease", "revoke", "-sync", moved.LeaseID)
+	if gone, _ := use(moved); gone != http.StatusUnauthorized {
+		t.Errorf("after revoke by its name the key's status is %d", gone)
 	}
 	if left := w.ledger(t); len(left) != 0 {
 		t.Errorf("the ledger has %q", left)
 	}
 	w.write(t, "roles/own", map[string]any{"parameters": map[string]any{"username": "root1", "scopes": "read:user"}}) // another's, as a user
-	_, err := w.user.Logical().ReadWithContext(t.Context(), w.path+"/creds/own")
+	_, err = w.user.Logical().ReadWithContext(t.Context(), w.path+"/creds/own")
 	wantRefused(t, err, http.StatusUnprocessableEntity, "target_denied")
 	w.write(t, "targets/own", map[string]any{"credential": map[string]any{"username": "ci", "password": w.admin + "x"}})
 	_, err = w.user.Logical().ReadWithContext(t.Context(), w.path+"/creds/own")
