@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -117,8 +118,9 @@ func (b *engine) ready(ctx context.Context, s logical.Storage, o *order, replace
 	return token, err
 }
 
-// unchanged refuses a subject whose issuer or policy was switched off since it was judged, or whose policy was changed and
-// does not accept it any more: verifying may have waited long for the issuer's keys.
+// unchanged refuses a subject whose issuer or policy was switched off since it was judged, or whose issuer verifies by other
+// rules now, or whose policy was changed and does not accept it any more: verifying may have waited long for the issuer's keys,
+// and those may be what the change took away.
 func (b *engine) unchanged(ctx context.Context, s logical.Storage, who *subject) error {
 	p, err := b.policy(ctx, s, who.policy.name)
 	if err != nil {
@@ -130,10 +132,10 @@ func (b *engine) unchanged(ctx context.Context, s logical.Storage, who *subject)
 		return err
 	case vouches == nil || p == nil:
 		return refuse(reasonTrustChanged, "trust policy %q or its issuer was deleted meanwhile", who.policy.name)
-	case !vouches.Enabled:
-		return refuse(reasonDisabled, "issuer %q is disabled", vouches.name)
-	case vouches.unfit != nil:
-		return vouches.unfit
+	case vouches.usable() != nil:
+		return vouches.usable()
+	case vouches != who.issuer && !reflect.DeepEqual(vouches.rules(), who.issuer.rules()):
+		return refuse(reasonTrustChanged, "issuer %q was changed meanwhile", vouches.name)
 	case !p.Enabled:
 		return refuse(reasonDisabled, "trust policy %q is disabled", p.name)
 	case p.Revision != who.policy.Revision && (p.Issuer != vouches.name || !p.compiled.Evaluate(who.Identity, expr.NewBudget()).Allowed):

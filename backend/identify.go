@@ -7,7 +7,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"reflect"
 	"slices"
 
 	"github.com/hashicorp/vault/sdk/logical"
@@ -75,9 +74,6 @@ func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *rol
 	var verified *identity.Token
 	if policies, err = vouches.among(policies); err == nil {
 		verified, err = vouches.verifier.VerifyPeeked(ctx, peeked)
-	}
-	if err == nil {
-		err = b.sameRules(ctx, req.Storage, vouches)
 	}
 	trail.asked(vouches, err)
 	if err != nil {
@@ -149,16 +145,6 @@ func (i *issuer) among(policies []*policy) ([]*policy, error) {
 		return nil, refuse(identity.UnknownIssuer, "no trust policy of the role is for issuer %q", i.name)
 	}
 	return own, i.usable()
-}
-
-// sameRules refuses what an issuer has verified by an entry that was changed meanwhile: its keys can take many seconds to come,
-// and may be those that the change took away.
-func (b *engine) sameRules(ctx context.Context, s logical.Storage, by *issuer) error {
-	now, err := b.issuer(ctx, s, by.name)
-	if err == nil && now != by && (now == nil || !reflect.DeepEqual(now.rules(), by.rules())) {
-		err = refuse(reasonTrustChanged, "issuer %q was changed while it verified the token", by.name)
-	}
-	return err
 }
 
 // usable refuses the subjects of an issuer that is switched off, or that may not be used as it is.
