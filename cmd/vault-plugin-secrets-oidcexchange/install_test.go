@@ -6,6 +6,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -49,6 +50,14 @@ func testInstall(t *testing.T, shared *server) {
 	w.setVersion(t, "roles/publish", 2) // what a later version may do to a record that it writes
 	w.wantVersion(t, g.follow(t, 1), pluginVersion, kept)
 	w.wantNewerRecord(t, "roles/publish")
+	w.setVersion(t, "roles/publish", 1)
+
+	w.rootWrite(t, w.rawPath(t, "ledger/keys/2026113010/ecro2om2vvon6pxaajfuhivq4u"), map[string]any{"value": "rubbish"})
+	w.wantLedger(t, "ledger/keys/2026113010/ecro2om2vvon6pxaajfuhivq4u")
+	if out := g.follow(t, 1); !strings.Contains(out, `"count": 0`) {
+		t.Errorf("reconcile beside keys that the ledger has: %s", out)
+	}
+	w.wantLedger(t, "")
 
 	if out := g.follow(t, 2); !strings.HasSuffix(out, "none is left\n") {
 		t.Errorf("before the mount goes: %s", out)
@@ -120,14 +129,32 @@ func (w *world) wantNewerRecord(t *testing.T, record string) {
 	wantRefused(t, err, http.StatusInternalServerError, "storage")
 }
 
-// setVersion writes a record of the mount as one of another version, and makes the plugin read it anew.
-func (w *world) setVersion(t *testing.T, record string, version int) {
+// rawPath is where Vault shows a record of the mount as its storage has it.
+func (w *world) rawPath(t *testing.T, record string) string {
 	t.Helper()
 	mounts, err := w.root.Sys().ListMountsWithContext(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	path := "sys/raw/logical/" + mounts[w.path+"/"].UUID + "/" + record
+	return "sys/raw/logical/" + mounts[w.path+"/"].UUID + "/" + record
+}
+
+// wantLedger has the ledger counted anew, as the next tick would, and wants status to name a record that cannot be read, or none
+// if that is "".
+func (w *world) wantLedger(t *testing.T, unreadable string) {
+	t.Helper()
+	w.rootWrite(t, "sys/plugins/reload/backend", map[string]any{"mounts": w.path})
+	eventually(t, "the count of the ledger", func() (bool, string) {
+		ledger := w.read(t, "status")["ledger"].(map[string]any)
+		fault := ledger["last_error"].(string)
+		return ledger["counted"] == (unreadable == "") && strings.Contains(fault, unreadable) && (fault == "") == (unreadable == ""), fmt.Sprint(ledger)
+	})
+}
+
+// setVersion writes a record of the mount as one of another version, and makes the plugin read it anew.
+func (w *world) setVersion(t *testing.T, record string, version int) {
+	t.Helper()
+	path := w.rawPath(t, record)
 	stored, err := w.root.Logical().ReadWithContext(t.Context(), path)
 	if err != nil || stored == nil {
 		t.Fatalf("reading Vault's storage: %v %v", stored, err)
