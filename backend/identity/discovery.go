@@ -104,14 +104,13 @@ func (s *webSource) fetchKeys(ctx context.Context, address string) (*keys, error
 	return parseKeys(body, s.limits)
 }
 
-// get reads an answer of status 200 up to limit bytes. The content type is not looked at: issuers on plain file hosting
-// send all kinds, and the parsers decide.
+// get reads an answer of status 200 up to limit bytes. The content type is neither looked at nor asked for: issuers on plain file
+// hosting send all kinds, Kubernetes' API server gives its keys as application/jwk-set+json alone, and the parsers decide.
 func (s *webSource) get(ctx context.Context, address string, limit int64) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {
 		return nil, errors.New("not an address")
 	}
-	req.Header.Set("Accept", "application/json")
 	resp, err := s.client.Do(req)
 	if err != nil {
 		return nil, errors.New(egress.Cause(err))

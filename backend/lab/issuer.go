@@ -261,8 +261,13 @@ func (i *Issuer) discovery(w http.ResponseWriter, _ *http.Request) {
 	})
 }
 
-func (i *Issuer) jwks(w http.ResponseWriter, _ *http.Request) {
-	w.Header().Set("Content-Type", "application/jwk-set+json") // RFC 7517 section 8.5.2
+func (i *Issuer) jwks(w http.ResponseWriter, r *http.Request) {
+	const kind = "application/jwk-set+json" // RFC 7517 section 8.5.2
+	if accept := r.Header.Get("Accept"); accept != "" && !strings.Contains(accept, kind) && !strings.Contains(accept, "*/*") {
+		w.WriteHeader(http.StatusNotAcceptable) // as Kubernetes' API server
+		return
+	}
+	w.Header().Set("Content-Type", kind)
 	_, _ = w.Write(i.keySet())
 }
 
