@@ -6,6 +6,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -176,7 +177,10 @@ func testCallerLeaves(t *testing.T, s *server) {
 		t.Errorf("got %v; want %v", err, context.Canceled)
 	}
 	w.keys.OnRequest(nil)
-	eventually(t, "the end of the key that nobody got", func() (bool, string) { return len(w.live()) == 1, strings.Join(w.live(), " ") })
+	eventually(t, "the end of the key that nobody got", func() (bool, string) { // and then of the lease that Vault had begun to write
+		live, leases := w.live(), w.leases(t, "creds/")
+		return len(live) == 1 && len(leases) == 1, fmt.Sprint(live, leases)
+	})
 	w.wantSettled(t, bystander)
 }
 

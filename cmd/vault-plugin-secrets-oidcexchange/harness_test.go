@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
@@ -17,6 +18,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -160,15 +162,23 @@ log_format       = "json"
 	}
 }
 
-// freePort returns an address that nothing listens on.
+var portsTaken atomic.Int64
+
+func init() { portsTaken.Store(rand.Int64N(12_000)) } // of several runs on one machine each begins elsewhere
+
+// freePort returns an address that nothing listens on. It is below those that Linux gives to connections: one of them could have
+// it while its server is restarted.
 func freePort(t testing.TB) string {
 	t.Helper()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 12_000 {
+		address := fmt.Sprint("127.0.0.1:", 20_000+portsTaken.Add(1)%12_000)
+		if listener, err := net.Listen("tcp", address); err == nil {
+			_ = listener.Close()
+			return address
+		}
 	}
-	defer listener.Close()
-	return listener.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
 
 // launch starts the process and waits until it answers.
