@@ -11,8 +11,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// count completes the tally with what the ledger had when this process began. After an error the next one reads what this one
-// could not.
+// count completes the tally with what the ledger had when this process began: at once, for only then their ages are known.
 func (l *ledger) count(ctx context.Context, s logical.Storage) error {
 	var found []counted
 	var fault faults
@@ -21,9 +20,6 @@ func (l *ledger) count(ctx context.Context, s logical.Storage) error {
 			return false, ctx.Err()
 		}
 		_, rand, _ := splitID(id)
-		if l.id(rand) != "" {
-			return true, nil
-		}
 		e, err := l.filed(ctx, s, id)
 		if err == nil && e == nil {
 			e, err = openTable.get(ctx, s, rand)
@@ -39,8 +35,12 @@ func (l *ledger) count(ctx context.Context, s logical.Storage) error {
 	if err == nil {
 		err = fault.err()
 	}
-	l.complete(found, err)
-	return err
+	if err != nil {
+		l.uncountable(err)
+		return err
+	}
+	l.complete(found)
+	return nil
 }
 
 // counted is an entry that a scan has come across.
@@ -49,8 +49,8 @@ type counted struct {
 	at time.Time // when it was issued
 }
 
-// complete takes in what a scan has found, which is older than all that was counted since. fault is why it did not meet all.
-func (t *tally) complete(found []counted, fault error) {
+// complete takes in what a scan has found, which is older than all that was counted since.
+func (t *tally) complete(found []counted) {
 	slices.SortFunc(found, func(a, b counted) int { return b.at.Compare(a.at) })
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -61,7 +61,14 @@ func (t *tally) complete(found []counted, fault error) {
 			t.insert(c.held)
 		}
 	}
-	t.ready, t.fault, t.gone = fault == nil, fault, nil
+	t.ready, t.fault, t.gone = true, nil, nil
+}
+
+// uncountable notes why a scan did not meet all.
+func (t *tally) uncountable(fault error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.fault = fault
 }
 
 // counting reports whether everything that the ledger has is counted, and if not, what the last scan could not read.

@@ -115,15 +115,17 @@ func boolean(holds bool) float64 {
 func (b *engine) gauges(ctx context.Context, s logical.Storage) (readings, error) {
 	var r readings
 	r.gauge(versionGauge, 1, Version)
-	open, err := b.backlog(ctx, s) // a record that cannot be read is told by status, and lets no sweep be complete
+	open, err := b.backlog(ctx, s)
 	if err != nil {
 		return nil, err
 	}
-	r.gauge(openGauge, float64(open.pending), "pending")
-	r.gauge(openGauge, float64(open.inFlight), "in_flight")
-	r.gauge(openGauge, float64(open.debt), "debt")
-	r.gauge(oldestGauge, open.oldest.Seconds())
-	r.gauge(lagGauge, open.lag.Seconds())
+	if open.fault == nil { // else it is not known, and status says why
+		r.gauge(openGauge, float64(open.pending), "pending")
+		r.gauge(openGauge, float64(open.inFlight), "in_flight")
+		r.gauge(openGauge, float64(open.debt), "debt")
+		r.gauge(oldestGauge, open.oldest.Seconds())
+		r.gauge(lagGauge, open.lag.Seconds())
+	}
 	for name, n := range b.ledger.perTarget() {
 		r.gauge(keysGauge, float64(n), name)
 	}

@@ -319,10 +319,13 @@ func readGrant(body []byte, h hop) (got granted, fault string) {
 	case !token68.MatchString(token) || len(token) > maxSecretBytes:
 		return got, fmt.Sprintf("access_token is no bearer token of at most %d bytes", maxSecretBytes)
 	}
+	if issued, has := object["issued_token_type"]; has && issued != any(h.requested) {
+		// Not got: revocation answers 200 for what it does not know, too (RFC 7009 section 2.2), and this may be such a token.
+		return got, "issued_token_type is not what was requested"
+	}
 	got.token = token
 	got.scope, _ = object["scope"].(string)
 	kind, hasKind := object["token_type"]
-	issued, hasIssued := object["issued_token_type"]
 	kindText, _ := kind.(string)
 	var ok bool
 	got.life, ok = lifeOf(object["expires_in"])
@@ -332,8 +335,6 @@ func readGrant(body []byte, h hop) (got granted, fault string) {
 	// Whoever is given the key presents it as a bearer token; one that wants more (a proof, a certificate) is of no use.
 	case hasKind && !strings.EqualFold(kindText, "Bearer") && !(h.requested != typeAccessToken && strings.EqualFold(kindText, "N_A")):
 		return got, "token_type is not Bearer"
-	case hasIssued && issued != any(h.requested):
-		return got, "issued_token_type is not what was requested"
 	}
 	return got, ""
 }

@@ -243,7 +243,7 @@ func TestOAuthRevokesWhatItRefuses(t *testing.T) {
 		asked  string
 	}{
 		"another type":      {`{"access_token": "k3y", "token_type": "DPoP", "expires_in": 60}`, gone, "token_type is not Bearer" + revoked, "POST /token, POST /revoke"},
-		"not as requested":  {`{"access_token": "k3y", "issued_token_type": "urn:ietf:params:oauth:token-type:refresh_token"}`, gone, "issued_token_type is not what was requested" + revoked, "POST /token, POST /revoke"},
+		"not as requested":  {`{"access_token": "k3y", "issued_token_type": "urn:ietf:params:oauth:token-type:refresh_token"}`, gone, "issued_token_type is not what was requested", "POST /token"},
 		"an end in words":   {`{"access_token": "k3y", "expires_in": "soon"}`, gone, "expires_in is no number of seconds" + revoked, "POST /token, POST /revoke"},
 		"an end unsaid":     {`{"access_token": "k3y"}`, gone, "the answer has no expires_in; set the target's lifetime to what the server documents" + revoked, "POST /token, POST /revoke"},
 		"an end that is on": {`{"access_token": "k3y", "expires_in": 0}`, gone, "the key has already expired" + revoked, "POST /token, POST /revoke"},
