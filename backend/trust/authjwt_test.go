@@ -127,7 +127,7 @@ func stricter(t *testing.T) []unlike {
 	exact := func(claims string) Spec { return bound(t, "string", claims) }
 	glob := func(claims string) Spec { return bound(t, "glob", claims) }
 	return []unlike{
-		{"`bound_audiences` is required, and a token's `aud` must be exactly one of them; with `allow_extra_audiences` further ones may stand beside it, and `azp` must be bound.", []unlikeCase{
+		{"`bound_audiences` is required. A token's `aud` must be exactly one of them; with `allow_extra_audiences` it may hold others too, and `azp` must then be a bound audience.", []unlikeCase{
 			{"no audience", Spec{BoundSubject: "s"}, `{}`, invalid},
 			{"a token that another service could present", Spec{BoundAudiences: []string{"vault"}, BoundSubject: "s"}, `{"aud": ["vault", "other"]}`, refused},
 			{"one that was issued to another party", Spec{BoundAudiences: []string{"vault"}, BoundSubject: "s", AllowExtraAudiences: true}, `{"aud": ["vault", "other"], "azp": "other"}`, refused},
@@ -136,17 +136,17 @@ func stricter(t *testing.T) []unlike {
 			{"audience alone", Spec{BoundAudiences: []string{"vault"}}, `{}`, invalid},
 			{"a star for the subject", Spec{BoundAudiences: []string{"vault"}, BoundClaimsType: "glob", BoundClaims: map[string]any{"sub": "*"}}, `{}`, invalid},
 		}},
-		{"A glob's `*` stays within a segment between `:` and `/`, so that `repo:acme/*` matches neither a pull request nor another path; `**` crosses, and `***` is refused.", []unlikeCase{
+		{"A glob's `*` stays within a segment between `:` and `/`, so `repo:acme/*` matches neither a pull request nor another path. `**` crosses segments; `***` is refused.", []unlikeCase{
 			{"a pull request is no branch", glob(`{"sub": "repo:acme/*"}`), `{"sub": "repo:acme/x:pull_request"}`, refused},
 			{"acme-evil is not acme", glob(`{"sub": "repo:acme*"}`), `{"sub": "repo:acme-evil/x"}`, refused},
 			{"a lone star too", glob(`{"sub": "*"}`), `{"sub": "a/b"}`, refused},
 			{"three stars are a slip", glob(`{"team": "a***"}`), `{"team": "ab"}`, invalid},
 		}},
-		{"A glob matches neither an empty value nor one with a character that cannot be seen.", []unlikeCase{
+		{"A glob matches neither an empty value nor one with an invisible character.", []unlikeCase{
 			{"empty", glob(`{"team": "*"}`), `{"team": ""}`, refused},
 			{"right-to-left override", glob(`{"team": "a*"}`), `{"team": "a\u202eb"}`, refused},
 		}},
-		{"Numbers compare exactly, with their fraction and all their digits; one with an exponent equals only itself.", []unlikeCase{
+		{"Numbers compare exactly, with their fraction and all their digits. A number with an exponent equals only itself.", []unlikeCase{
 			{"auth-jwt cuts the fraction off", exact(`{"level": 1}`), `{"level": 1.9}`, refused},
 			{"a float loses digits", exact(`{"id": 9007199254740992}`), `{"id": 9007199254740993}`, refused},
 			{"exponents are not worked out", exact(`{"id": 1000}`), `{"id": 1e3}`, refused},
@@ -154,7 +154,7 @@ func stricter(t *testing.T) []unlike {
 		{"An index in a JSON pointer has no leading zero (RFC 6901).", []unlikeCase{
 			{"leading zero", exact(`{"/l/01": "b"}`), `{"l": ["a", "b"]}`, refused},
 		}},
-		{"An expected value must not be empty, an empty list, or hold a character that cannot be seen.", []unlikeCase{
+		{"An expected value must not be empty, be an empty list, or hold an invisible character.", []unlikeCase{
 			{"empty", exact(`{"team": ""}`), `{"team": ""}`, invalid},
 			{"zero-width space", exact(`{"team": "a\u200b"}`), `{"team": "a\u200b"}`, invalid},
 			{"empty list", exact(`{"team": []}`), `{"team": []}`, invalid}, // nothing satisfies it there
