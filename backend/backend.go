@@ -40,8 +40,8 @@ type engine struct {
 	now func() time.Time
 	log atomic.Pointer[mountLog]
 
-	life context.Context // of work that no request waits for
-	end  context.CancelFunc
+	background     context.Context // of work that outlives its request; ends when the mount is unloaded
+	stopBackground context.CancelFunc
 
 	writes   sync.Mutex // operators' writes, which read before they write
 	settings cache[*settings]
@@ -66,15 +66,15 @@ type engine struct {
 	leaseTimes leaseTimes
 	listeners  listeners
 
-	turns    locks // one rotation of a secret at a time
-	ledger   ledger
-	replay   replay
-	runs     runs
-	counts   sync.Mutex // one count at a time
-	sweeps   sync.Mutex // one sweep at a time
-	sweptTo  string     // the open entry at which the last sweep stopped
-	hoursDue time.Time  // passed hours have no keys; the next one will have passed then
-	turn     int        // sweeps so far; each begins with another part
+	nameLocks locks // by what they guard: a secret that is rotated, a key that is renewed, a target that is reconciled
+	ledger    ledger
+	replay    replay
+	runs      runs
+	counts    sync.Mutex // one count at a time
+	sweeps    sync.Mutex // one sweep at a time
+	sweptTo   string     // the open entry at which the last sweep stopped
+	hoursDue  time.Time  // passed hours have no keys; the next one will have passed then
+	turn      int        // sweeps so far; each begins with another part
 
 	lastSweep atomic.Pointer[sweepReport]
 	meters    *meters
@@ -91,7 +91,7 @@ func Factory(ctx context.Context, config *logical.BackendConfig) (logical.Backen
 
 func newEngine(now func() time.Time) *engine {
 	b := &engine{now: now, meters: newMeters(), workload: workloadAPI(os.Getenv(endpointSocket)), tokenDirs: os.Getenv(source.DirsVariable)}
-	b.life, b.end = context.WithCancel(context.Background())
+	b.background, b.stopBackground = context.WithCancel(context.Background())
 	b.replay.now = now
 	b.targets.kept, b.targets.dropped = func(t *openTarget) { t.Use() }, func(t *openTarget) { t.Close() }
 	b.issuerNoun, b.trustNoun, b.targetNoun = b.newIssuerNoun(), b.newTrustNoun(), b.newTargetNoun()
@@ -113,7 +113,7 @@ func newEngine(now func() time.Time) *engine {
 			b.resume(req.Storage)
 			return nil
 		},
-		Clean: func(context.Context) { b.end(); b.configChanged() },
+		Clean: func(context.Context) { b.stopBackground(); b.configChanged() },
 	}
 	b.Paths = framework.PathAppend(
 		[]*framework.Path{b.configPath()},
@@ -209,7 +209,7 @@ func (b *engine) count(s logical.Storage) {
 	go func() {
 		defer b.counts.Unlock()
 		defer b.recovered(&logical.Request{Path: "counting the ledger"}, nil, new(error))
-		if err := b.ledger.count(b.life, s); err != nil && b.life.Err() == nil {
+		if err := b.ledger.count(b.background, s); err != nil && b.background.Err() == nil {
 			b.Logger().Error("counting the ledger; roles with ceilings refuse until it is done", "error", err)
 		}
 	}()

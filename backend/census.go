@@ -24,8 +24,8 @@ type census struct {
 	Coarse     bool      `json:"coarse"`     // they end with the role, for there are many
 }
 
-// leave counts a key that lives on for now.
-func (c *census) leave(e *entry) {
+// countLeft counts a key that lives on for now.
+func (c *census) countLeft(e *entry) {
 	end := e.ExpiresAt
 	if e.State == statePending {
 		end = e.NotAfter
@@ -41,8 +41,8 @@ func (c *census) leave(e *entry) {
 	}
 }
 
-// concern notes the prefix under which a key's lease is.
-func (c *census) concern(e *entry) {
+// addPrefix notes the prefix under which a key's lease is.
+func (c *census) addPrefix(e *entry) {
 	if strings.HasPrefix(e.Role, staticPrefix) { // it has no lease
 		return
 	}

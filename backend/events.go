@@ -48,9 +48,9 @@ func (l *listeners) mayBe(ctx context.Context, system logical.SystemView, now ti
 	return l.may
 }
 
-// tell sends an event about a path of this mount, with pairs of names and values, if anybody can hear it. That the server
+// sendEvent sends an event about a path of this mount, with pairs of names and values, if anybody can hear it. That the server
 // does not take one is no fault.
-func (b *engine) tell(ctx context.Context, kind, path string, pairs ...string) {
+func (b *engine) sendEvent(ctx context.Context, kind, path string, pairs ...string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventTimeout)
 	defer cancel()
 	if !b.listeners.mayBe(ctx, b.System(), b.now()) {
@@ -62,37 +62,37 @@ func (b *engine) tell(ctx context.Context, kind, path string, pairs ...string) {
 	}
 }
 
-// tellKey sends an event about a key.
-func (b *engine) tellKey(ctx context.Context, kind string, e *entry) {
+// sendKeyEvent sends an event about a key.
+func (b *engine) sendKeyEvent(ctx context.Context, kind string, e *entry) {
 	path := "creds/" + e.Role
 	if name, static := strings.CutPrefix(e.Role, staticPrefix); static {
 		path = "static-creds/" + name
 	} else if strings.HasPrefix(e.Role, reconciledPrefix) {
 		path = e.Role
 	}
-	b.tell(ctx, kind, path, "id", e.ID, "role", e.Role, "target", e.Target)
+	b.sendEvent(ctx, kind, path, "id", e.ID, "role", e.Role, "target", e.Target)
 }
 
-// tellRevocation sends an event about a revocation that has started, or is in another state now.
-func (b *engine) tellRevocation(ctx context.Context, id, state string, c *census) {
-	b.tell(ctx, eventRevocation+state, "revocations/"+id, "matched", strconv.Itoa(c.Matched), "revoked", strconv.Itoa(c.Revoked),
+// sendRevocationEvent sends an event about a revocation that has started, or is in another state now.
+func (b *engine) sendRevocationEvent(ctx context.Context, id, state string, c *census) {
+	b.sendEvent(ctx, eventRevocation+state, "revocations/"+id, "matched", strconv.Itoa(c.Matched), "revoked", strconv.Itoa(c.Revoked),
 		"debt", strconv.Itoa(c.Debt), "exposed", strconv.Itoa(c.Exposed))
 }
 
-// dead removes a key that was revoked from the ledger, and tells.
-func (b *engine) dead(ctx context.Context, s logical.Storage, e *entry) error {
-	err := b.ledger.dead(ctx, s, e)
+// recordRevoked removes a key that was revoked from the ledger, and tells.
+func (b *engine) recordRevoked(ctx context.Context, s logical.Storage, e *entry) error {
+	err := b.ledger.delete(ctx, s, e)
 	if err == nil {
-		b.tellKey(ctx, eventRevoked, e)
+		b.sendKeyEvent(ctx, eventRevoked, e)
 	}
 	return err
 }
 
-// indebt records that a key must die and does not yet, and tells.
-func (b *engine) indebt(ctx context.Context, s logical.Storage, e *entry) error {
-	if err := b.ledger.owe(ctx, s, e); err != nil {
+// recordDebt records that a key must die and does not yet, and tells.
+func (b *engine) recordDebt(ctx context.Context, s logical.Storage, e *entry) error {
+	if err := b.ledger.openDebt(ctx, s, e); err != nil {
 		return err
 	}
-	b.tellKey(ctx, eventOwed, e)
+	b.sendKeyEvent(ctx, eventOwed, e)
 	return nil
 }

@@ -49,7 +49,7 @@ func (b *engine) issue(ctx context.Context, req *logical.Request, a ask) (*logic
 	if err != nil {
 		return nil, err
 	}
-	step("decided")
+	crashpoint("decided")
 	e, err := b.intent(ctx, req, o)
 	if err != nil {
 		return nil, err
@@ -69,7 +69,7 @@ func (b *engine) issue(ctx context.Context, req *logical.Request, a ask) (*logic
 		return nil, b.failed(ctx, req.Storage, e, release, err)
 	}
 	key, err := t.Exchange(ctx, o.request(e, token))
-	step("exchanged")
+	crashpoint("exchanged")
 	if err != nil {
 		return nil, b.failed(ctx, req.Storage, e, release, err)
 	}
@@ -85,11 +85,11 @@ func (b *engine) begin(ctx context.Context, req *logical.Request, who *subject, 
 	if release, err = b.replay.claim(ctx, req, who); err != nil {
 		return nil, err
 	}
-	step("claimed")
+	crashpoint("claimed")
 	if err := b.ledger.intend(ctx, req.Storage, e); err != nil { // it may have been written all the same
 		return nil, b.failed(ctx, req.Storage, e, release, err)
 	}
-	step("intended")
+	crashpoint("intended")
 	return release, nil
 }
 
@@ -104,7 +104,7 @@ func (b *engine) ready(ctx context.Context, s logical.Storage, o *order, replace
 		err = b.unchanged(ctx, s, o.who)
 	}
 	if err == nil { // a revocation blocks before it looks for keys: it meets the intent, or this meets the block
-		err = b.unblocked(ctx, s, o.asks)
+		err = b.unblocked(ctx, s, o.draft)
 	}
 	if err == nil {
 		token, err = b.present(ctx, o)
@@ -126,19 +126,19 @@ func (b *engine) unchanged(ctx context.Context, s logical.Storage, who *subject)
 	if err != nil {
 		return err
 	}
-	vouches, err := b.issuer(ctx, s, who.issuer.name)
+	iss, err := b.issuer(ctx, s, who.issuer.name)
 	switch {
 	case err != nil:
 		return err
-	case vouches == nil || p == nil:
+	case iss == nil || p == nil:
 		return refuse(reasonTrustChanged, "trust policy %q or its issuer was deleted meanwhile", who.policy.name)
-	case vouches.usable() != nil:
-		return vouches.usable()
-	case vouches != who.issuer && !reflect.DeepEqual(vouches.rules(), who.issuer.rules()):
-		return refuse(reasonTrustChanged, "issuer %q was changed meanwhile", vouches.name)
+	case iss.usable() != nil:
+		return iss.usable()
+	case iss != who.issuer && !reflect.DeepEqual(iss.rules(), who.issuer.rules()):
+		return refuse(reasonTrustChanged, "issuer %q was changed meanwhile", iss.name)
 	case !p.Enabled:
 		return refuse(reasonDisabled, "trust policy %q is disabled", p.name)
-	case p.Revision != who.policy.Revision && (p.Issuer != vouches.name || !p.compiled.Evaluate(who.Identity, expr.NewBudget()).Allowed):
+	case p.Revision != who.policy.Revision && (p.Issuer != iss.name || !p.compiled.Evaluate(who.Identity, expr.NewBudget()).Allowed):
 		return refuse(reasonTrustChanged, "trust policy %q was changed meanwhile and does not accept the subject any more", p.name)
 	}
 	return nil
@@ -156,7 +156,7 @@ func (b *engine) replace(ctx context.Context, s logical.Storage, o *order, repla
 			err = b.revokeAt(ctx, s, e.Target, e.Handle, e.ExpiresAt)
 		}
 		if err == nil {
-			err = b.dead(ctx, s, e)
+			err = b.recordRevoked(ctx, s, e)
 		}
 		if err != nil {
 			return refuse(reasonTargetBusy, "revoking key %q, whose place the new one takes: %v", h.id, err)
@@ -196,7 +196,7 @@ func (b *engine) open(ctx context.Context, s logical.Storage, name string) (*rol
 
 // intent is the ledger's entry for the key that is about to be asked for.
 func (b *engine) intent(ctx context.Context, req *logical.Request, o *order) (*entry, error) {
-	conf, err := b.named(ctx, req.Storage)
+	conf, err := b.configWithInstance(ctx, req.Storage)
 	if err != nil {
 		return nil, err
 	}
@@ -264,7 +264,7 @@ func (b *engine) issued(ctx context.Context, s logical.Storage, t *openTarget, e
 		b.undo(ctx, s, t, e, false)
 		return err
 	}
-	step("issued")
+	crashpoint("issued")
 	if err := b.ledger.settle(ctx, s, e.rand()); err != nil {
 		b.undo(ctx, s, t, e, true)
 		return err
@@ -297,7 +297,7 @@ func (b *engine) undo(ctx context.Context, s logical.Storage, t *openTarget, e *
 	defer cancel()
 	err := t.Revoke(ctx, e.Handle)
 	if err == nil {
-		err = b.dead(ctx, s, e)
+		err = b.recordRevoked(ctx, s, e)
 	}
 	if err == nil {
 		return
@@ -307,7 +307,7 @@ func (b *engine) undo(ctx context.Context, s logical.Storage, t *openTarget, e *
 		e.DebtSince, e.NextTry = b.now().UTC(), b.now().UTC()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 		defer cancel()
-		if err := b.indebt(ctx, s, e); err != nil {
+		if err := b.recordDebt(ctx, s, e); err != nil {
 			b.Logger().Error("recording a debt", "id", e.ID, "error", err)
 		}
 	}
@@ -339,7 +339,7 @@ func (b *engine) leased(ctx context.Context, s logical.Storage, o *order, e *ent
 		data[name] = value
 	}
 	b.meters.issued.WithLabelValues(e.Target).Inc()
-	b.tellKey(ctx, eventIssued, e)
+	b.sendKeyEvent(ctx, eventIssued, e)
 	resp := b.Secret(secretType).Response(data, l.internal())
 	resp.Warnings = o.warnings
 	resp.Secret.TTL = min(o.ttl, l.remaining(now))

@@ -28,14 +28,14 @@ func (b *engine) extend(ctx context.Context, s logical.Storage, t *openTarget, e
 	case l.ExpiresAt.IsZero() || l.ExpiresAt.After(l.LastEnd):
 		return nil
 	}
-	release, ok := b.turns.try(renewalPrefix + e.ID) // another one may move the end that this one would take back
+	release, ok := b.nameLocks.try(renewalPrefix + e.ID) // another one may move the end that this one would take back
 	if !ok {
 		return refuse(reasonTargetBusy, "key %q is being renewed", e.ID)
 	}
 	defer release()
 	var before time.Time
 	until := l.LastEnd.Add(expirySlack)
-	err := b.moveEnd(ctx, s, e.ID, func(at time.Time) time.Time { before = at; return until })
+	err := b.updateExpiry(ctx, s, e.ID, func(at time.Time) time.Time { before = at; return until })
 	if err != nil {
 		return err
 	}
@@ -43,11 +43,11 @@ func (b *engine) extend(ctx context.Context, s logical.Storage, t *openTarget, e
 	switch {
 	case err == nil:
 		l.ExpiresAt = got.UTC()
-		return b.ends(ctx, s, e.ID, l.ExpiresAt)
+		return b.setExpiry(ctx, s, e.ID, l.ExpiresAt)
 	case target.MayLive(err): // and perhaps longer
 		return err
 	}
-	return errors.Join(err, b.ends(ctx, s, e.ID, before))
+	return errors.Join(err, b.setExpiry(ctx, s, e.ID, before))
 }
 
 // stillActive asks the target whether the key lives, and until when. One that it calls inactive is not renewed, and is owed
@@ -56,7 +56,7 @@ func (b *engine) stillActive(ctx context.Context, s logical.Storage, t *openTarg
 	end, err := t.Renew(ctx, l.Handle, l.LastEnd)
 	switch {
 	case errors.Is(err, target.ErrInactive):
-		if _, owed := b.owe(context.WithoutCancel(ctx), s, *l); !owed {
+		if _, owed := b.ensureDebt(context.WithoutCancel(ctx), s, *l); !owed {
 			return storageError(fmt.Errorf("recording that key %q is no longer active", l.ID))
 		}
 		return refuse(reasonTrustChanged, "the target says that key %q is no longer active", l.ID)
@@ -66,16 +66,16 @@ func (b *engine) stillActive(ctx context.Context, s logical.Storage, t *openTarg
 		return err
 	}
 	l.ExpiresAt = end.UTC()
-	return b.ends(ctx, s, e.ID, l.ExpiresAt)
+	return b.setExpiry(ctx, s, e.ID, l.ExpiresAt)
 }
 
-// ends records a key's own end.
-func (b *engine) ends(ctx context.Context, s logical.Storage, id string, at time.Time) error {
-	return b.moveEnd(ctx, s, id, func(time.Time) time.Time { return at })
+// setExpiry records a key's own end.
+func (b *engine) setExpiry(ctx context.Context, s logical.Storage, id string, at time.Time) error {
+	return b.updateExpiry(ctx, s, id, func(time.Time) time.Time { return at })
 }
 
-// moveEnd records another end of a key than the one that it has.
-func (b *engine) moveEnd(ctx context.Context, s logical.Storage, id string, other func(time.Time) time.Time) error {
+// updateExpiry records another end of a key than the one that it has.
+func (b *engine) updateExpiry(ctx context.Context, s logical.Storage, id string, other func(time.Time) time.Time) error {
 	found, err := b.ledger.update(ctx, s, id, func(e *entry) { e.ExpiresAt = other(e.ExpiresAt).UTC() })
 	if err == nil && !found {
 		return refuse(reasonTrustChanged, "key %q was revoked meanwhile", id)

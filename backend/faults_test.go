@@ -120,7 +120,7 @@ func (w *world) revokeFirst() {
 			if err := w.revokeAt(context.Background(), w.store, "acme", e.Handle, e.ExpiresAt); err != nil {
 				w.t.Fatal(err)
 			}
-			if err := w.ledger.dead(context.Background(), w.store, e); err != nil {
+			if err := w.ledger.delete(context.Background(), w.store, e); err != nil {
 				w.t.Fatal(err)
 			}
 		}

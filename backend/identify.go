@@ -67,22 +67,22 @@ func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *rol
 		return nil, err
 	}
 	// The role's policies name the issuers; what the token claims only picks among them.
-	vouches, err := b.issuerOf(ctx, req.Storage, policies, peeked.Claimed)
+	iss, err := b.issuerOf(ctx, req.Storage, policies, peeked.Claimed)
 	if err != nil {
 		return nil, err
 	}
 	var verified *identity.Token
-	if policies, err = vouches.among(policies); err == nil {
-		verified, err = vouches.verifier.VerifyPeeked(ctx, peeked)
+	if policies, err = iss.among(policies); err == nil {
+		verified, err = iss.verifier.VerifyPeeked(ctx, peeked)
 	}
-	trail.asked(vouches, err)
+	trail.asked(iss, err)
 	if err != nil {
 		return nil, err
 	}
-	who := &subject{issuer: vouches, token: verified, raw: token, Identity: &trust.Identity{
+	who := &subject{issuer: iss, token: verified, raw: token, Identity: &trust.Identity{
 		Kind: trust.Token, Subject: verified.Subject, Claims: verified.Claims, Now: b.now(),
 	}}
-	if who.jti, err = tokenID(verified.Claims[vouches.JTIClaim]); err != nil {
+	if who.jti, err = tokenID(verified.Claims[iss.JTIClaim]); err != nil {
 		return nil, err
 	}
 	readsCaller := r.readsCaller() || slices.ContainsFunc(policies, func(p *policy) bool { return p.compiled.ReadsCaller() })
@@ -114,7 +114,7 @@ func tokenID(claim any) (string, error) {
 // bears comes before the trust domain of its sub: who names a provider is judged by that provider's keys. There is at most
 // one of each, for the mount has no two issuers of one iss or one trust domain.
 func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*policy, claimed identity.Claimed) (*issuer, error) {
-	var vouches *issuer
+	var iss *issuer
 	for _, p := range policies {
 		candidate, err := b.issuer(ctx, s, p.Issuer)
 		if err != nil {
@@ -123,14 +123,14 @@ func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*po
 		if candidate == nil || !candidate.claimedBy(claimed) {
 			continue
 		}
-		if vouches == nil || candidate.Type == issuerOIDC {
-			vouches = candidate
+		if iss == nil || candidate.Type == issuerOIDC {
+			iss = candidate
 		}
 	}
-	if vouches == nil {
+	if iss == nil {
 		return nil, refuse(identity.UnknownIssuer, "no trust policy of the role is for the token's issuer")
 	}
-	return vouches, nil
+	return iss, nil
 }
 
 // among returns the issuer's own policies; they are asked only while it is enabled, and fits config.
@@ -164,11 +164,11 @@ func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, polici
 	var accepted *subject
 	best := refuse(reasonTokenRequired, "the role has no trust policy of a login issuer")
 	for _, p := range policies {
-		vouches, err := b.issuer(ctx, req.Storage, p.Issuer)
+		iss, err := b.issuer(ctx, req.Storage, p.Issuer)
 		if err != nil {
 			return nil, err
 		}
-		if vouches == nil || vouches.Type != issuerLogin {
+		if iss == nil || iss.Type != issuerLogin {
 			continue
 		}
 		if entity == nil {
@@ -179,8 +179,8 @@ func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, polici
 				return nil, err
 			}
 		}
-		who, err := b.loginSubject(vouches, caller, entity)
-		trail.asked(vouches, err)
+		who, err := b.loginSubject(iss, caller, entity)
+		trail.asked(iss, err)
 		if err == nil {
 			who, err = who.decide([]*policy{p}, trail, budget)
 		}
@@ -212,29 +212,29 @@ func further(a, b error) error {
 }
 
 // loginSubject makes the caller the subject of a login issuer: the alias that the caller's entity has on its mount.
-func (b *engine) loginSubject(vouches *issuer, caller trust.Caller, entity *logical.Entity) (*subject, error) {
-	if err := vouches.usable(); err != nil {
+func (b *engine) loginSubject(iss *issuer, caller trust.Caller, entity *logical.Entity) (*subject, error) {
+	if err := iss.usable(); err != nil {
 		return nil, err
 	}
 	var found []*logical.Alias
 	for _, alias := range entity.Aliases {
-		if alias.MountAccessor == vouches.MountAccessor {
+		if alias.MountAccessor == iss.MountAccessor {
 			found = append(found, alias)
 		}
 	}
 	if len(found) != 1 {
 		// Of several aliases on one mount nobody can say which one logged in.
-		return nil, refuse(reasonNoAlias, "entity %q has %d aliases on the mount of issuer %q; want one", entity.ID, len(found), vouches.name)
+		return nil, refuse(reasonNoAlias, "entity %q has %d aliases on the mount of issuer %q; want one", entity.ID, len(found), iss.name)
 	}
 	alias := &trust.Alias{Name: found[0].Name, CustomMetadata: found[0].CustomMetadata, Metadata: map[string]string{}}
-	for _, key := range vouches.StableMetadata {
+	for _, key := range iss.StableMetadata {
 		// Other metadata belongs to the last login of the alias, which need not be this token's.
 		if value, ok := found[0].Metadata[key]; ok {
 			alias.Metadata[key] = value
 		}
 	}
 	caller.Alias = alias
-	return &subject{issuer: vouches, Identity: &trust.Identity{Kind: trust.Login, Subject: alias.Name, Caller: caller, Now: b.now()}}, nil
+	return &subject{issuer: iss, Identity: &trust.Identity{Kind: trust.Login, Subject: alias.Name, Caller: caller, Now: b.now()}}, nil
 }
 
 // caller describes the Vault client of the request; details asks Vault for its entity and groups too.

@@ -155,7 +155,7 @@ func (b *engine) renewed(ctx context.Context, req *logical.Request) (*logical.Re
 	if left <= 0 {
 		return nil, refuse(reasonTrustChanged, "the key or its lease is at its end")
 	}
-	b.tellKey(ctx, eventRenewed, e)
+	b.sendKeyEvent(ctx, eventRenewed, e)
 	// The whole Secret goes back: Vault keeps what a renewal returns, and revoking needs InternalData.
 	resp := &logical.Response{Secret: req.Secret, Warnings: warnings}
 	resp.Secret.InternalData = l.internal()
@@ -177,32 +177,32 @@ func (b *engine) stillTrusted(ctx context.Context, s logical.Storage, r *role, e
 	if p == nil {
 		return refuse(reasonTrustChanged, "trust policy %q was deleted", e.Trust)
 	}
-	vouches, err := b.issuer(ctx, s, p.Issuer)
+	iss, err := b.issuer(ctx, s, p.Issuer)
 	switch {
 	case err != nil:
 		return err
-	case vouches == nil || p.Issuer != e.Issuer:
+	case iss == nil || p.Issuer != e.Issuer:
 		return refuse(reasonTrustChanged, "trust policy %q has another issuer now", e.Trust)
-	case vouches.usable() != nil:
-		return vouches.usable()
+	case iss.usable() != nil:
+		return iss.usable()
 	case !p.Enabled:
 		return refuse(reasonDisabled, "trust policy %q is disabled", p.name)
 	}
 	for _, name := range r.Trust {
 		if name == e.Trust {
-			return b.judgeAgain(vouches, p, e)
+			return b.judgeAgain(iss, p, e)
 		}
 	}
 	return refuse(reasonTrustChanged, "role %q no longer names trust policy %q", r.name, e.Trust)
 }
 
-func (b *engine) judgeAgain(vouches *issuer, p *policy, e *entry) error {
-	if vouches.Type != issuerLogin {
+func (b *engine) judgeAgain(iss *issuer, p *policy, e *entry) error {
+	if iss.Type != issuerLogin {
 		if err := p.knowsAll(e); err != nil {
 			return err
 		}
 	}
-	id := &trust.Identity{Kind: identityKind(vouches.Type), Subject: e.Subject, Claims: e.Claims, Now: e.IssuedAt,
+	id := &trust.Identity{Kind: identityKind(iss.Type), Subject: e.Subject, Claims: e.Claims, Now: e.IssuedAt,
 		Caller: trust.Caller{DisplayName: e.DisplayName, RemoteAddress: e.RemoteAddress}}
 	var entity *logical.Entity
 	if e.Entity != "" && p.compiled.ReadsCaller() {
@@ -211,16 +211,16 @@ func (b *engine) judgeAgain(vouches *issuer, p *policy, e *entry) error {
 			return err
 		}
 	}
-	if vouches.Type == issuerLogin {
+	if iss.Type == issuerLogin {
 		if entity == nil {
 			return refuse(reasonNoEntity, "no entity was recorded with the key")
 		}
-		who, err := b.loginSubject(vouches, id.Caller, entity)
+		who, err := b.loginSubject(iss, id.Caller, entity)
 		if err != nil {
 			return err
 		}
 		if who.Subject != e.Subject {
-			return refuse(reasonTrustChanged, "the entity's alias on the mount of issuer %q is another one now", vouches.name)
+			return refuse(reasonTrustChanged, "the entity's alias on the mount of issuer %q is another one now", iss.name)
 		}
 		id.Caller = who.Caller
 	}
@@ -254,15 +254,15 @@ func (b *engine) revoke(ctx context.Context, req *logical.Request, _ *framework.
 		return nil, errors.New("the lease's data cannot be read")
 	}
 	if !l.Revocable {
-		return nil, b.plain(b.expose(ctx, req.Storage, l))
+		return nil, b.hideClass(b.expose(ctx, req.Storage, l))
 	}
-	err = b.revokeAt(ctx, req.Storage, l.Target, l.Handle, b.endOf(ctx, req.Storage, l))
-	step("revoked")
+	err = b.revokeAt(ctx, req.Storage, l.Target, l.Handle, b.knownExpiry(ctx, req.Storage, l))
+	crashpoint("revoked")
 	if err == nil {
-		return nil, b.plain(b.dead(ctx, req.Storage, &entry{ID: l.ID, Role: l.Role, Target: l.Target, Handle: l.Handle}))
+		return nil, b.hideClass(b.recordRevoked(ctx, req.Storage, &entry{ID: l.ID, Role: l.Role, Target: l.Target, Handle: l.Handle}))
 	}
 	b.Logger().Warn("revoking a key", "id", l.ID, "target", l.Target, "error", err)
-	since, owed := b.owe(context.WithoutCancel(ctx), req.Storage, l)
+	since, owed := b.ensureDebt(context.WithoutCancel(ctx), req.Storage, l)
 	if owed && b.now().Sub(since) >= debtPatience && !b.System().Tainted() {
 		b.Logger().Warn("the ledger takes over what Vault could not revoke", "id", l.ID, "target", l.Target)
 		return nil, nil
@@ -271,8 +271,8 @@ func (b *engine) revoke(ctx context.Context, req *logical.Request, _ *framework.
 	return nil, fmt.Errorf("key %s at target %q is not revoked yet: %s", l.ID, l.Target, asRefusal(err).reason)
 }
 
-// plain hides the class of an error: some classes make Vault give a lease up at once.
-func (b *engine) plain(err error) error {
+// hideClass hides the class of an error: some classes make Vault give a lease up at once.
+func (b *engine) hideClass(err error) error {
 	if err == nil {
 		return nil
 	}
@@ -303,9 +303,9 @@ func (b *engine) revokeAt(ctx context.Context, s logical.Storage, name string, h
 	return err
 }
 
-// endOf is the key's own end: the ledger's, which knows of renewals that the lease has not heard of. Zero = none that has
+// knownExpiry is the key's own end: the ledger's, which knows of renewals that the lease has not heard of. Zero = none that has
 // passed for sure.
-func (b *engine) endOf(ctx context.Context, s logical.Storage, l lease) time.Time {
+func (b *engine) knownExpiry(ctx context.Context, s logical.Storage, l lease) time.Time {
 	if l.ExpiresAt.IsZero() || b.now().Before(l.ExpiresAt) {
 		return l.ExpiresAt
 	}
@@ -319,8 +319,8 @@ func (b *engine) endOf(ctx context.Context, s logical.Storage, l lease) time.Tim
 	return l.ExpiresAt
 }
 
-// owe records the debt, or reads since when it stands; owed means that the ledger is sure to know.
-func (b *engine) owe(ctx context.Context, s logical.Storage, l lease) (since time.Time, owed bool) {
+// ensureDebt records the debt, or reads since when it stands; owed means that the ledger is sure to know.
+func (b *engine) ensureDebt(ctx context.Context, s logical.Storage, l lease) (since time.Time, owed bool) {
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	e, err := b.ledger.get(ctx, s, l.ID)
@@ -330,7 +330,7 @@ func (b *engine) owe(ctx context.Context, s logical.Storage, l lease) (since tim
 	}
 	if err == nil && e.State != stateDebt {
 		e.State, e.DebtSince, e.NextTry = stateDebt, b.now().UTC(), b.now().UTC().Add(debtPatience)
-		err = b.indebt(ctx, s, e)
+		err = b.recordDebt(ctx, s, e)
 	}
 	if err != nil {
 		b.Logger().Error("recording a debt", "id", l.ID, "error", err)

@@ -16,17 +16,17 @@ const leaseTimesAge = 10 * time.Second
 // leaseTimes are the mount's default and maximum for leases. Asking Vault is a call to another process, and each key takes
 // three; so an answer is used for a moment. A lease is safe from that: Vault itself holds it to the mount's maximum as it is.
 type leaseTimes struct {
-	mu   sync.Mutex
-	told *logical.StaticSystemView
-	at   time.Time
+	mu     sync.Mutex
+	cached *logical.StaticSystemView
+	at     time.Time
 }
 
 // of returns a view that knows the lease times, and nothing else.
 func (l *leaseTimes) of(system logical.SystemView, now time.Time) logical.SystemView {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.told == nil || now.Sub(l.at) >= leaseTimesAge || now.Before(l.at) {
-		l.told, l.at = &logical.StaticSystemView{DefaultLeaseTTLVal: system.DefaultLeaseTTL(), MaxLeaseTTLVal: system.MaxLeaseTTL()}, now
+	if l.cached == nil || now.Sub(l.at) >= leaseTimesAge || now.Before(l.at) {
+		l.cached, l.at = &logical.StaticSystemView{DefaultLeaseTTLVal: system.DefaultLeaseTTL(), MaxLeaseTTLVal: system.MaxLeaseTTL()}, now
 	}
-	return l.told
+	return l.cached
 }

@@ -176,8 +176,8 @@ func (l *ledger) settle(ctx context.Context, s logical.Storage, rand string) err
 	return err
 }
 
-// owe records that a key must die and does not yet. The debt itself never holds the key.
-func (l *ledger) owe(ctx context.Context, s logical.Storage, e *entry) error {
+// openDebt records that a key must die and does not yet. The debt itself never holds the key.
+func (l *ledger) openDebt(ctx context.Context, s logical.Storage, e *entry) error {
 	debt := *e
 	debt.State = stateDebt
 	debt.Handle = target.Handle{}
@@ -196,8 +196,8 @@ func (l *ledger) update(ctx context.Context, s logical.Storage, id string, chang
 	return true, l.file(ctx, s, e)
 }
 
-// dead removes a key that is known to be dead.
-func (l *ledger) dead(ctx context.Context, s logical.Storage, e *entry) error {
+// delete removes a key that is known to be dead.
+func (l *ledger) delete(ctx context.Context, s logical.Storage, e *entry) error {
 	hour, rand, ok := splitID(e.ID)
 	if !ok {
 		return storageError(fmt.Errorf("%q is no ledger id", e.ID))

@@ -31,9 +31,9 @@ type noun[T any] struct {
 	probe func(ctx context.Context, s logical.Storage, record *T, d *framework.FieldData) error
 	// clear names the fields for which null means "back to the default"; for others null is refused.
 	clear func(field string) bool
-	// turns, if the engine rotates a secret of the record's, begins the name of its lock. A delete holds that until the record is
+	// lockPrefix, if the engine rotates a secret of the record's, begins the name of its lock. A delete holds that until the record is
 	// gone: whoever came between would make a secret that belongs to nobody.
-	turns string
+	lockPrefix string
 	// remove is asked before a delete: who still needs the record, and whether it was kept as a hidden one.
 	remove func(ctx context.Context, s logical.Storage, name string, record *T, d *framework.FieldData) (users []string, kept bool, err error)
 	// saved, if there is one, is called after a write, under no lock; it returns warnings. The write stands whatever it says.
@@ -241,8 +241,8 @@ func (n *noun[T]) delete(b *engine) framework.OperationFunc {
 		if err != nil || record == nil {
 			return nil, err
 		}
-		if n.turns != "" {
-			release, ok := b.turns.try(n.turns + name)
+		if n.lockPrefix != "" {
+			release, ok := b.nameLocks.try(n.lockPrefix + name)
 			if !ok {
 				return nil, refuse(reasonTargetBusy, "a rotation for %s %q is under way", n.what, name)
 			}

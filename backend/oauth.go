@@ -28,7 +28,7 @@ type oauthRecord struct {
 }
 
 // oauthWays are the fields that decide where the driver's secrets go, and who is asked with them.
-var oauthWays = []string{"url", "token_url", "revocation_url", "introspection_url", "token_hosts", "chain", "assertion_audience", "ca_pem", "proxy_url"}
+var oauthDestinationFields = []string{"url", "token_url", "revocation_url", "introspection_url", "token_hosts", "chain", "assertion_audience", "ca_pem", "proxy_url"}
 
 // changed says which fields differ from those of an older record.
 func (r oauthRecord) changed(old oauthRecord) map[string]bool {

@@ -21,7 +21,7 @@ import (
 // order is what an exchange will ask for, after everything was decided.
 type order struct {
 	who      *subject
-	asks     *entry // who asks for what, for blocks to judge: with all claims
+	draft    *entry // who asks for what, for blocks to judge: with all claims
 	role     *role
 	target   *openTarget
 	params   map[string]any
@@ -34,11 +34,11 @@ type order struct {
 // order works out what to ask the target for. It writes nothing and calls nobody.
 func (b *engine) order(ctx context.Context, req *logical.Request, r *role, t *openTarget, who *subject, a ask, budget *expr.Budget) (*order, error) {
 	o := &order{who: who, role: r, target: t, path: a.path}
-	o.asks = &entry{
+	o.draft = &entry{
 		Role: r.name, Target: r.Target, Trust: who.policy.name, Revision: who.policy.Revision, Issuer: who.issuer.name,
 		Subject: who.Subject, Entity: req.EntityID, JTI: who.jti, Claims: who.Claims, ClaimsWhole: true, IssuedAt: b.now(),
 	}
-	if err := b.unblocked(ctx, req.Storage, o.asks); err != nil {
+	if err := b.unblocked(ctx, req.Storage, o.draft); err != nil {
 		return nil, err
 	}
 	if err := checkLeasePath(r, who, a.path, budget); err != nil {

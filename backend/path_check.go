@@ -81,7 +81,7 @@ func (b *engine) check(ctx context.Context, req *logical.Request, d *framework.F
 	if err != nil && !errors.Is(err, target.ErrUnsupported) {
 		b.Logger().Info("a target fails its check", "target", name, "error", err, "request_id", req.ID)
 	}
-	maps.Copy(data, checked(err))
+	maps.Copy(data, checkResult(err))
 	return &logical.Response{Data: data}, nil
 }
 
@@ -114,27 +114,27 @@ func (b *engine) checkToken(ctx context.Context, s logical.Storage, t *openTarge
 	default:
 		_, err = t.ownToken(ctx)
 	}
-	told := checked(err)
-	told["source"] = t.Source()
-	return told, nil
+	result := checkResult(err)
+	result["source"] = t.Source()
+	return result, nil
 }
 
-// checked is what became of a check, as operators read it. Of what a server sent it holds at most its own words for a refusal:
+// checkResult is what became of a check, as operators read it. Of what a server sent it holds at most its own words for a refusal:
 // see target.Error.
-func checked(err error) map[string]any {
-	told := map[string]any{"state": checkOK, "reason": "", "hint": "", "detail": ""}
+func checkResult(err error) map[string]any {
+	result := map[string]any{"state": checkOK, "reason": "", "hint": "", "detail": ""}
 	switch {
 	case errors.Is(err, target.ErrUnsupported):
-		told["state"], told["hint"] = checkUnsupported, "nothing tells without asking for a key"
+		result["state"], result["hint"] = checkUnsupported, "nothing tells without asking for a key"
 	case err != nil:
 		reason, detail := checkReason(err)
-		told["state"], told["reason"], told["detail"] = checkFailed, reason, detail
-		told["hint"] = checkHints[reason]
-		if told["hint"] == "" {
-			told["hint"] = reasons[reason].ToDo
+		result["state"], result["reason"], result["detail"] = checkFailed, reason, detail
+		result["hint"] = checkHints[reason]
+		if result["hint"] == "" {
+			result["hint"] = reasons[reason].ToDo
 		}
 	}
-	return told
+	return result
 }
 
 // checkReason finds the reason of a failed check. Its outcome does not matter, so that it is unknown is no reason: what did

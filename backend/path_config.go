@@ -219,8 +219,8 @@ func (b *engine) config(ctx context.Context, s logical.Storage) (*settings, erro
 	return loaded, err
 }
 
-// named returns the settings of a mount that is in use: its instance is made when it is first needed.
-func (b *engine) named(ctx context.Context, s logical.Storage) (*settings, error) {
+// configWithInstance returns the settings of a mount that is in use: its instance is made when it is first needed.
+func (b *engine) configWithInstance(ctx context.Context, s logical.Storage) (*settings, error) {
 	conf, err := b.config(ctx, s)
 	if err != nil || conf.Instance != "" {
 		return conf, err

@@ -82,19 +82,19 @@ func (b *engine) issuersView(ctx context.Context, s logical.Storage, r *role, t 
 	}
 	all, seen := []map[string]any{}, map[string]bool{}
 	for _, p := range policies {
-		vouches, err := b.issuer(ctx, s, p.Issuer)
+		iss, err := b.issuer(ctx, s, p.Issuer)
 		if err != nil {
 			return nil, err
 		}
-		if vouches == nil || seen[vouches.name] {
+		if iss == nil || seen[iss.name] {
 			continue
 		}
-		seen[vouches.name] = true
-		verdict, asked := t.issuers[vouches.name]
+		seen[iss.name] = true
+		verdict, asked := t.issuers[iss.name]
 		if !asked {
-			verdict = vouches.unasked(t, presented, sample)
+			verdict = iss.unasked(t, presented, sample)
 		}
-		one := map[string]any{"issuer": vouches.name, "type": vouches.Type, "accepted": verdict == nil, "reason": "", "detail": ""}
+		one := map[string]any{"issuer": iss.name, "type": iss.Type, "accepted": verdict == nil, "reason": "", "detail": ""}
 		if verdict != nil {
 			one["reason"], one["detail"] = asRefusal(verdict).reason, asRefusal(verdict).detail
 		}
@@ -228,14 +228,14 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	case !sample:
 		return b.identify(ctx, req, r, token, trail, budget)
 	}
-	vouches, err := b.issuer(ctx, req.Storage, d.Get("issuer").(string))
+	iss, err := b.issuer(ctx, req.Storage, d.Get("issuer").(string))
 	if err != nil {
 		return nil, err
 	}
-	if vouches == nil || vouches.Type == issuerLogin {
+	if iss == nil || iss.Type == issuerLogin {
 		return nil, badField("issuer", "name the issuer of the sample claims, one of type oidc or spiffe")
 	}
-	if err := b.notOwn(ctx, req.Storage, identity.Claimed{Issuer: vouches.Issuer}); err != nil {
+	if err := b.notOwn(ctx, req.Storage, identity.Claimed{Issuer: iss.Issuer}); err != nil {
 		return nil, err
 	}
 	// Through JSON, as a token's claims come: expressions and conditions see the same types.
@@ -243,21 +243,21 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	if err != nil {
 		return nil, badField("claims", "want claims as a JSON object")
 	}
-	who := &subject{issuer: vouches, Identity: &trust.Identity{Kind: trust.Token, Claims: map[string]any{}, Now: b.now()}}
+	who := &subject{issuer: iss, Identity: &trust.Identity{Kind: trust.Token, Claims: map[string]any{}, Now: b.now()}}
 	if err := decodeJSON(raw, &who.Claims); err != nil {
 		return nil, badField("claims", "want claims as a JSON object")
 	}
 	if who.Subject, _ = who.Claims["sub"].(string); who.Subject == "" {
 		return nil, badField("claims", "sub is missing")
 	}
-	if who.jti, err = tokenID(who.Claims[vouches.JTIClaim]); err != nil {
+	if who.jti, err = tokenID(who.Claims[iss.JTIClaim]); err != nil {
 		return nil, err
 	}
-	if vouches.Type == issuerSPIFFE && !vouches.claimedBy(identity.Claimed{Subject: who.Subject}) {
-		return nil, badField("claims", "sub is no SPIFFE ID of a workload of trust domain %q", vouches.TrustDomain)
+	if iss.Type == issuerSPIFFE && !iss.claimedBy(identity.Claimed{Subject: who.Subject}) {
+		return nil, badField("claims", "sub is no SPIFFE ID of a workload of trust domain %q", iss.TrustDomain)
 	}
-	if iss, _ := who.Claims["iss"].(string); iss != "" && vouches.Type == issuerOIDC && iss != vouches.Issuer {
-		return nil, badField("claims", "iss is %q, that of the issuer is %q: such a token is refused as %s", iss, vouches.Issuer, identity.UnknownIssuer)
+	if claimed, _ := who.Claims["iss"].(string); claimed != "" && iss.Type == issuerOIDC && claimed != iss.Issuer {
+		return nil, badField("claims", "iss is %q, that of the issuer is %q: such a token is refused as %s", claimed, iss.Issuer, identity.UnknownIssuer)
 	}
 	if who.Caller, _, err = b.caller(req, true); err != nil {
 		return nil, err
@@ -266,8 +266,8 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	if err != nil {
 		return nil, err
 	}
-	policies, err = vouches.among(policies)
-	trail.asked(vouches, err)
+	policies, err = iss.among(policies)
+	trail.asked(iss, err)
 	if err != nil {
 		return nil, err
 	}

@@ -217,11 +217,11 @@ func (b *engine) issuerReadings(ctx context.Context, s logical.Storage, r *readi
 		return err
 	}
 	for _, name := range names {
-		vouches, err := b.issuer(ctx, s, name)
-		if err != nil || vouches == nil || vouches.verifier == nil {
+		iss, err := b.issuer(ctx, s, name)
+		if err != nil || iss == nil || iss.verifier == nil {
 			continue // status says what is wrong with it
 		}
-		known := vouches.verifier.Status()
+		known := iss.verifier.Status()
 		r.gauge(issuerKeys, float64(known.Keys), name)
 		if !known.Fetched.IsZero() {
 			r.gauge(issuerFetched, float64(known.Fetched.Unix()), name)

@@ -62,26 +62,26 @@ func (b *engine) reconcile(ctx context.Context, req *logical.Request, d *framewo
 	if err != nil {
 		return nil, err
 	}
-	release, ok := b.turns.try(reconciledPrefix + name)
+	release, ok := b.nameLocks.try(reconciledPrefix + name)
 	if !ok {
 		return nil, refuse(reasonTargetBusy, "target %q is being reconciled", name)
 	}
 	defer release()
-	r, err := b.found(ctx, req.Storage, t, d)
+	r, err := b.findLost(ctx, req.Storage, t, d)
 	switch {
 	case err != nil:
 		return nil, err
 	case !confirmed:
-		return r.told(ctx)
+		return r.dryRun(ctx)
 	}
 	if count := d.Get("confirm").(int); count != len(r.lost) {
 		return nil, badField("confirm", "is %d, and %d keys are lost; look at them again, without confirm", count, len(r.lost))
 	}
-	return r.revoked(ctx)
+	return r.revokeLost(ctx)
 }
 
-// found is what lives at a target and is lost, as a request asks for it.
-func (b *engine) found(ctx context.Context, s logical.Storage, t *openTarget, d *framework.FieldData) (*reconciling, error) {
+// findLost is what lives at a target and is lost, as a request asks for it.
+func (b *engine) findLost(ctx context.Context, s logical.Storage, t *openTarget, d *framework.FieldData) (*reconciling, error) {
 	conf, err := b.config(ctx, s)
 	if err != nil {
 		return nil, err
@@ -130,8 +130,8 @@ func (b *engine) confirmed(req *logical.Request, d *framework.FieldData) (bool, 
 	return true, nil
 }
 
-// told answers with what was found, and changes nothing.
-func (r *reconciling) told(ctx context.Context) (*logical.Response, error) {
+// dryRun answers with what was found, and changes nothing.
+func (r *reconciling) dryRun(ctx context.Context) (*logical.Response, error) {
 	statics, err := r.staticFates(ctx)
 	if err != nil {
 		return nil, err
@@ -174,9 +174,9 @@ func (r *reconciling) whole() bool {
 func (r *reconciling) seen() []map[string]any {
 	out := []map[string]any{}
 	for _, p := range r.places {
-		told := briefly(p.err)
-		told["parameters"], told["whole"] = p.params, p.whole
-		out = append(out, told)
+		result := briefly(p.err)
+		result["parameters"], result["whole"] = p.params, p.whole
+		out = append(out, result)
 	}
 	return out
 }
@@ -192,13 +192,13 @@ func handles(keys []target.Handle) []map[string]any {
 
 // briefly is what became of a call, without what the server said.
 func briefly(err error) map[string]any {
-	told := checked(err)
-	delete(told, "detail")
-	return told
+	result := checkResult(err)
+	delete(result, "detail")
+	return result
 }
 
-// revoked revokes what was found and answers what became of each.
-func (r *reconciling) revoked(ctx context.Context) (*logical.Response, error) {
+// revokeLost revokes what was found and answers what became of each.
+func (r *reconciling) revokeLost(ctx context.Context) (*logical.Response, error) {
 	if !r.target.Caps().Revoke && len(r.lost) > 0 {
 		return nil, badField("confirm", "is refused: target %q cannot revoke, so end the keys there by other means", r.target.name)
 	}
@@ -211,8 +211,8 @@ func (r *reconciling) revoked(ctx context.Context) (*logical.Response, error) {
 			state = "revoked"
 		case o.tried:
 			state = "failed"
-			told := briefly(o.err)
-			keys[i]["reason"], keys[i]["hint"] = told["reason"], told["hint"]
+			result := briefly(o.err)
+			keys[i]["reason"], keys[i]["hint"] = result["reason"], result["hint"]
 			if errors.Is(o.err, target.ErrUnsupported) {
 				keys[i]["reason"], keys[i]["hint"] = reasonNotRevocable, "the target lets the engine's credential not revoke this key: end it there by other means"
 			}

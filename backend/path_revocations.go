@@ -114,9 +114,9 @@ func (b *engine) dryRun(ctx context.Context, s logical.Storage, rec *revocation)
 		switch {
 		case rec.means(e, v):
 			rec.Matched++
-			rec.concern(e)
+			rec.addPrefix(e)
 			if !e.Revocable {
-				rec.leave(e)
+				rec.countLeft(e)
 			}
 		case v == unjudged:
 			rec.Unrecorded++
@@ -143,7 +143,7 @@ func (b *engine) startRevocation(ctx context.Context, s logical.Storage, rec *re
 		return "", err
 	}
 	b.Logger().Info("a revocation starts", "revocation", id, "block", rec.Block)
-	b.tellRevocation(ctx, id, "start", &rec.census)
+	b.sendRevocationEvent(ctx, id, "start", &rec.census)
 	return id, b.work(ctx, s, id)
 }
 
@@ -237,7 +237,7 @@ func (b *engine) deleteRevocation(ctx context.Context, req *logical.Request, d *
 	if err != nil || stopped == nil {
 		return nil, err
 	}
-	b.tellRevocation(ctx, id, runStopped, &stopped.census)
+	b.sendRevocationEvent(ctx, id, runStopped, &stopped.census)
 	resp := &logical.Response{}
 	resp.AddWarning("the revocation was stopped: what it has revoked or owes stays so, and its block stands. Delete it again to remove its record")
 	return resp, nil

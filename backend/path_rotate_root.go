@@ -35,7 +35,7 @@ func (b *engine) rotateRoot(ctx context.Context, req *logical.Request, d *framew
 	if err := checkName("target", name); err != nil {
 		return nil, err
 	}
-	release, ok := b.turns.try(rootPrefix + name)
+	release, ok := b.nameLocks.try(rootPrefix + name)
 	if !ok {
 		return nil, refuse(reasonTargetBusy, "a rotation of the credential of target %q is under way", name)
 	}

@@ -61,11 +61,11 @@ func (b *engine) newStaticNoun() noun[staticRecord] {
 			_, err := b.imported(ctx, s, record, d)
 			return err
 		},
-		clear:   func(field string) bool { return field != "target" && field != "import" && field != "revoke_on_delete" },
-		turns:   staticPrefix,
-		remove:  b.removeStatic,
-		saved:   b.savedStatic,
-		changed: func(string) {},
+		clear:      func(field string) bool { return field != "target" && field != "import" && field != "revoke_on_delete" },
+		lockPrefix: staticPrefix,
+		remove:     b.removeStatic,
+		saved:      b.savedStatic,
+		changed:    func(string) {},
 	}
 }
 
@@ -110,7 +110,7 @@ func (b *engine) checkStatic(ctx context.Context, s logical.Storage, name string
 func (b *engine) savedStatic(ctx context.Context, s logical.Storage, name string, d *framework.FieldData) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
 	defer cancel()
-	release, err := b.turns.take(ctx, staticPrefix+name)
+	release, err := b.nameLocks.take(ctx, staticPrefix+name)
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +129,7 @@ func (b *engine) savedStatic(ctx context.Context, s logical.Storage, name string
 	}
 	switch {
 	case key != nil:
-		return nil, r.take(ctx, key)
+		return nil, r.adopt(ctx, key)
 	case r.state.Current != nil:
 		return nil, nil
 	case isNew: // the tick may go on from here
@@ -165,7 +165,7 @@ func (b *engine) removeStatic(ctx context.Context, s logical.Storage, name strin
 		gone = append(gone, oldKey{Handle: st.Current.Handle, Expiry: st.Current.Expiry})
 	}
 	for _, k := range gone {
-		if err := r.owed(ctx, k.Handle, k.Expiry); err != nil {
+		if err := r.leaveToSweeper(ctx, k.Handle, k.Expiry); err != nil {
 			return nil, false, err
 		}
 	}
@@ -264,7 +264,7 @@ func (b *engine) staticOf(ctx context.Context, req *logical.Request, d *framewor
 func (b *engine) rotateRole(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
 	defer cancel()
-	release, ok := b.turns.try(staticPrefix + d.Get("name").(string))
+	release, ok := b.nameLocks.try(staticPrefix + d.Get("name").(string))
 	if !ok {
 		return nil, refuse(reasonTargetBusy, "a rotation of static role %q is under way", d.Get("name"))
 	}

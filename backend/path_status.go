@@ -40,21 +40,21 @@ func (b *engine) statusPaths() []*framework.Path {
 
 func (b *engine) refresh(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	name := d.Get("issuer").(string)
-	vouches, err := b.issuer(ctx, req.Storage, name)
+	iss, err := b.issuer(ctx, req.Storage, name)
 	switch {
 	case err != nil:
 		return nil, err
-	case vouches == nil:
+	case iss == nil:
 		return nil, badField("issuer", "there is no issuer %q", name)
-	case vouches.unfit != nil:
-		return nil, vouches.unfit
-	case vouches.verifier == nil:
-		return nil, badField("issuer", "%q is of type %s, which has no keys", name, vouches.Type)
+	case iss.unfit != nil:
+		return nil, iss.unfit
+	case iss.verifier == nil:
+		return nil, badField("issuer", "%q is of type %s, which has no keys", name, iss.Type)
 	}
-	if err := vouches.verifier.Refresh(ctx); err != nil {
+	if err := iss.verifier.Refresh(ctx); err != nil {
 		return nil, err
 	}
-	return &logical.Response{Data: vouches.health()}, nil
+	return &logical.Response{Data: iss.health()}, nil
 }
 
 // health is what is known of an issuer's keys.
@@ -74,11 +74,11 @@ func (i *issuer) health() map[string]any {
 
 func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	issuers, err := healthOf(ctx, req.Storage, b.issuerNoun.table, func(name string, _ *issuerRecord) (map[string]any, error) {
-		vouches, err := b.issuer(ctx, req.Storage, name)
-		if err != nil || vouches == nil {
+		iss, err := b.issuer(ctx, req.Storage, name)
+		if err != nil || iss == nil {
 			return nil, err
 		}
-		return vouches.health(), nil
+		return iss.health(), nil
 	})
 	if err != nil {
 		return nil, err

@@ -122,15 +122,15 @@ func (b *engine) newTargetNoun() noun[targetRecord] {
 		plural: "targets",
 		help: "A target is an API that gives out keys: its address, the driver or profile that speaks its protocol, and the engine's own credential there if it needs one. " +
 			"A target serves only the roles that it lists in allowed_roles.",
-		fields:  targetFields,
-		check:   b.checkTarget,
-		probe:   b.beforeTarget,
-		clear:   func(field string) bool { return field != "driver" && field != "condition" && field != "allowed_roles" },
-		turns:   rootPrefix,
-		remove:  b.removeTarget,
-		saved:   b.savedTarget,
-		changed: b.targets.drop,
-		hidden:  func(t *targetRecord) bool { return t.DeletedUntil != nil },
+		fields:     targetFields,
+		check:      b.checkTarget,
+		probe:      b.beforeTarget,
+		clear:      func(field string) bool { return field != "driver" && field != "condition" && field != "allowed_roles" },
+		lockPrefix: rootPrefix,
+		remove:     b.removeTarget,
+		saved:      b.savedTarget,
+		changed:    b.targets.drop,
+		hidden:     func(t *targetRecord) bool { return t.DeletedUntil != nil },
 	}
 }
 
@@ -181,16 +181,16 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	if old.Profile == "" && (len(old.Credential) == 0) != (len(record.Credential) == 0) {
 		return nil, badField("credential", "can be changed, but neither added nor taken away, for the live keys depend on it; make another target")
 	}
-	if err := retold(record, old, d); err != nil {
+	if err := checkSecretDestination(record, old, d); err != nil {
 		return nil, err
 	}
-	return warnings, b.strands(ctx, s, name, record, old, made)
+	return warnings, b.checkStranded(ctx, s, name, record, old, made)
 }
 
-// strands refuses a change after which nobody could revoke keys that may live at the target.
-func (b *engine) strands(ctx context.Context, s logical.Storage, name string, record, old *targetRecord, made *openTarget) error {
+// checkStranded refuses a change after which nobody could revoke keys that may live at the target.
+func (b *engine) checkStranded(ctx context.Context, s logical.Storage, name string, record, old *targetRecord, made *openTarget) error {
 	if made.Caps().Revoke {
-		return b.strandsHandles(ctx, s, name, record, old, made)
+		return b.checkHandlesKept(ctx, s, name, record, old, made)
 	}
 	for _, field := range []struct {
 		name    string
@@ -210,8 +210,8 @@ func (b *engine) strands(ctx context.Context, s logical.Storage, name string, re
 	return nil
 }
 
-// strandsHandles refuses a profile that wants of a key what the one before it has not kept.
-func (b *engine) strandsHandles(ctx context.Context, s logical.Storage, name string, record, old *targetRecord, made *openTarget) error {
+// checkHandlesKept refuses a profile that wants of a key what the one before it has not kept.
+func (b *engine) checkHandlesKept(ctx context.Context, s logical.Storage, name string, record, old *targetRecord, made *openTarget) error {
 	if record.Profile == old.Profile {
 		return nil
 	}
@@ -236,9 +236,9 @@ func (b *engine) strandsHandles(ctx context.Context, s logical.Storage, name str
 	return nil
 }
 
-// retold refuses to send a stored secret by another way than the one that it was given for: who may write targets could
+// checkSecretDestination refuses to send a stored secret by another way than the one that it was given for: who may write targets could
 // otherwise collect it.
-func retold(record, old *targetRecord, d *framework.FieldData) error {
+func checkSecretDestination(record, old *targetRecord, d *framework.FieldData) error {
 	changed := map[string]bool{
 		"url": old.URL != record.URL, "ca_pem": old.CAPEM != record.CAPEM, "proxy_url": old.ProxyURL != record.ProxyURL,
 		"profile": old.Profile != record.Profile, "client_cert": old.ClientCert != record.ClientCert, "token_url": old.TokenURL != record.TokenURL,
@@ -246,19 +246,19 @@ func retold(record, old *targetRecord, d *framework.FieldData) error {
 	maps.Copy(changed, record.changed(old.oauthRecord))
 	toTarget := []string{"url", "ca_pem", "proxy_url", "profile", "client_cert"}
 	for _, secret := range []struct {
-		field string
-		kept  bool
-		way   []string
+		field       string
+		kept        bool
+		destination []string
 	}{
 		{"credential", len(old.Credential) > 0, toTarget},
 		{"client_key", old.ClientKey != "" && record.ClientKey != "", toTarget},
-		{"client_secret", old.ClientSecret != "" && record.ClientSecret != "", record.secretWays()},
-		{"private_key", old.PrivateKey != "" && record.PrivateKey != "", record.secretWays()},
+		{"client_secret", old.ClientSecret != "" && record.ClientSecret != "", record.secretDestinationFields()},
+		{"private_key", old.PrivateKey != "" && record.PrivateKey != "", record.secretDestinationFields()},
 	} {
 		if _, given := d.GetOk(secret.field); given || !secret.kept {
 			continue
 		}
-		for _, field := range secret.way {
+		for _, field := range secret.destination {
 			if changed[field] {
 				return badField(secret.field, "changing %s asks for it again; give both in one write", field)
 			}
@@ -267,10 +267,10 @@ func retold(record, old *targetRecord, d *framework.FieldData) error {
 	return nil
 }
 
-// secretWays are the fields that decide where client_secret and private_key serve.
-func (r *targetRecord) secretWays() []string {
+// secretDestinationFields are the fields that decide where client_secret and private_key serve.
+func (r *targetRecord) secretDestinationFields() []string {
 	if r.Driver == target.DriverOAuth {
-		return oauthWays
+		return oauthDestinationFields
 	}
 	return []string{"token_url", "ca_pem", "proxy_url"}
 }

@@ -101,21 +101,21 @@ func (b *engine) checkTrust(ctx context.Context, s logical.Storage, name string,
 	if record.Issuer == "" {
 		return nil, badField("issuer", "missing; name an issuer, see: vault list <mount>/issuers")
 	}
-	vouches, err := b.issuer(ctx, s, record.Issuer)
+	iss, err := b.issuer(ctx, s, record.Issuer)
 	if err != nil {
 		return nil, err
 	}
-	if vouches == nil {
+	if iss == nil {
 		return nil, badField("issuer", "there is no issuer %q", record.Issuer)
 	}
-	made, err := newPolicy(name, record, vouches.Type)
+	made, err := newPolicy(name, record, iss.Type)
 	if err != nil {
 		return nil, err
 	}
-	if vouches.Type != issuerOIDC {
+	if iss.Type != issuerOIDC {
 		return nil, nil
 	}
-	return trust.Lint(made.spec(), vouches.Issuer), nil
+	return trust.Lint(made.spec(), iss.Issuer), nil
 }
 
 func newPolicy(name string, r *trustRecord, issuerType string) (*policy, error) {
@@ -140,14 +140,14 @@ func (b *engine) policy(ctx context.Context, s logical.Storage, name string) (*p
 		if err != nil || record == nil {
 			return nil, false, err
 		}
-		vouches, err := b.issuer(ctx, s, record.Issuer)
+		iss, err := b.issuer(ctx, s, record.Issuer)
 		if err != nil {
 			return nil, false, err
 		}
-		if vouches == nil {
+		if iss == nil {
 			return nil, false, storageError(fmt.Errorf("trust policy %q names issuer %q, which is missing", name, record.Issuer))
 		}
-		made, err := newPolicy(name, record, vouches.Type)
+		made, err := newPolicy(name, record, iss.Type)
 		if err != nil { // it was sound when it was written, by the rules of that time
 			return nil, false, storageError(fmt.Errorf("trust policy %q no longer fits this version, write it anew: %v", name, err))
 		}

@@ -318,19 +318,19 @@ func (r *reconciling) endOne(ctx context.Context, h target.Handle) (err error) {
 		return err
 	}
 	e.DebtSince, e.NextTry = now, now.Add(time.Minute)
-	if err := r.ledger.owe(ctx, r.s, e); err != nil {
+	if err := r.ledger.openDebt(ctx, r.s, e); err != nil {
 		return err
 	}
 	call, cancel := context.WithTimeout(ctx, revokeTimeout)
 	defer cancel()
 	if err := r.target.Revoke(call, h); err != nil {
 		r.Logger().Warn("a lost key is not revoked yet; the ledger owes it", "id", e.ID, "target", e.Target, "error", err)
-		r.tellKey(ctx, eventOwed, e)
+		r.sendKeyEvent(ctx, eventOwed, e)
 		return err
 	}
 	writing, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 	defer cancel()
-	return r.dead(writing, r.s, e)
+	return r.recordRevoked(writing, r.s, e)
 }
 
 const reconciledPrefix = "reconcile/" // and the target's name, in place of a role in the ledger

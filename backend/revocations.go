@@ -83,7 +83,7 @@ func (b *engine) resume(s logical.Storage) {
 	if b.readsOnly() {
 		return
 	}
-	ctx, cancel := context.WithTimeout(b.life, storageTimeout)
+	ctx, cancel := context.WithTimeout(b.background, storageTimeout)
 	defer cancel()
 	ids, err := revocationTable.list(ctx, s)
 	for _, id := range ids {
@@ -91,7 +91,7 @@ func (b *engine) resume(s logical.Storage) {
 			err = workErr
 		}
 	}
-	if err != nil && b.life.Err() == nil {
+	if err != nil && b.background.Err() == nil {
 		b.Logger().Error("resuming revocations, which the next tick tries again", "error", err)
 	}
 }
@@ -107,7 +107,7 @@ func (b *engine) work(ctx context.Context, s logical.Storage, id string) error {
 	if err != nil || rec == nil || rec.over() {
 		return err
 	}
-	life, stop := context.WithCancel(b.life)
+	life, stop := context.WithCancel(b.background)
 	r := &run{engine: b, s: s, id: id, was: rec.State, stop: stop, over: make(chan struct{}), rec: *rec}
 	if b.runs.active == nil {
 		b.runs.active = map[string]*run{}
@@ -163,8 +163,8 @@ func (r *run) waits() bool {
 
 // conclude counts, and stores, what a round has come to.
 func (r *run) conclude(ctx context.Context) error {
-	tell := func() {}
-	defer func() { tell() }() // under no lock
+	send := func() {}
+	defer func() { send() }() // under no lock
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if ctx.Err() != nil || r.rec.State == runStopped {
@@ -184,14 +184,14 @@ func (r *run) conclude(ctx context.Context) error {
 		"matched", r.rec.Matched, "revoked", r.rec.Revoked, "debt", r.rec.Debt, "exposed", r.rec.Exposed, "unrecorded", r.rec.Unrecorded)
 	err := r.save(ctx)
 	if state, counts := r.rec.State, r.rec.census; err == nil && state != r.was {
-		tell = func() { r.tellRevocation(ctx, r.id, state, &counts) }
+		send = func() { r.sendRevocationEvent(ctx, r.id, state, &counts) }
 	}
 	return errors.Join(r.fault.err(), err)
 }
 
 // ledgerScan calls visit for all that the filter may mean, and openScan for what of it is not settled.
 func (r *run) ledgerScan(ctx context.Context, f *filter, visit func(*entry, verdict) bool) error {
-	r.begin(false)
+	r.resetCounts(false)
 	err := r.ledger.scan(ctx, r.s, f, "", visit)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -200,7 +200,7 @@ func (r *run) ledgerScan(ctx context.Context, f *filter, visit func(*entry, verd
 }
 
 func (r *run) openScan(ctx context.Context, f *filter, visit func(*entry, verdict) bool) error {
-	r.begin(true)
+	r.resetCounts(true)
 	return r.ledger.eachOpen(ctx, r.s, func(e *entry) (bool, error) { return visit(e, f.judge(e)), ctx.Err() })
 }
 
@@ -210,7 +210,7 @@ func (r *run) pass(ctx context.Context, scan func(context.Context, *filter, func
 	defer all.finish()
 	flights := map[*entry]<-chan struct{}{}
 	err := scan(ctx, &r.rec.Filter, func(e *entry, v verdict) bool {
-		if !r.meets(e, v) {
+		if !r.countMet(e, v) {
 			return true
 		}
 		if flight := r.ledger.flight(e.rand()); flight != nil {
@@ -238,9 +238,9 @@ func (r *run) pass(ctx context.Context, scan func(context.Context, *filter, func
 	}
 }
 
-// begin counts anew what is left, of all keys or of the open ones alone. Until the ledger was gone through once, what was
+// resetCounts counts anew what is left, of all keys or of the open ones alone. Until the ledger was gone through once, what was
 // matched are those that were revoked and those that will be met.
-func (r *run) begin(openAlone bool) {
+func (r *run) resetCounts(openAlone bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.fault, r.rec.Debt = faults{}, 0
@@ -256,13 +256,13 @@ func (r *run) begin(openAlone bool) {
 	}
 }
 
-// meets counts a key that a scan met, and reports whether it is to end.
-func (r *run) meets(e *entry, v verdict) bool {
+// countMet counts a key that a scan met, and reports whether it is to end.
+func (r *run) countMet(e *entry, v verdict) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case r.rec.means(e, v):
-		r.rec.concern(e)
+		r.rec.addPrefix(e)
 		if !r.rec.Counted {
 			r.rec.Matched++
 		}
@@ -286,7 +286,7 @@ func (r *run) endKey(ctx context.Context, id string) (whyLeft error) {
 		r.fault.add(err)
 		r.rec.Debt++
 	case left != nil:
-		r.rec.leave(left)
+		r.rec.countLeft(left)
 	default:
 		r.rec.Revoked++
 	}
@@ -322,22 +322,22 @@ func (r *run) ended(ctx context.Context, id string) (left *entry, why, err error
 	writing, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	if why == nil {
-		return nil, nil, r.dead(writing, r.s, e)
+		return nil, nil, r.recordRevoked(writing, r.s, e)
 	}
 	if ctx.Err() == nil {
-		err = r.owes(writing, e)
+		err = r.recordNewDebt(writing, e)
 	}
 	return e, why, err
 }
 
-// owes makes a key a debt, unless it is one.
-func (r *run) owes(ctx context.Context, e *entry) error {
+// recordNewDebt makes a key a debt, unless it is one.
+func (r *run) recordNewDebt(ctx context.Context, e *entry) error {
 	known, err := r.ledger.get(ctx, r.s, e.ID)
 	if err != nil || known == nil || known.State == stateDebt {
 		return err
 	}
 	e.State, e.DebtSince, e.NextTry = stateDebt, r.now().UTC(), r.now().UTC().Add(time.Minute)
-	return r.indebt(ctx, r.s, e)
+	return r.recordDebt(ctx, r.s, e)
 }
 
 // halt ends the work of this process, and of every later one, and returns the record as it is then.

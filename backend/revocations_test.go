@@ -367,7 +367,7 @@ func TestRevocationResumes(t *testing.T) {
 	var done atomic.Int32
 	w.keys.OnRequest(func(op string, stage lab.Stage) {
 		if op == lab.OpRevoke && stage == lab.StageDone && done.Add(1) == 20 {
-			w.end()
+			w.stopBackground()
 		}
 	})
 	id := w.starts(map[string]any{"role": "deploy"})
@@ -397,7 +397,7 @@ func TestRevocationStoresItsProgress(t *testing.T) {
 	var done atomic.Int32
 	w.keys.OnRequest(func(op string, stage lab.Stage) {
 		if op == lab.OpRevoke && stage == lab.StageDone && done.Add(1) == runSaveEvery+10 {
-			w.end()
+			w.stopBackground()
 		}
 	})
 	id := w.starts(map[string]any{"role": "deploy"})
@@ -666,13 +666,13 @@ func TestOldRevocationsMakeRoom(t *testing.T) {
 func TestRevocationPrefixes(t *testing.T) {
 	var c census
 	for i := range maxPrefixes + 5 {
-		c.concern(&entry{Role: fmt.Sprint("r", i%3), LeasePath: fmt.Sprint("p", i)})
+		c.addPrefix(&entry{Role: fmt.Sprint("r", i%3), LeasePath: fmt.Sprint("p", i)})
 		if i == 1 && !cmp.Equal(c.Prefixes, []string{"creds/r0/p0", "creds/r1/p1"}) {
 			t.Errorf("%v", c.Prefixes)
 		}
 	}
-	c.concern(&entry{Role: "other", LeasePath: "x"})
-	c.concern(&entry{Role: "static/ci"}) // which has no lease
+	c.addPrefix(&entry{Role: "other", LeasePath: "x"})
+	c.addPrefix(&entry{Role: "static/ci"}) // which has no lease
 	if !cmp.Equal(c.Prefixes, []string{"creds/other", "creds/r0", "creds/r1", "creds/r2"}) {
 		t.Errorf("%v", c.Prefixes)
 	}

@@ -35,14 +35,14 @@ var rootTable = table[rootState]{prefix: rootStates}
 
 // rootState is what is stored of a credential's rotations.
 type rootState struct {
-	Turn     turn              `json:"turn"`
-	From     time.Time         `json:"from"`      // when the credential in use was written or made
-	Expiry   time.Time         `json:"expiry"`    // its own end, as far as it is known; zero = none
-	Old      map[string]string `json:"old"`       // in use when the rotation began; kept until it is retired
-	Next     map[string]string `json:"next"`      // made, and not in use yet
-	NextEnd  time.Time         `json:"next_end"`  // its own end
-	RetireAt time.Time         `json:"retire_at"` // zero = old is not to be retired
-	Way      string            `json:"way"`       // the target's when the rotation began; "" = it was not kept
+	Turn        turn              `json:"turn"`
+	From        time.Time         `json:"from"`      // when the credential in use was written or made
+	Expiry      time.Time         `json:"expiry"`    // its own end, as far as it is known; zero = none
+	Old         map[string]string `json:"old"`       // in use when the rotation began; kept until it is retired
+	Next        map[string]string `json:"next"`      // made, and not in use yet
+	NextEnd     time.Time         `json:"next_end"`  // its own end
+	RetireAt    time.Time         `json:"retire_at"` // zero = old is not to be retired
+	Destination string            `json:"way"`       // the target's when the rotation began; "" = it was not kept
 }
 
 // root is a target's credential while something is done with it; the caller holds its lock.
@@ -76,7 +76,7 @@ func (r *root) prepare(ctx context.Context) error {
 		return err
 	}
 	r.state.Old, r.state.RetireAt = r.target.record.Credential, time.Time{}
-	r.state.Way = r.target.record.way()
+	r.state.Destination = r.target.record.destination()
 	return nil
 }
 
@@ -85,7 +85,7 @@ func (r *root) giveUp(err error) {
 }
 
 func (r *root) ask(ctx context.Context) error {
-	conf, err := r.named(ctx, r.s)
+	conf, err := r.configWithInstance(ctx, r.s)
 	if err != nil {
 		return err
 	}
@@ -103,7 +103,7 @@ func (r *root) lost(context.Context) (bool, error) { return false, nil }
 // with opens the target with another credential than the one in use. By another way than that credential is known for it is
 // never sent: whoever may write targets could collect it.
 func (r *root) with(ctx context.Context, credential map[string]string) (*openTarget, error) {
-	if way := r.state.Way; way != "" && way != r.target.record.way() {
+	if destination := r.state.Destination; destination != "" && destination != r.target.record.destination() {
 		return nil, fmt.Errorf("the target was changed since, so the credential is not sent there: %w", target.ErrDenied)
 	}
 	conf, err := r.config(ctx, r.s)
@@ -115,8 +115,8 @@ func (r *root) with(ctx context.Context, credential map[string]string) (*openTar
 	return r.openTarget(r.name, &record, conf, r.limiters.of(r.name, origin(record.URL), r.now))
 }
 
-// way tells apart by what the credential is sent to the target: the fields whose change asks for it again (retold).
-func (r *targetRecord) way() string {
+// destination tells apart by what the credential is sent to the target: the fields whose change asks for it again (checkSecretDestination).
+func (r *targetRecord) destination() string {
 	sum := sha256.New()
 	for _, part := range []string{r.URL, r.CAPEM, r.ProxyURL, r.Profile, r.ClientCert} {
 		fmt.Fprintf(sum, "%d:%s", len(part), part)
@@ -294,7 +294,7 @@ func (b *engine) beforeTarget(ctx context.Context, s logical.Storage, _ *targetR
 	}
 	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
 	defer cancel()
-	release, err := b.turns.take(ctx, rootPrefix+name)
+	release, err := b.nameLocks.take(ctx, rootPrefix+name)
 	if err != nil {
 		return err
 	}
@@ -314,7 +314,7 @@ func (b *engine) savedTarget(ctx context.Context, s logical.Storage, name string
 	}
 	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
 	defer cancel()
-	release, err := b.turns.take(ctx, rootPrefix+name)
+	release, err := b.nameLocks.take(ctx, rootPrefix+name)
 	if err != nil {
 		return nil, err
 	}
@@ -331,9 +331,9 @@ func (b *engine) savedTarget(ctx context.Context, s logical.Storage, name string
 	}
 	switch {
 	case was.Next != nil:
-		state.Old, state.RetireAt, state.Way = was.Next, now, was.Way
+		state.Old, state.RetireAt, state.Destination = was.Next, now, was.Destination
 	case !was.RetireAt.IsZero():
-		state.Old, state.RetireAt, state.Way = was.Old, was.RetireAt, was.Way
+		state.Old, state.RetireAt, state.Destination = was.Old, was.RetireAt, was.Destination
 	}
 	var warnings []string
 	if !was.Turn.LastRotation.IsZero() || was.Turn.State == turnUnknown { // the written one takes the place of one that nobody else knows

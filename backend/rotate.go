@@ -65,7 +65,7 @@ func (b *engine) tend(ctx context.Context, names []string, prefix, what string, 
 		if ctx.Err() != nil {
 			return errors.Join(append(faults, ctx.Err())...)
 		}
-		release, ok := b.turns.try(prefix + name)
+		release, ok := b.nameLocks.try(prefix + name)
 		if !ok {
 			continue
 		}
@@ -115,10 +115,10 @@ func (b *engine) rotate(ctx context.Context, r rotating) (err error) {
 	if err := r.commit(ctx); err != nil {
 		return err
 	}
-	step("rotation-committed")
+	crashpoint("rotation-committed")
 	b.Logger().Info("rotated", "of", r.what())
 	kind, path := r.event()
-	b.tell(ctx, kind, path, logical.EventMetadataDataPath, path, logical.EventMetadataModified, "true")
+	b.sendEvent(ctx, kind, path, logical.EventMetadataDataPath, path, logical.EventMetadataModified, "true")
 	return nil
 }
 
@@ -132,9 +132,9 @@ func (b *engine) askFor(ctx context.Context, r rotating) error {
 	if err := r.save(ctx); err != nil {
 		return err
 	}
-	step("rotation-intended")
+	crashpoint("rotation-intended")
 	err := r.ask(ctx)
-	step("rotation-asked")
+	crashpoint("rotation-asked")
 	// What is known now must be stored, although the time may be over.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 	defer cancel()
@@ -146,7 +146,7 @@ func (b *engine) askFor(ctx context.Context, r rotating) error {
 			t.State = turnAsking // that is what storage says, and what is in memory is gone
 			return err
 		}
-		step("rotation-made")
+		crashpoint("rotation-made")
 		return nil
 	case errors.As(err, &own), !target.MayLive(err):
 		return b.failedTurn(ctx, r, turnIdle, err)

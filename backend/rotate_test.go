@@ -181,7 +181,7 @@ func TestOldCredentialThatMayNotEndItself(t *testing.T) {
 func TestDeletingATargetBesideARotation(t *testing.T) {
 	w := newWorld(t)
 	w.withCredentials()
-	release, _ := w.turns.try("target/overlap")
+	release, _ := w.nameLocks.try("target/overlap")
 	if reason, _ := reasonOf(w.do(logical.DeleteOperation, "targets/overlap", map[string]any{"force": true})); reason != reasonTargetBusy {
 		t.Errorf("while it is rotated: %q", reason)
 	}
@@ -209,7 +209,7 @@ func TestRotatingBesideADelete(t *testing.T) {
 			return
 		}
 		deleted = true
-		if release, ok := w.turns.try("target/overlap"); ok {
+		if release, ok := w.nameLocks.try("target/overlap"); ok {
 			release()
 			t.Error("a rotation can begin while the record is being deleted")
 		}
@@ -218,7 +218,7 @@ func TestRotatingBesideADelete(t *testing.T) {
 	if err != nil || resp.IsError() || !deleted {
 		t.Fatalf("deleting: %v %v, deleted %v", resp, err, deleted)
 	}
-	if release, ok := w.turns.try("target/overlap"); !ok {
+	if release, ok := w.nameLocks.try("target/overlap"); !ok {
 		t.Error("the delete keeps the lock")
 	} else {
 		release()

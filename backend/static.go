@@ -172,7 +172,7 @@ func (r *staticRole) prepare(ctx context.Context) error {
 		st.Name = st.Current.Handle.Name
 		return nil
 	}
-	conf, err := r.named(ctx, r.s)
+	conf, err := r.configWithInstance(ctx, r.s)
 	if err != nil {
 		return err
 	}
@@ -220,7 +220,7 @@ func (r *staticRole) lost(ctx context.Context) (bool, error) {
 		r.state.Doubtful = !r.state.Current.Imported && r.target != nil && r.target.Caps().Find
 		return r.state.Doubtful, nil
 	}
-	return true, r.intend(ctx, r.state.asked(), r.state.Turn.Since)
+	return true, r.leaveNameToSweeper(ctx, r.state.asked(), r.state.Turn.Since)
 }
 
 // abandon hands over what may live of a rotation that nobody will take to its end, but for the name that is kept.
@@ -229,14 +229,14 @@ func (r *staticRole) abandon(ctx context.Context, kept string) error {
 	if h.Name == "" || h.Name == kept {
 		return nil
 	}
-	return r.intend(ctx, h, r.now().UTC())
+	return r.leaveNameToSweeper(ctx, h, r.now().UTC())
 }
 
 // asked names the key that is asked for. The role may ask for other parameters by now.
 func (s *staticState) asked() target.Handle { return target.Handle{Name: s.Name, Params: s.Params} }
 
-// intend has the sweeper end whatever lives under a handle's name, once its grace since asked is over.
-func (r *staticRole) intend(ctx context.Context, h target.Handle, asked time.Time) error {
+// leaveNameToSweeper has the sweeper end whatever lives under a handle's name, once its grace since asked is over.
+func (r *staticRole) leaveNameToSweeper(ctx context.Context, h target.Handle, asked time.Time) error {
 	notAfter := r.now().UTC()
 	if r.state.NotAfter.After(notAfter) {
 		notAfter = r.state.NotAfter
@@ -247,8 +247,8 @@ func (r *staticRole) intend(ctx context.Context, h target.Handle, asked time.Tim
 	})
 }
 
-// owed has the sweeper end a key, with its next sweep.
-func (r *staticRole) owed(ctx context.Context, h target.Handle, expiry time.Time) error {
+// leaveToSweeper has the sweeper end a key, with its next sweep.
+func (r *staticRole) leaveToSweeper(ctx context.Context, h target.Handle, expiry time.Time) error {
 	now := r.now().UTC()
 	l := lease{ID: newID(now), Role: staticPrefix + r.name, Target: r.record.Target, Revocable: true, Handle: h, ExpiresAt: expiry}
 	e := l.entry(now)
@@ -256,7 +256,7 @@ func (r *staticRole) owed(ctx context.Context, h target.Handle, expiry time.Time
 		return err
 	}
 	e.DebtSince, e.NextTry = now, now
-	return r.ledger.owe(ctx, r.s, e)
+	return r.ledger.openDebt(ctx, r.s, e)
 }
 
 // verify asks the target by the new key which it is, as long as the old one lives on whatever the answer.
@@ -272,12 +272,12 @@ func (r *staticRole) verify(ctx context.Context) error {
 func (r *staticRole) discard(ctx context.Context) error {
 	next := r.state.Next
 	r.state.Next = nil
-	return r.owed(ctx, next.Handle, next.Expiry)
+	return r.leaveToSweeper(ctx, next.Handle, next.Expiry)
 }
 
-// succeeded lets keys that have a successor live on for the overlap. The overlap of those before them ends: whoever rotates
+// startOverlap lets keys that have a successor live on for the overlap. The overlap of those before them ends: whoever rotates
 // again wants them dead, and else they would pile up.
-func (r *staticRole) succeeded(keys ...*staticKey) {
+func (r *staticRole) startOverlap(keys ...*staticKey) {
 	now := r.now().UTC()
 	for i := range r.state.Old {
 		r.state.Old[i].Until = now
@@ -295,11 +295,11 @@ func (r *staticRole) commit(ctx context.Context) error {
 		st.Predecessor = was.Accessor
 	}
 	if was != nil && !st.InPlace && !doubtful {
-		r.succeeded(was)
+		r.startOverlap(was)
 	}
 	st.Current, st.Next, st.Doubtful, st.Turn.State = st.Next, nil, false, turnIdle
 	if doubtful && was != nil { // before the last trace of its name is gone
-		if err := r.intend(ctx, was.Handle, r.now().UTC()); err != nil {
+		if err := r.leaveNameToSweeper(ctx, was.Handle, r.now().UTC()); err != nil {
 			return err
 		}
 	}
@@ -314,7 +314,7 @@ func (r *staticRole) retire(ctx context.Context) error {
 	}
 	for _, k := range r.state.Old {
 		if over(k) {
-			if err := r.owed(ctx, k.Handle, k.Expiry); err != nil {
+			if err := r.leaveToSweeper(ctx, k.Handle, k.Expiry); err != nil {
 				return err
 			}
 		}

@@ -93,8 +93,8 @@ func (b *engine) unclaimed(ctx context.Context, s logical.Storage, name string, 
 	return err
 }
 
-// take puts an imported key in use. One that it takes the place of is retired like any other.
-func (r *staticRole) take(ctx context.Context, key *staticKey) error {
+// adopt puts an imported key in use. One that it takes the place of is retired like any other.
+func (r *staticRole) adopt(ctx context.Context, key *staticKey) error {
 	st := r.state
 	if err := r.abandon(ctx, key.Handle.Name); err != nil {
 		return err
@@ -107,7 +107,7 @@ func (r *staticRole) take(ctx context.Context, key *staticKey) error {
 	}
 	st.Old = slices.DeleteFunc(st.Old, func(k oldKey) bool { return k.Handle.Accessor == key.Handle.Accessor }) // it is in use again
 	if len(replaced) > 0 {
-		r.succeeded(replaced...)
+		r.startOverlap(replaced...)
 	}
 	if st.Current != nil && st.Current.Accessor != key.Accessor {
 		st.Predecessor = st.Current.Accessor

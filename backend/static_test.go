@@ -403,7 +403,7 @@ func TestWritingBesideADelete(t *testing.T) {
 		if op != "delete" || key != "static-roles/ci" {
 			return
 		}
-		if release, ok := w.turns.try("static/ci"); ok { // else the write would wait
+		if release, ok := w.nameLocks.try("static/ci"); ok { // else the write would wait
 			release()
 			endWrite()
 		}
@@ -450,7 +450,7 @@ func TestOnlyOneNodeRotates(t *testing.T) {
 			t.Fatalf("a node in state %v rotates", state)
 		}
 	}
-	release, _ := w.turns.try("static/ci")
+	release, _ := w.nameLocks.try("static/ci")
 	if reason, _ := reasonOf(w.do(logical.UpdateOperation, "rotate-role/ci", nil)); reason != reasonTargetBusy {
 		t.Errorf("while it is rotated: %q", reason)
 	}

@@ -232,7 +232,7 @@ func (w *sweeper) pay(ctx context.Context, debt *entry) error {
 		return err
 	}
 	w.done.Revoked++
-	return w.dead(ctx, w.s, filed)
+	return w.recordRevoked(ctx, w.s, filed)
 }
 
 // settle finds out what became of an exchange whose answer was never recorded. A key that lives is revoked, for nobody
@@ -295,7 +295,7 @@ func (w *sweeper) undelivered(ctx context.Context, e *entry) error {
 	}
 	w.done.Revoked++
 	w.done.Settled++
-	return w.dead(ctx, w.s, e)
+	return w.recordRevoked(ctx, w.s, e)
 }
 
 // giveUp shows as exposed what may live and can be neither found nor revoked, until it must have expired.
@@ -382,13 +382,13 @@ func (w *sweeper) outlived(ctx context.Context, e *entry) error {
 			return nil
 		}
 		w.done.Expired++
-		return w.ledger.dead(ctx, w.s, e)
+		return w.ledger.delete(ctx, w.s, e)
 	}
 	err := w.revokeAt(ctx, w.s, e.Target, e.Handle, e.ExpiresAt)
 	if err == nil {
 		w.done.Revoked++
-		return w.dead(ctx, w.s, e)
+		return w.recordRevoked(ctx, w.s, e)
 	}
 	e.State, e.DebtSince, e.NextTry = stateDebt, w.now().UTC(), w.now().UTC().Add(time.Minute)
-	return errors.Join(err, w.indebt(ctx, w.s, e))
+	return errors.Join(err, w.recordDebt(ctx, w.s, e))
 }

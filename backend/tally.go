@@ -218,7 +218,7 @@ func (t *tally) drop(rand string) {
 	}
 	if h := t.keys[rand]; h != nil {
 		t.unlist(h)
-		t.weigh(h, -1)
+		t.addTotals(h, -1)
 		h.endFlight()
 		delete(t.keys, rand)
 	}
@@ -228,9 +228,9 @@ func (t *tally) drop(rand string) {
 func (t *tally) add(e *entry) *held {
 	h := t.keys[e.rand()]
 	if h != nil {
-		t.weigh(h, -1)
-		h.become(e)
-		t.weigh(h, 1)
+		t.addTotals(h, -1)
+		h.update(e)
+		t.addTotals(h, 1)
 		return h
 	}
 	h = newHeld(e)
@@ -242,12 +242,12 @@ func (t *tally) add(e *entry) *held {
 
 func newHeld(e *entry) *held {
 	h := &held{role: unique.Make(e.Role), target: unique.Make(e.Target), holder: e.holder()}
-	h.become(e)
+	h.update(e)
 	return h
 }
 
-// become takes over what changes in an entry's life.
-func (h *held) become(e *entry) {
+// update takes over what changes in an entry's life.
+func (h *held) update(e *entry) {
 	h.id, h.issued, h.needsTarget, h.revocable = e.ID, e.State == stateIssued, e.State == statePending || e.Revocable, e.Revocable
 }
 
@@ -261,7 +261,7 @@ func (t *tally) insert(h *held) {
 		t.targets, t.hours = map[unique.Handle[string]]int{}, map[string]int{}
 	}
 	t.keys[h.rand()] = h
-	t.weigh(h, 1)
+	t.addTotals(h, 1)
 	t.list(h)
 }
 
@@ -316,8 +316,8 @@ func (t *tally) isClosed(rand string) bool {
 	return h != nil && h.closed
 }
 
-// weigh adds n to the keys of a key's target, and to those of its hour.
-func (t *tally) weigh(h *held, n int) {
+// addTotals adds n to the keys of a key's target, and to those of its hour.
+func (t *tally) addTotals(h *held, n int) {
 	if t.targets[h.target] += n; t.targets[h.target] == 0 {
 		delete(t.targets, h.target)
 	}

@@ -57,9 +57,9 @@ func (w workloadAPI) bundle(ctx context.Context, trustDomain string) (keys []byt
 	})
 	switch {
 	case status.Code(err) == codes.PermissionDenied:
-		return nil, fmt.Errorf("%v: %w", told(err), identity.ErrWithdrawn)
+		return nil, fmt.Errorf("%v: %w", describeStatus(err), identity.ErrWithdrawn)
 	case err != nil:
-		return nil, told(err)
+		return nil, describeStatus(err)
 	case keys == nil:
 		return nil, fmt.Errorf("the Workload API has none of trust domain %q: %w", trustDomain, identity.ErrWithdrawn)
 	}
@@ -98,8 +98,8 @@ func (w workloadAPI) call(ctx context.Context, do func(context.Context, workload
 	return do(ctx, workload.NewSpiffeWorkloadAPIClient(conn))
 }
 
-// told says in our own words what a call ended with: the text of a status is the server's.
-func told(err error) error {
+// describeStatus says in our own words what a call ended with: the text of a status is the server's.
+func describeStatus(err error) error {
 	s, isStatus := status.FromError(err)
 	if !isStatus {
 		return err

@@ -11,9 +11,9 @@ import (
 	"syscall"
 )
 
-// step ends the process, as a crash would, at the place that the file in OIDCEXCHANGE_DIE_AT names. The file is removed
+// crashpoint ends the process, as a crash would, at the place that the file in OIDCEXCHANGE_DIE_AT names. The file is removed
 // first, so that the next process lives. Only binaries that are built for the fault tests have this.
-func step(name string) {
+func crashpoint(name string) {
 	file := os.Getenv("OIDCEXCHANGE_DIE_AT")
 	if at, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(at)) != name {
 		return
