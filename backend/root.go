@@ -129,6 +129,12 @@ func (s *rootState) inUse(record *targetRecord) bool {
 	return s.Next != nil && maps.Equal(s.Next, record.Credential)
 }
 
+// taken records that what a rotation has made is in use: it is over, but for the old one, which is to be retired.
+func (s *rootState) taken(now time.Time) {
+	s.Turn.State, s.Turn.LastRotation, s.Next = turnIdle, now, nil
+	s.From, s.Expiry, s.RetireAt = now, s.NextEnd, now.Add(retireAfter)
+}
+
 func (r *root) verify(ctx context.Context) error {
 	if caps := r.target.Caps(); !caps.Retire || !caps.Check || r.state.inUse(&r.target.record) {
 		return nil
@@ -162,14 +168,12 @@ func (r *root) commit(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	unused := st.Next
-	st.Turn.State, st.Next = turnIdle, nil
 	switch {
 	case !replaced:
 		r.Logger().Warn("a credential was written while another was made; the written one stays", "target", r.name)
-		st.Old, st.RetireAt = unused, r.now().UTC()
+		st.Turn.State, st.Old, st.Next, st.RetireAt = turnIdle, st.Next, nil, r.now().UTC()
 	default:
-		st.From, st.Expiry, st.RetireAt = r.now().UTC(), st.NextEnd, r.now().UTC().Add(retireAfter)
+		st.taken(r.now().UTC())
 	}
 	if !r.target.Caps().Retire {
 		st.Old, st.RetireAt = nil, time.Time{}
@@ -277,19 +281,15 @@ func (b *engine) tendRoot(ctx context.Context, s logical.Storage, name string) e
 	return b.rotate(ctx, r)
 }
 
-// beforeTarget takes a rotation to its end whose new credential is in use already, before an operator's takes its place: after
-// that nobody could tell that the one before it is still to be ended.
+// beforeTarget records the end of a rotation whose new credential is in use already, before an operator's takes its place: after
+// that nobody could tell that the one before it is still to be ended. The target is not asked, nor opened: that may be what the
+// write is to mend.
 func (b *engine) beforeTarget(ctx context.Context, s logical.Storage, _ *targetRecord, d *framework.FieldData) error {
 	if _, given := d.GetOk("credential"); !given {
 		return nil
 	}
 	name := d.Get("name").(string)
-	state, err := rootTable.get(ctx, s, name)
-	if err != nil || state == nil {
-		return err
-	}
-	record, err := b.targetNoun.table.get(ctx, s, name)
-	if err != nil || record == nil || !state.inUse(record) { // as a rule: nothing is locked, and no target opened
+	if state, err := b.cutOff(ctx, s, name); err != nil || state == nil { // as a rule: nothing is locked
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
@@ -299,11 +299,30 @@ func (b *engine) beforeTarget(ctx context.Context, s logical.Storage, _ *targetR
 		return err
 	}
 	defer release()
-	r, err := b.openRoot(ctx, s, name)
-	if err != nil || r == nil || r.state == nil || !r.state.inUse(&r.target.record) {
+	state, err := b.cutOff(ctx, s, name)
+	if err != nil || state == nil {
 		return err
 	}
-	return b.rotate(ctx, r)
+	state.taken(b.now().UTC())
+	r := &root{engine: b, s: s, name: name, state: state}
+	if err := r.save(ctx); err != nil {
+		return err
+	}
+	b.sendRotated(ctx, r)
+	return nil
+}
+
+// cutOff returns what is stored of a rotation that ended before it was recorded that its credential is in use; nil if none did.
+func (b *engine) cutOff(ctx context.Context, s logical.Storage, name string) (*rootState, error) {
+	state, err := rootTable.get(ctx, s, name)
+	if err != nil || state == nil {
+		return nil, err
+	}
+	record, err := b.targetNoun.table.get(ctx, s, name)
+	if err != nil || record == nil || !state.inUse(record) {
+		return nil, err
+	}
+	return state, nil
 }
 
 // savedTarget begins anew when an operator has written a credential: whatever was unknown of the one before it does not

@@ -116,10 +116,14 @@ func (b *engine) rotate(ctx context.Context, r rotating) (err error) {
 		return err
 	}
 	crashpoint("rotation-committed")
+	b.sendRotated(ctx, r)
+	return nil
+}
+
+func (b *engine) sendRotated(ctx context.Context, r rotating) {
 	b.Logger().Info("rotated", "of", r.what())
 	kind, path := r.event()
 	b.sendEvent(ctx, kind, path, logical.EventMetadataDataPath, path, logical.EventMetadataModified, "true")
-	return nil
 }
 
 // askFor asks for the new one, after it was stored that this is about to be done.

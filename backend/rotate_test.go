@@ -83,34 +83,49 @@ func TestOperatorWritesACredentialBesideARotation(t *testing.T) {
 }
 
 // Nor is the old one forgotten whose process ended when the new one was in use already, and an operator writes before that is
-// recorded. What is in use is not tried anew: with it the rotation is over, whatever the target says.
+// recorded. What is in use is not tried anew: with it the rotation is over, whatever the target says, and whatever is wrong with
+// the stored entry, which the operator may be about to mend.
 func TestOperatorWritesAfterARotationWasCutOff(t *testing.T) {
-	w := newWorld(t)
-	api := w.withCredentials()
-	w.write("rotate-root/overlap", nil) // from now on nobody else knows the credential
-	w.pass(2 * time.Minute)
-	swapped := false
-	w.store.set(func(op, key string) error {
-		swapped = swapped || op == "put" && key == "targets/overlap"
-		if op == "put" && key == rootStates+"overlap" && swapped {
-			return errors.New("disk full")
-		}
-		return nil
-	})
-	_, _ = w.do(logical.UpdateOperation, "rotate-root/overlap", nil)
-	w.store.set(nil)
-	w.restart()
-	if w.credential("overlap") != "canary-credential-2" {
-		t.Fatalf("in use is %s", w.credential("overlap"))
-	}
-	api.good, api.check = append(api.good, "canary-written"), http.StatusForbidden
-	resp := w.write("targets/overlap", map[string]any{"credential": "token=canary-written"})
-	w.pass(5 * time.Minute)
-	if diff := cmp.Diff([]string{"canary-credential-2", "canary-written"}, api.list()); diff != "" || w.credential("overlap") != "canary-written" {
-		t.Errorf("in use is %s (-want +good):\n%s", w.credential("overlap"), diff)
-	}
-	if got := w.rotation("overlap"); resp == nil || len(resp.Warnings) != 1 || got["rotation"] != "idle" || got["retiring"] != false {
-		t.Errorf("%v; the operator is told %v", got, resp)
+	for name, spoil := range map[string]func(*targetRecord){
+		"as it was": func(*targetRecord) {}, "no longer fits this version": func(r *targetRecord) { r.Condition = "canary" },
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t)
+			api := w.withCredentials()
+			w.write("rotate-root/overlap", nil) // from now on nobody else knows the credential
+			w.pass(2 * time.Minute)
+			swapped := false
+			w.store.set(func(op, key string) error {
+				swapped = swapped || op == "put" && key == "targets/overlap"
+				if op == "put" && key == rootStates+"overlap" && swapped {
+					return errors.New("disk full")
+				}
+				return nil
+			})
+			_, _ = w.do(logical.UpdateOperation, "rotate-root/overlap", nil)
+			w.store.set(nil)
+			record, err := w.targetNoun.table.get(t.Context(), w.store, "overlap")
+			if err == nil {
+				spoil(record)
+				err = w.targetNoun.table.put(t.Context(), w.store, "overlap", record)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			w.restart()
+			if w.credential("overlap") != "canary-credential-2" {
+				t.Fatalf("in use is %s", w.credential("overlap"))
+			}
+			api.good, api.check = append(api.good, "canary-written"), http.StatusForbidden
+			resp := w.write("targets/overlap", map[string]any{"credential": "token=canary-written", "condition": ""})
+			w.pass(5 * time.Minute)
+			if diff := cmp.Diff([]string{"canary-credential-2", "canary-written"}, api.list()); diff != "" || w.credential("overlap") != "canary-written" {
+				t.Errorf("in use is %s (-want +good):\n%s", w.credential("overlap"), diff)
+			}
+			if got := w.rotation("overlap"); resp == nil || len(resp.Warnings) != 1 || got["rotation"] != "idle" || got["retiring"] != false {
+				t.Errorf("%v; the operator is told %v", got, resp)
+			}
+		})
 	}
 }
 
