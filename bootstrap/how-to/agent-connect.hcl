@@ -1,9 +1,9 @@
-# Vault Agent that keeps a key of Posit Connect in connect.env. Run it in the directory of role_id and secret_id, with
-# VAULT_ADDR set.
+# Vault Agent keeps a key of Posit Connect in connect.env. Run it in the directory of role_id and secret_id, with VAULT_ADDR
+# set.
 
 vault {
   retry {
-    num_retries = 120 # as in ../agent/agent.hcl, whose page says why
+    num_retries = 120 # as in ../agent/agent.hcl; ../agent/README.md says why
   }
 }
 

@@ -25,7 +25,7 @@ resource "vault_generic_endpoint" "role" {
   depends_on           = [vault_generic_endpoint.trust]
 }
 
-# A key for this run, by the run's own Vault login. It stands in no state and no plan.
+# A key for this run, read with the run's own Vault login. No state and no plan contains it.
 ephemeral "vault_generic_endpoint" "key" {
   path         = "oidcexchange/creds/terraform"
   data_json    = jsonencode({})
