@@ -43,15 +43,16 @@ type engine struct {
 	background     context.Context // of work that outlives its request; ends when the mount is unloaded
 	stopBackground context.CancelFunc
 
-	writes   sync.Mutex // operators' writes, which read before they write
-	settings cache[*settings]
-	issuers  cache[*issuer]
-	policies cache[*policy]
-	targets  cache[*openTarget]
-	limiters limiters
-	roles    cache[*role]
-	blocks   cache[[]block]
-	self     cache[*provider]
+	writes    sync.Mutex // operators' writes, which read before they write
+	settings  cache[*settings]
+	issuers   cache[*issuer]
+	verifiers verifiers
+	policies  cache[*policy]
+	targets   cache[*openTarget]
+	limiters  limiters
+	roles     cache[*role]
+	blocks    cache[[]block]
+	self      cache[*provider]
 
 	issuerNoun noun[issuerRecord]
 	trustNoun  noun[trustRecord]
@@ -93,6 +94,7 @@ func newEngine(now func() time.Time) *engine {
 	b := &engine{now: now, meters: newMeters(), workload: workloadAPI(os.Getenv(endpointSocket)), tokenDirs: os.Getenv(source.DirsVariable)}
 	b.background, b.stopBackground = context.WithCancel(context.Background())
 	b.replay.now = now
+	b.issuers.kept = b.verifiers.keep
 	b.targets.kept, b.targets.dropped = func(t *openTarget) { t.Use() }, func(t *openTarget) { t.Close() }
 	b.issuerNoun, b.trustNoun, b.targetNoun = b.newIssuerNoun(), b.newTrustNoun(), b.newTargetNoun()
 	b.roleNoun, b.blockNoun, b.staticNoun = b.newRoleNoun(), b.newBlockNoun(), b.newStaticNoun()
@@ -243,7 +245,7 @@ func (b *engine) invalidate(_ context.Context, key string) {
 	}
 }
 
-// configChanged drops everything: limits and egress rules are in every verifier and every target.
+// configChanged drops everything that was made of records: limits and egress rules are in every verifier and every target.
 func (b *engine) configChanged() {
 	b.settings.clear()
 	b.issuers.clear()

@@ -135,6 +135,9 @@ func (b *engine) newIssuerNoun() noun[issuerRecord] {
 		clear:  func(field string) bool { return field != "issuer" && field != "mount_accessor" },
 		remove: func(ctx context.Context, s logical.Storage, name string, _ *issuerRecord, _ *framework.FieldData) ([]string, bool, error) {
 			found, err := users(ctx, s, b.trustNoun.table, "trust policy", func(t *trustRecord) bool { return t.Issuer == name })
+			if err == nil && len(found) == 0 {
+				b.verifiers.forget(name)
+			}
 			return found, false, err
 		},
 		changed: func(name string) {
@@ -329,6 +332,7 @@ func (b *engine) issuer(ctx context.Context, s logical.Storage, name string) (*i
 			b.Logger().Warn("an issuer no longer fits config, so that its subjects are refused", "issuer", name, "error", err)
 			made = &issuer{issuerRecord: *record, name: name, unfit: refuse(reasonEgress, "issuer %q no longer fits config: %v", name, err)}
 		}
+		b.verifiers.inherit(made)
 		return made, true, nil
 	})
 	return made, err

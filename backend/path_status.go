@@ -34,7 +34,7 @@ func (b *engine) statusPaths() []*framework.Path {
 		},
 		HelpSynopsis: "Drop an issuer's keys now, and fetch them.",
 		HelpDescription: "For the moment after an issuer has withdrawn a key: none of the keys known so far vouches any more, also if fetching fails. " +
-			"By themselves keys are fetched again as config's jwks_min_refresh and jwks_max_age say. Keys that are written in the issuer's entry stay.",
+			"By themselves keys are fetched again as config's jwks_min_refresh and jwks_max_age say, and an edit drops them only if others may be wanted after it: of where they come from, or of what is demanded of them. Keys that are written in the issuer's entry stay.",
 	}}
 }
 

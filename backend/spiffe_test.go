@@ -174,14 +174,14 @@ func TestKeysOfATrustDomain(t *testing.T) {
 	exchange("second key", svid(api, nil), "")
 	exchange("first key beside it", old, "")
 	own.Retire(first)
-	w.issuers.drop("domain")
+	w.write("refresh/domain", nil)
 	exchange("retired key", old, identity.UnknownKey)
 	exchange("second key", svid(api, nil), "")
 
 	// A federated domain's bundle that cannot be read, and a key that cannot be used, leave the domain standing.
 	api.Domain("other.example").SetJWKS([]byte(`{"keys":[{"kty":"RSA"`))
 	own.Publish(map[string]any{"kty": "AKP", "kid": "new", "alg": "ML-DSA-44", "pub": "AA"})
-	w.issuers.drop("domain")
+	w.write("refresh/domain", nil)
 	exchange("poison beside it", svid(api, nil), "")
 	if got := w.issuerKeys("domain").Status(); got.Keys != 1 || got.Skipped["a key of an unsupported kind"] != 1 {
 		t.Errorf("status: %+v", got)
@@ -189,7 +189,9 @@ func TestKeysOfATrustDomain(t *testing.T) {
 
 	last := svid(api, nil)
 	api.Withdraw("example.org")
-	w.issuers.drop("domain")
+	if reason, _ := reasonOf(w.do(logical.UpdateOperation, "refresh/domain", nil)); reason != identity.IssuerUnavailable {
+		t.Errorf("refreshing what was withdrawn: %q", reason)
+	}
 	exchange("withdrawn", last, identity.IssuerUnavailable)
 }
 

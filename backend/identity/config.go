@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net/netip"
 	"net/url"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -174,11 +175,24 @@ func checkEntra(u *url.URL) error {
 	return nil
 }
 
+// sameKeys says whether the keys of other are those of c: they come from the same place, by the same way, and as much is demanded
+// of them. When they are fetched and how long they are used is another question, and so is what is demanded of tokens.
+func (c Config) sameKeys(other Config) bool {
+	same := (c.Bundle == nil) == (other.Bundle == nil) // a process has one Workload API
+	for _, one := range []*Config{&c, &other} {
+		one.Bundle, one.Now, one.HTTPTimeout = nil, nil, 0
+		one.MinRefresh, one.KeysMaxAge, one.KeysMaxStale = 0, 0, 0
+		one.Algorithms, one.AllowedTypes, one.Leeway, one.MaxAge, one.MaxTokenLifetime = nil, nil, 0, 0, 0
+		one.MaxTokenBytes, one.MaxClaims, one.MaxDepth = 0, 0, 0
+	}
+	return same && reflect.DeepEqual(c, other)
+}
+
 // keySet makes the key set of the one key source that is configured.
 func (c *Config) keySet() (*keySet, error) {
 	set := &keySet{
 		now: c.Now, floor: c.MinRefresh, maxAge: c.KeysMaxAge, maxStale: c.KeysMaxStale,
-		timeout: 2 * c.HTTPTimeout, patience: patience,
+		timeout: 2 * c.HTTPTimeout, patience: patience, stock: &stock{},
 	}
 	for _, alg := range c.Algorithms {
 		set.algorithms = append(set.algorithms, jose.SignatureAlgorithm(alg))

@@ -124,6 +124,14 @@ func New(c Config) (*Verifier, error) {
 	return v, nil
 }
 
+// Inherit has v go on with the keys that former knows, as long as they are v's too: both take them from the same place and demand
+// the same of them. It comes before all use of v; former may be in use, and may be nil.
+func (v *Verifier) Inherit(former *Verifier) {
+	if former != nil && v.cfg.sameKeys(former.cfg) {
+		v.keys.stock = former.keys.stock
+	}
+}
+
 // Verify returns the verified token, or an *Error whose Reason says what is wrong with it. The reason IssuerUnavailable is
 // the only one that is not the token's fault. A key that is not known yet may be fetched; Verify returns when ctx ends.
 func (v *Verifier) Verify(ctx context.Context, token string) (*Token, error) {

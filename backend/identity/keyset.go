@@ -41,7 +41,11 @@ type keySet struct {
 	maxStale   time.Duration
 	timeout    time.Duration // of one fetch
 	patience   time.Duration
+	*stock
+}
 
+// stock is what is known of an issuer's keys. Key sets that differ only in how they use it may share one.
+type stock struct {
 	mu        sync.Mutex
 	current   *keys     // nil if none were had yet
 	fetched   time.Time // when the fetch of current began
