@@ -112,6 +112,8 @@ func view(record any, schema map[string]*framework.FieldSchema) (map[string]any,
 		if kept && field.DisplayAttrs != nil && field.DisplayAttrs.Sensitive {
 			out[name+"_set"] = !empty(value)
 			delete(out, name)
+		} else if kept {
+			out[name] = carried(value)
 		}
 	}
 	return out, nil
@@ -150,6 +152,9 @@ func normalize(req *logical.Request, path *framework.Path) error {
 			m, err := asMap(raw)
 			if err != nil {
 				return badField(name, "%s", err)
+			}
+			if rounded(m) {
+				return badField(name, "has a number that Vault rounds on the way; write the map as a JSON text, as in %s='{…}'", name)
 			}
 			req.Data[name] = m
 			raw = m

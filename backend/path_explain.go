@@ -65,7 +65,7 @@ func (t *trail) view() []map[string]any {
 	for _, j := range t.judged {
 		conditions := []map[string]any{}
 		for _, c := range j.Conditions {
-			conditions = append(conditions, map[string]any{"condition": c.Name, "holds": c.Holds, "saw": c.Saw, "why": c.Why})
+			conditions = append(conditions, map[string]any{"condition": c.Name, "holds": c.Holds, "saw": carried(c.Saw), "why": c.Why})
 		}
 		all = append(all, map[string]any{
 			"trust": j.policy.name, "issuer": j.policy.Issuer, "accepted": j.Allowed, "reason": j.Reason, "conditions": conditions,
@@ -168,7 +168,7 @@ func (b *engine) explain(ctx context.Context, req *logical.Request, d *framework
 	if token := d.Get("subject_token").(string); token != "" {
 		presented = identity.Describe(token, conf.MaxTokenBytes)
 	}
-	answer := map[string]any{"token": presented, "now": b.now().Unix()}
+	answer := map[string]any{"token": carriedEach(presented), "now": b.now().Unix()}
 	err = b.explained(ctx, req, d, r, trail, budget, answer)
 	answer["policies"] = trail.view()
 	answer["accepted"], answer["reason"], answer["detail"] = err == nil, "", ""
@@ -189,7 +189,8 @@ func (b *engine) explained(ctx context.Context, req *logical.Request, d *framewo
 	who, err := b.explainedSubject(ctx, req, d, r, trail, budget)
 	if who := trail.who; who != nil { // accepted or not
 		answer["issuer"], answer["subject"] = who.issuer.name, who.Subject
-		answer["ids"], _ = pick(who.Claims, defaultRecordClaims, maxRecorded)
+		ids, _ := pick(who.Claims, defaultRecordClaims, maxRecorded)
+		answer["ids"] = carriedEach(ids)
 	}
 	switch {
 	case closed != nil:
@@ -206,7 +207,7 @@ func (b *engine) explained(ctx context.Context, req *logical.Request, d *framewo
 	if err != nil {
 		return err
 	}
-	answer["target"], answer["parameters"], answer["ttl"] = r.Target, o.params, int(o.ttl/time.Second)
+	answer["target"], answer["parameters"], answer["ttl"] = r.Target, carriedEach(o.params), int(o.ttl/time.Second)
 	if err := b.ledger.check(&entry{Role: r.name, Issuer: who.issuer.name, Subject: who.Subject}, r.ceilings()); err != nil {
 		return err
 	}

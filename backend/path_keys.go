@@ -83,7 +83,7 @@ func (e *entry) view() map[string]any {
 	data := map[string]any{
 		"id": e.ID, "name": e.Name, "state": e.State, "role": e.Role, "lease_path": e.LeasePath, "target": e.Target,
 		"issuer": e.Issuer, "subject": e.Subject, "trust": e.Trust, "revision": e.Revision, "entity": e.Entity,
-		"display_name": e.DisplayName, "remote_address": e.RemoteAddress, "claims": e.Claims, "claims_whole": e.ClaimsWhole, "claims_absent": e.ClaimsAbsent, "claims_partial": e.ClaimsPartial,
+		"display_name": e.DisplayName, "remote_address": e.RemoteAddress, "claims": carriedEach(e.Claims), "claims_whole": e.ClaimsWhole, "claims_absent": e.ClaimsAbsent, "claims_partial": e.ClaimsPartial,
 		"jti": e.JTI, "accessor": e.Accessor, "revocable": e.Revocable, "issued_at": timeOrNil(e.IssuedAt),
 		"not_after": timeOrNil(e.NotAfter), "expires_at": timeOrNil(e.ExpiresAt), "request_id": e.RequestID,
 	}
