@@ -19,7 +19,8 @@ import (
 const (
 	maxDiscoveryBytes = 256 << 10
 	wellKnown         = "/.well-known/openid-configuration"
-	// rediscoverAfter and rediscoverFailures say when the address of the keys is asked for again.
+	// rediscoverAfter and rediscoverFailures say when the address of the keys is asked for again. After the former it is not used
+	// without an answer: an issuer that has left the address, say because others have it now, can say so nowhere else.
 	rediscoverAfter    = 24 * time.Hour
 	rediscoverFailures = 3
 )
@@ -51,16 +52,20 @@ type place struct {
 	failures int // fetches in a row that failed there
 }
 
-// fetch gets the keys, and first their address if it is unknown, old or has failed repeatedly.
+// fetch gets the keys, and first their address if it is unknown, old or has failed repeatedly. One that is not old is tried once
+// more although it has failed, if the document cannot be had either.
 func (s *webSource) fetch(ctx context.Context, p place, now time.Time) (*keys, place, error) {
+	unknown := p.url == "" || now.Sub(p.found) >= rediscoverAfter
 	if s.discoveryURL == "" {
 		p.url = s.keysURL
-	} else if p.url == "" || p.failures >= rediscoverFailures || now.Sub(p.found) >= rediscoverAfter {
+	} else if unknown || p.failures >= rediscoverFailures {
 		u, err := s.discover(ctx)
-		if err != nil {
+		if err != nil && unknown {
 			return nil, p, fmt.Errorf("discovery: %v", err)
 		}
-		p = place{url: u, found: now}
+		if err == nil {
+			p = place{url: u, found: now}
+		}
 	}
 	set, err := s.fetchKeys(ctx, p.url)
 	if err != nil {

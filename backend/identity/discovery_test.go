@@ -265,6 +265,24 @@ func TestDiscoveryIsRepeated(t *testing.T) {
 	i.wantHits(t, "/moved", 1)
 }
 
+// After an outage the keys are had again where they were, though the document is not. An address that is a day old is not
+// trusted without it: whoever withdrew the address could not be heard.
+func TestKeysComeBackBeforeDiscovery(t *testing.T) {
+	v, i, c := fetching(t)
+	wantReason(t, v, fresh(i, c), "")
+	i.set(func(f *fakeIssuer) { f.discovery, f.keys = "down", "down" })
+	c.advance(time.Hour + time.Second)
+	for range rediscoverFailures + 1 {
+		wantReason(t, v, fresh(i, c), IssuerUnavailable)
+		c.advance(30 * time.Second)
+	}
+	i.set(func(f *fakeIssuer) { f.keys = jwks(firstKey()) })
+	wantReason(t, v, fresh(i, c), "")
+	c.advance(23 * time.Hour)
+	wantReason(t, v, fresh(i, c), IssuerUnavailable)
+	i.wantHits(t, wellKnown, 4)
+}
+
 func TestJWKSURLNeedsNoDiscovery(t *testing.T) {
 	i := newIssuer(t, jwks(firstKey()))
 	c := newClock()
