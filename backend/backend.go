@@ -1,10 +1,18 @@
 // Copyright (c) the oidcexchange authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package backend is the secrets engine: paths, storage and leases. The way of one key is one function, issue in
-// exchange.go: verify who asks (package identity, or the caller's Vault login), decide (package trust), record what is
-// about to happen (ledger.go), exchange at the target (package target), lease. What ends a key is in lease.go, what
-// finds the keys that nobody holds is in sweep.go, and every refusal is worded in errors.go.
+// Package backend is the secrets engine: paths, storage and leases.
+//
+// Start at issue in exchange.go, which shows all the steps that lead to a key: verify who asks (package identity, or the
+// caller's Vault login), decide (package trust), record what is about to happen (ledger.go), exchange at the target
+// (package target), lease. Then:
+//
+//	lease.go, extend.go          renew and revoke one key
+//	sweep.go                     end the keys that no lease holds
+//	revocations.go, reconcile.go revoke by filter, and find what a restored ledger lacks
+//	rotate.go                    replace what the engine itself holds: root.go (credentials) and static.go (static roles)
+//	noun.go, path_*.go           what operators write, one file a path
+//	errors.go                    how an error becomes a response
 package backend
 
 import (
@@ -43,7 +51,7 @@ type engine struct {
 	background     context.Context // of work that outlives its request; ends when the mount is unloaded
 	stopBackground context.CancelFunc
 
-	writes    sync.Mutex // operators' writes, which read before they write
+	writes    sync.Mutex // serializes operators' writes: each reads the old record first
 	settings  cache[*settings]
 	issuers   cache[*issuer]
 	verifiers verifiers
@@ -62,7 +70,7 @@ type engine struct {
 	staticNoun noun[staticRecord]
 
 	workload  workloadAPI
-	tokenDirs string // the plugin's environment: where token files may be
+	tokenDirs string // directories that may hold token files, from the plugin's environment
 
 	leaseTimes leaseTimes
 	listeners  listeners
@@ -71,11 +79,11 @@ type engine struct {
 	ledger    ledger
 	replay    replay
 	runs      runs
-	counts    sync.Mutex // one count at a time
-	sweeps    sync.Mutex // one sweep at a time
+	counts    sync.Mutex // held by the one count of the ledger that runs
+	sweeps    sync.Mutex // held by the one sweep that runs; guards the next three fields
 	sweptTo   string     // the open entry at which the last sweep stopped
-	hoursDue  time.Time  // passed hours have no keys; the next one will have passed then
-	turn      int        // sweeps so far; each begins with another part
+	hoursDue  time.Time  // when the next hour will have passed; until then no passed hour has keys
+	turn      int        // number of sweeps so far: each begins with a different part
 
 	lastSweep atomic.Pointer[sweepReport]
 	meters    *meters
@@ -133,8 +141,8 @@ An issuer says who vouches for callers, a trust policy what a caller must be, a 
 role joins them. Reading creds/<role> issues a key at the target for a caller whose Vault login is trusted; writing a
 subject_token there does so for the bearer of that token. Vault's lease commands renew and revoke the key.`
 
-// HandleRequest is the door that every request passes: what it holds is checked for its type before the SDK sees it,
-// and a panic ends one request instead of every mount that this process serves.
+// HandleRequest is the entry of every request. It checks the types of the request's fields before the SDK converts them,
+// and confines a panic to one request: this process may serve many mounts.
 func (b *engine) HandleRequest(ctx context.Context, req *logical.Request) (resp *logical.Response, err error) {
 	defer b.recovered(req, &resp, &err)
 	b.nameLog(req.MountPoint)
@@ -149,7 +157,7 @@ func (b *engine) HandleRequest(ctx context.Context, req *logical.Request) (resp 
 	return b.Backend.HandleRequest(ctx, req)
 }
 
-// HandleExistenceCheck looks at the path alone; the fields are judged by HandleRequest, whose answers name them.
+// HandleExistenceCheck looks at the path alone. HandleRequest checks the fields, and its errors can name them.
 func (b *engine) HandleExistenceCheck(ctx context.Context, req *logical.Request) (found, exists bool, err error) {
 	defer b.recovered(req, nil, &err)
 	bare := *req
@@ -157,7 +165,7 @@ func (b *engine) HandleExistenceCheck(ctx context.Context, req *logical.Request)
 	return b.Backend.HandleExistenceCheck(ctx, &bare)
 }
 
-// mountLog is a logger whose lines say which mount they are of: one process serves many.
+// mountLog is a logger that adds the mount to each line, because one process serves many mounts.
 type mountLog struct {
 	hclog.Logger
 	mount string
@@ -179,7 +187,7 @@ func (b *engine) Logger() hclog.Logger {
 
 func (b *engine) recovered(req *logical.Request, resp **logical.Response, err *error) {
 	if p := recover(); p != nil {
-		// The value of a panic can hold what the request held; its type and the stack cannot.
+		// The value of a panic may contain a token or a key from the request; its type and the stack do not.
 		b.Logger().Error("panic", "type", fmt.Sprintf("%T", p), "path", req.Path, "request_id", req.ID, "stack", string(debug.Stack()))
 		if resp != nil {
 			*resp = nil
@@ -188,7 +196,7 @@ func (b *engine) recovered(req *logical.Request, resp **logical.Response, err *e
 	}
 }
 
-// handle turns an operation's errors into responses, in the one way that respond has.
+// handle makes respond turn the operation's errors into responses.
 func (b *engine) handle(operation framework.OperationFunc) framework.OperationFunc {
 	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 		resp, err := operation(ctx, req, d)
@@ -202,8 +210,7 @@ func (b *engine) handle(operation framework.OperationFunc) framework.OperationFu
 	}
 }
 
-// count counts the ledger in the background, unless it is counted, or being counted. What it meets is tried again by the
-// next tick.
+// count counts the ledger in the background, unless that is done or under way. After an error the next tick tries again.
 func (b *engine) count(s logical.Storage) {
 	if counted, _ := b.ledger.counting(); counted || b.readsOnly() || !b.counts.TryLock() {
 		return
@@ -217,12 +224,12 @@ func (b *engine) count(s logical.Storage) {
 	}()
 }
 
-// readsOnly tells a node whose requests are served, or whose ledger is kept, by another one.
+// readsOnly reports whether another node serves this node's writes or keeps its ledger.
 func (b *engine) readsOnly() bool {
 	return b.System().ReplicationState().HasState(consts.ReplicationPerformanceStandby | consts.ReplicationDRSecondary)
 }
 
-// invalidate drops what was made of a record that changed elsewhere: another node wrote it, or replication brought it.
+// invalidate drops what is cached of a record that changed elsewhere, on another node or by replication.
 func (b *engine) invalidate(_ context.Context, key string) {
 	switch {
 	case key == configName:
@@ -245,7 +252,8 @@ func (b *engine) invalidate(_ context.Context, key string) {
 	}
 }
 
-// configChanged drops everything that was made of records: limits and egress rules are in every verifier and every target.
+// configChanged clears the caches of all that was made of records: limits and egress rules of config are in every verifier
+// and every target.
 func (b *engine) configChanged() {
 	b.settings.clear()
 	b.issuers.clear()
@@ -256,7 +264,7 @@ func (b *engine) configChanged() {
 	b.self.clear()
 }
 
-// identityKind tells which kind of identity the subjects of an issuer have.
+// identityKind returns the kind of identity that an issuer of this type verifies.
 func identityKind(issuerType string) trust.Kind {
 	if issuerType == issuerLogin {
 		return trust.Login

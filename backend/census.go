@@ -9,22 +9,22 @@ import (
 	"time"
 )
 
-const maxPrefixes = 100 // of leases that a census names one by one
+const maxPrefixes = 100 // beyond this many, a census names lease prefixes by role only
 
-// census counts the keys that a filter matches.
+// census counts the keys that a filter matches, and names the prefixes of their leases.
 type census struct {
 	Matched    int       `json:"matched"`
-	Unrecorded int       `json:"unrecorded"` // cannot be judged
-	Revoked    int       `json:"revoked"`    // of those matched: live no more
-	Debt       int       `json:"debt"`       // must die and do not yet
-	Exposed    int       `json:"exposed"`    // cannot be revoked
-	Until      time.Time `json:"until"`      // when the last of debt and exposed has ended by itself
-	Endless    bool      `json:"endless"`    // one of them never does
-	Prefixes   []string  `json:"prefixes"`   // of leases, below the mount
-	Coarse     bool      `json:"coarse"`     // they end with the role, for there are many
+	Unrecorded int       `json:"unrecorded"` // cannot be judged: a claim was not recorded
+	Revoked    int       `json:"revoked"`    // of the matched: have ended
+	Debt       int       `json:"debt"`       // of the matched: must be revoked, which has not succeeded yet
+	Exposed    int       `json:"exposed"`    // of the matched: cannot be revoked
+	Until      time.Time `json:"until"`      // when the last of debt and exposed expires
+	Endless    bool      `json:"endless"`    // one of debt and exposed never expires
+	Prefixes   []string  `json:"prefixes"`   // of leases, relative to the mount; sorted
+	Coarse     bool      `json:"coarse"`     // there were too many prefixes, so they are creds/<role> without lease paths
 }
 
-// countLeft counts a key that lives on for now.
+// countLeft counts a key that is not revoked, as debt or as exposed.
 func (c *census) countLeft(e *entry) {
 	end := e.ExpiresAt
 	if e.State == statePending {
@@ -41,9 +41,9 @@ func (c *census) countLeft(e *entry) {
 	}
 }
 
-// addPrefix notes the prefix under which a key's lease is.
+// addPrefix adds the prefix of a key's lease.
 func (c *census) addPrefix(e *entry) {
-	if strings.HasPrefix(e.Role, staticPrefix) { // it has no lease
+	if strings.HasPrefix(e.Role, staticPrefix) { // keys of static roles have no lease
 		return
 	}
 	prefix := "creds/" + e.Role

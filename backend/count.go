@@ -11,7 +11,8 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// count completes the tally with what the ledger had when this process began: at once, for only then their ages are known.
+// count completes the tally with the entries that the ledger had before this process began. It adds them all at once,
+// because their order by age is known only when all were read. After an error nothing is added.
 func (l *ledger) count(ctx context.Context, s logical.Storage) error {
 	var found []counted
 	var fault faults
@@ -27,7 +28,7 @@ func (l *ledger) count(ctx context.Context, s logical.Storage) error {
 		switch {
 		case err != nil:
 			fault.add(err)
-		case e != nil: // else it died while we looked
+		case e != nil: // nil: it ended meanwhile
 			found = append(found, counted{newHeld(e), e.IssuedAt})
 		}
 		return true, nil
@@ -43,13 +44,13 @@ func (l *ledger) count(ctx context.Context, s logical.Storage) error {
 	return nil
 }
 
-// counted is an entry that a scan has come across.
+// counted is an entry that count has read.
 type counted struct {
 	*held
 	at time.Time // when it was issued
 }
 
-// complete takes in what a scan has found, which is older than all that was counted since.
+// complete adds what a scan has found, all of it older than what this process has counted itself.
 func (t *tally) complete(found []counted) {
 	slices.SortFunc(found, func(a, b counted) int { return b.at.Compare(a.at) })
 	t.mu.Lock()
@@ -64,27 +65,27 @@ func (t *tally) complete(found []counted) {
 	t.ready, t.fault, t.gone = true, nil, nil
 }
 
-// uncountable notes why a scan did not meet all.
+// uncountable notes why a scan was not complete.
 func (t *tally) uncountable(fault error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.fault = fault
 }
 
-// counting reports whether everything that the ledger has is counted, and if not, what the last scan could not read.
+// counting reports whether the whole ledger is counted, and if not, what the last scan could not read.
 func (t *tally) counting() (ready bool, fault error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.ready, t.fault
 }
 
-// uncounted refuses what needs a whole count as long as there is none.
+// uncounted refuses while the ledger is not fully counted. The caller holds t.mu.
 func (t *tally) uncounted() error {
 	switch {
 	case t.ready:
 		return nil
 	case t.fault != nil:
-		return refuse(reasonTargetBusy, "the ledger could not be counted, and that is tried again: %v", t.fault)
+		return refuse(reasonTargetBusy, "the ledger could not be counted yet; the engine tries again every minute: %v", t.fault)
 	}
-	return refuse(reasonTargetBusy, "the ledger is still being counted after a start")
+	return refuse(reasonTargetBusy, "the ledger is still being counted after the start")
 }

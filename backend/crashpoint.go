@@ -5,5 +5,6 @@
 
 package backend
 
-// crashpoint marks a place on the way of a key at which a test can end the process; see crashpoint_faults.go.
+// crashpoint marks a place at which a fault test can kill the process; in other builds it does nothing. See
+// crashpoint_faults.go.
 func crashpoint(string) {}

@@ -11,8 +11,8 @@ import (
 	"syscall"
 )
 
-// crashpoint ends the process, as a crash would, at the place that the file in OIDCEXCHANGE_DIE_AT names. The file is removed
-// first, so that the next process lives. Only binaries that are built for the fault tests have this.
+// crashpoint kills the process, as a crash would, at the place named in the file that OIDCEXCHANGE_DIE_AT points to. It first
+// removes the file, so that the next process lives. Only binaries built for the fault tests (tag faults) contain this.
 func crashpoint(name string) {
 	file := os.Getenv("OIDCEXCHANGE_DIE_AT")
 	if at, err := os.ReadFile(file); err != nil || strings.TrimSpace(string(at)) != name {

@@ -19,7 +19,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
-// The reasons that are decided in this package; identity and trust name theirs.
+// The reason codes that this package gives; packages identity and trust define their own.
 const (
 	reasonBadRequest     = "bad_request"
 	reasonUnknownRole    = "unknown_role"
@@ -44,18 +44,21 @@ const (
 	reasonTrustChanged   = "trust_changed"
 	reasonStorage        = "storage"
 	reasonInternal       = "internal"
-	maxDetail            = 512 // bytes of detail in one log line
-	maxField             = 128 // bytes of a field's name that are repeated to whoever sent it
 )
 
-// reason is what a caller learns of a refusal: a status and what to do.
+const (
+	maxDetail = 512 // bytes of detail in one log line
+	maxField  = 128 // bytes of a field's name that are repeated to whoever sent it
+)
+
+// reason is what a caller learns about a refusal: a status and what to do.
 type reason struct {
 	Status int
 	ToDo   string
 }
 
-// reasons is the one table of reason codes. Nothing in it tells a caller what a policy wants: the detail of a refusal
-// goes to Vault's log under the request's id.
+// reasons is the one table of reason codes. It tells a caller nothing about what a policy wants: the detail of a refusal
+// goes only to Vault's log, under the request's id.
 var reasons = map[string]reason{
 	reasonBadRequest:           {http.StatusBadRequest, "correct the named field"},
 	reasonTokenInURL:           {http.StatusBadRequest, "a token in a read stands in URLs and logs; use: vault write <mount>/creds/<role> subject_token=@file"},
@@ -96,8 +99,8 @@ var reasons = map[string]reason{
 	reasonInternal:             {http.StatusInternalServerError, "a fault of the plugin; please report it"},
 }
 
-// refusal is an error that carries a reason code. What is in detail is for operators; text replaces the table's words
-// for the caller where they must name something.
+// refusal is an error with a reason code. detail is for operators. text, if set, replaces the table's words for the caller,
+// where they must name something.
 type refusal struct {
 	reason, text, detail string
 	cause                error
@@ -112,17 +115,17 @@ func (r *refusal) Error() string {
 
 func (r *refusal) Unwrap() error { return r.cause }
 
-// abandoned reports whether the request ended while storage was at work: nobody hears the refusal, and nothing is at fault.
+// abandoned reports whether storage failed only because the caller left: nobody gets the refusal, and nothing is broken.
 func (r *refusal) abandoned() bool {
 	return r.reason == reasonStorage && (errors.Is(r.cause, context.Canceled) || status.Code(r.cause) == codes.Canceled)
 }
 
-// refuse makes a refusal with a detail for the log.
+// refuse makes a refusal with a detail for the log; the caller gets the table's words.
 func refuse(reason, format string, args ...any) error {
 	return &refusal{reason: reason, detail: fmt.Sprintf(format, args...)}
 }
 
-// badField says to the caller which field is wrong.
+// badField makes a refusal that tells the caller which field is wrong.
 func badField(field, format string, args ...any) error {
 	if len(field) > maxField {
 		field = field[:maxField] + "…"
@@ -131,7 +134,7 @@ func badField(field, format string, args ...any) error {
 	return &refusal{reason: reasonBadRequest, text: text, detail: text}
 }
 
-// namedField passes on the error of a check whose text begins with the field.
+// namedField makes a refusal of an error whose text already begins with the field's name.
 func namedField(err error) *refusal {
 	return &refusal{reason: reasonBadRequest, text: err.Error(), detail: err.Error()}
 }
@@ -140,7 +143,7 @@ func storageError(err error) error {
 	return &refusal{reason: reasonStorage, detail: err.Error(), cause: err}
 }
 
-// asRefusal finds the reason of any error that a request can meet.
+// asRefusal maps any error to a refusal; errors without a reason become reasonInternal.
 func asRefusal(err error) *refusal {
 	var (
 		r        *refusal
@@ -174,7 +177,7 @@ func asRefusal(err error) *refusal {
 func (b *engine) respond(req *logical.Request, err error) (*logical.Response, error) {
 	r := asRefusal(err)
 	if r.reason == reasonStorage && strings.Contains(r.detail, logical.ErrReadOnly.Error()) {
-		return nil, logical.ErrReadOnly // a node that may not write: Vault forwards the request to one that may
+		return nil, logical.ErrReadOnly // this node may not write: Vault forwards the request to one that may
 	}
 	known, ok := reasons[r.reason]
 	if !ok {
@@ -196,14 +199,14 @@ func (b *engine) respond(req *logical.Request, err error) (*logical.Response, er
 		text = r.text
 	}
 	text = r.reason + ": " + text
-	if req.Secret != nil { // Vault gives a renewal no id; the key's finds the line
+	if req.Secret != nil { // Vault gives renewals no request id, so log the key's id
 		log = b.Logger().With("id", req.Secret.InternalData["id"]).Info
 	} else {
 		text += " (request " + req.ID + ")"
 	}
 	log("refused", "reason", r.reason, "detail", detail, "operation", req.Operation, "path", req.Path, "request_id", req.ID)
 	if known.Status == http.StatusBadRequest {
-		return logical.ErrorResponse(text), nil // as data, so that an audit device hashes what the caller sent
+		return logical.ErrorResponse(text), nil // as data, so that audit devices hash it: it may repeat what the caller sent
 	}
 	return nil, logical.CodedError(known.Status, text)
 }

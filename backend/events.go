@@ -13,23 +13,23 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// Events tell the subscribers of a server that has some what became of a key, a rotation or a revocation. They hold names,
-// ids and counts, nothing of a caller and nothing secret, and are sent once: what must not be missed is in the ledger.
+// Events tell subscribers what happened to a key, a rotation or a revocation. They contain names, ids and counts, nothing
+// about callers and nothing secret. They are sent once and may be lost; the ledger has what must not be missed.
 const (
 	eventIssued            = "key-issue"
 	eventRenewed           = "key-renew"
-	eventRevoked           = "key-revoke" // whatever ended it: its lease, a revocation, the sweeper, or a newer key
-	eventOwed              = "key-debt"   // it must die, and does not yet
+	eventRevoked           = "key-revoke" // whatever revoked it: its lease, a revocation, the sweeper, or a newer key
+	eventOwed              = "key-debt"   // revoking it has failed so far
 	eventStaticRotated     = "static-key-rotate"
 	eventCredentialRotated = "credential-rotate"
-	eventRevocation        = "revocation-" // and start, or its new state
+	eventRevocation        = "revocation-" // followed by start, or by its new state
 
 	eventTimeout = time.Second
-	listenersAge = time.Minute // for how long it is known whether anybody can subscribe
+	listenersAge = time.Minute // for how long the answer to whether anybody can subscribe is cached
 )
 
-// listeners knows whether anybody can subscribe to the server's events. Only Vault Enterprise lets clients do so; elsewhere
-// each event would be a call to another process for nobody.
+// listeners caches whether anybody can subscribe to the server's events. Only Vault Enterprise lets clients do so; elsewhere
+// each event would be a useless call to another process.
 type listeners struct {
 	mu    sync.Mutex
 	may   bool
@@ -41,15 +41,15 @@ func (l *listeners) mayBe(ctx context.Context, system logical.SystemView, now ti
 	defer l.mu.Unlock()
 	if l.asked.IsZero() || now.Sub(l.asked) >= listenersAge || now.Before(l.asked) {
 		l.asked = now
-		if env, err := system.PluginEnv(ctx); err == nil { // else as before, until it is asked again
+		if env, err := system.PluginEnv(ctx); err == nil { // on an error keep the previous answer
 			l.may = strings.HasPrefix(env.GetVaultVersionMetadata(), "ent")
 		}
 	}
 	return l.may
 }
 
-// sendEvent sends an event about a path of this mount, with pairs of names and values, if anybody can hear it. That the server
-// does not take one is no fault.
+// sendEvent sends an event about a path of this mount, with pairs of names and values, if anybody can receive it. It only
+// logs that the server does not take the event.
 func (b *engine) sendEvent(ctx context.Context, kind, path string, pairs ...string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), eventTimeout)
 	defer cancel()
@@ -58,7 +58,7 @@ func (b *engine) sendEvent(ctx context.Context, kind, path string, pairs ...stri
 	}
 	err := logical.SendEvent(ctx, b, operationPrefix+"/"+kind, append(pairs, logical.EventMetadataPath, path)...)
 	if err != nil {
-		b.Logger().Debug("an event was not taken", "event", kind, "error", err)
+		b.Logger().Debug("sending an event", "event", kind, "error", err)
 	}
 }
 
@@ -73,13 +73,13 @@ func (b *engine) sendKeyEvent(ctx context.Context, kind string, e *entry) {
 	b.sendEvent(ctx, kind, path, "id", e.ID, "role", e.Role, "target", e.Target)
 }
 
-// sendRevocationEvent sends an event about a revocation that has started, or is in another state now.
+// sendRevocationEvent sends an event that a revocation has started or changed its state.
 func (b *engine) sendRevocationEvent(ctx context.Context, id, state string, c *census) {
 	b.sendEvent(ctx, eventRevocation+state, "revocations/"+id, "matched", strconv.Itoa(c.Matched), "revoked", strconv.Itoa(c.Revoked),
 		"debt", strconv.Itoa(c.Debt), "exposed", strconv.Itoa(c.Exposed))
 }
 
-// recordRevoked removes a key that was revoked from the ledger, and tells.
+// recordRevoked removes a revoked key from the ledger and sends an event.
 func (b *engine) recordRevoked(ctx context.Context, s logical.Storage, e *entry) error {
 	err := b.ledger.delete(ctx, s, e)
 	if err == nil {
@@ -88,7 +88,7 @@ func (b *engine) recordRevoked(ctx context.Context, s logical.Storage, e *entry)
 	return err
 }
 
-// recordDebt records that a key must die and does not yet, and tells.
+// recordDebt makes a key that could not be revoked a debt, and sends an event.
 func (b *engine) recordDebt(ctx context.Context, s logical.Storage, e *entry) error {
 	if err := b.ledger.openDebt(ctx, s, e); err != nil {
 		return err

@@ -17,12 +17,12 @@ import (
 )
 
 const (
-	issueTimeout   = 30 * time.Second // of an issue up to the key; Vault gives a handler no deadline of its own
-	cleanupTimeout = 10 * time.Second // of what must be done although the request has ended
-	expirySlack    = 5 * time.Minute  // a key's own end at its target comes this long after its lease's latest end
+	issueTimeout   = 30 * time.Second // for one issue, up to the key; Vault itself sets handlers no deadline
+	cleanupTimeout = 10 * time.Second // for work that must be done even if the request has ended
+	expirySlack    = 5 * time.Minute  // from a lease's latest end to the expiry that its key gets at the target
 )
 
-// ask is what a request for a key says.
+// ask is a request for a key, as the caller wrote it.
 type ask struct {
 	role, path string
 	token      string
@@ -30,8 +30,9 @@ type ask struct {
 	parameters map[string]any
 }
 
-// issue is the way of one key, in this order: nothing reaches a target before the ledger knows, and nothing is issued
-// that the ledger does not know.
+// issue verifies the caller, decides, and obtains and leases one key. The order matters: the intent is in the ledger
+// before the target is called, and the key is in the ledger before it is returned. So a key that lives at a target is
+// always in the ledger.
 func (b *engine) issue(ctx context.Context, req *logical.Request, a ask) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
@@ -79,23 +80,24 @@ func (b *engine) issue(ctx context.Context, req *logical.Request, a ask) (*logic
 	return b.leased(ctx, req.Storage, o, e, key)
 }
 
-// begin makes the first writes: the token is used, and the ledger knows what is about to be asked for. release gives the
-// token back.
+// begin makes the first writes: it claims a single-use token and records the intent. release gives the token back.
 func (b *engine) begin(ctx context.Context, req *logical.Request, who *subject, e *entry) (release func(context.Context), err error) {
 	if release, err = b.replay.claim(ctx, req, who); err != nil {
 		return nil, err
 	}
 	crashpoint("claimed")
-	if err := b.ledger.intend(ctx, req.Storage, e); err != nil { // it may have been written all the same
+	if err := b.ledger.intend(ctx, req.Storage, e); err != nil { // the intent may be stored despite the error
 		return nil, b.failed(ctx, req.Storage, e, release, err)
 	}
 	crashpoint("intended")
 	return release, nil
 }
 
-// ready does what must come between the intent and the exchange. An error means that no key was asked for.
+// ready does what must come between the intent and the exchange: it checks again what may have changed since the
+// decision, gets the token to present, and revokes the keys that this one replaces. An error means that the target was not
+// asked for a key.
 func (b *engine) ready(ctx context.Context, s logical.Storage, o *order, replaced []*held) (token string, err error) {
-	// A target that was deleted or switched off meanwhile is not asked; from here on the intent keeps it.
+	// The target may have been deleted or disabled meanwhile. From here on the intent prevents its deletion.
 	now, _, err := b.open(ctx, s, o.role.name)
 	if err == nil && now.Target != o.role.Target {
 		err = refuse(reasonTargetBusy, "role %q has another target now", now.name)
@@ -103,13 +105,13 @@ func (b *engine) ready(ctx context.Context, s logical.Storage, o *order, replace
 	if err == nil {
 		err = b.unchanged(ctx, s, o.who)
 	}
-	if err == nil { // a revocation blocks before it looks for keys: it meets the intent, or this meets the block
+	if err == nil { // a revocation writes its block before it scans: either its scan meets this intent, or this meets the block
 		err = b.unblocked(ctx, s, o.draft)
 	}
 	if err == nil {
 		token, err = b.present(ctx, o)
 	}
-	if err == nil { // last, for it cannot be taken back
+	if err == nil { // last, because it cannot be undone
 		err = b.replace(ctx, s, o, replaced)
 	}
 	if err != nil {
@@ -118,9 +120,9 @@ func (b *engine) ready(ctx context.Context, s logical.Storage, o *order, replace
 	return token, err
 }
 
-// unchanged refuses a subject whose issuer or policy was switched off since it was judged, or whose issuer verifies by other
-// rules now, or whose policy was changed and does not accept it any more: verifying may have waited long for the issuer's keys,
-// and those may be what the change took away.
+// unchanged refuses a subject if, since it was judged, its issuer or policy was disabled or deleted, its issuer's rules were
+// changed, or its policy was changed and no longer accepts it. Verifying may have waited a long time for the issuer's keys,
+// and the change may have withdrawn just those keys.
 func (b *engine) unchanged(ctx context.Context, s logical.Storage, who *subject) error {
 	p, err := b.policy(ctx, s, who.policy.name)
 	if err != nil {
@@ -144,11 +146,11 @@ func (b *engine) unchanged(ctx context.Context, s logical.Storage, who *subject)
 	return nil
 }
 
-// replace revokes the keys whose place the new one takes. Their leases end by themselves, harmlessly.
+// replace revokes the keys that the new key replaces. Their leases run out later; revoking those then finds nothing to do.
 func (b *engine) replace(ctx context.Context, s logical.Storage, o *order, replaced []*held) error {
 	for _, h := range replaced {
 		e, err := b.ledger.filed(ctx, s, h.id)
-		if err == nil && e == nil { // it has ended already
+		if err == nil && e == nil { // already ended
 			b.ledger.remove(h.rand())
 			continue
 		}
@@ -159,15 +161,15 @@ func (b *engine) replace(ctx context.Context, s logical.Storage, o *order, repla
 			err = b.recordRevoked(ctx, s, e)
 		}
 		if err != nil {
-			return refuse(reasonTargetBusy, "revoking key %q, whose place the new one takes: %v", h.id, err)
+			return refuse(reasonTargetBusy, "revoking key %q, which the new key replaces: %v", h.id, err)
 		}
 		b.Logger().Info("revoked a key for a newer one", "id", h.id, "role", o.role.name, "target", o.role.Target)
-		o.warnings = append(o.warnings, fmt.Sprintf("key %s was revoked: with it the role's ceiling would have been passed", h.id))
+		o.warnings = append(o.warnings, fmt.Sprintf("key %s was revoked to keep the role within its ceiling", h.id))
 	}
 	return nil
 }
 
-// open returns a role and its target, both enabled and meant for each other.
+// open returns a role and its target. It refuses if either is missing or disabled, or if the target does not allow the role.
 func (b *engine) open(ctx context.Context, s logical.Storage, name string) (*role, *openTarget, error) {
 	r, err := b.role(ctx, s, name)
 	if err != nil {
@@ -194,7 +196,7 @@ func (b *engine) open(ctx context.Context, s logical.Storage, name string) (*rol
 	return r, t, nil
 }
 
-// intent is the ledger's entry for the key that is about to be asked for.
+// intent makes the ledger entry for the key that is about to be requested.
 func (b *engine) intent(ctx context.Context, req *logical.Request, o *order) (*entry, error) {
 	conf, err := b.configWithInstance(ctx, req.Storage)
 	if err != nil {
@@ -203,7 +205,7 @@ func (b *engine) intent(ctx context.Context, req *logical.Request, o *order) (*e
 	now := b.now().UTC()
 	notAfter := now.Add(o.max + expirySlack)
 	if !o.target.Caps().Revoke {
-		notAfter = now.Add(o.target.Lifetime()) // nothing but its own expiry ends it
+		notAfter = now.Add(o.target.Lifetime()) // only its own expiry ends it
 	}
 	e := &entry{
 		ID: newID(notAfter), Role: o.role.name, LeasePath: o.path, Target: o.role.Target,
@@ -217,6 +219,7 @@ func (b *engine) intent(ctx context.Context, req *logical.Request, o *order) (*e
 	return e, nil
 }
 
+// request makes the target's request of an order and its intent. token is the subject token to present, if any.
 func (o *order) request(e *entry, token string) target.Request {
 	subject := map[string]any{"issuer": o.who.issuer.id(), "subject": o.who.Subject}
 	for _, name := range o.target.SubjectClaims() {
@@ -225,14 +228,14 @@ func (o *order) request(e *entry, token string) target.Request {
 		}
 	}
 	notAfter := e.NotAfter
-	if life := o.target.Lifetime(); life > 0 && notAfter.After(e.IssuedAt.Add(life)) { // for so long the ledger shows a lost key
+	if life := o.target.Lifetime(); life > 0 && notAfter.After(e.IssuedAt.Add(life)) { // the ledger shows a lost key for only that long
 		notAfter = e.IssuedAt.Add(life)
 	}
 	return target.Request{Name: e.Name, Params: o.params, Subject: subject, SubjectToken: token, NotAfter: notAfter, TTL: o.ttl}
 }
 
-// failed ends an exchange that yielded no key. If the target may have made one all the same, the intent stays for the
-// sweeper and the token stays used.
+// failed cleans up after an exchange that returned no key: it removes the intent and releases the token. If the target may
+// have made a key anyway, it keeps both: the sweeper settles the intent, and the token stays used. It returns err.
 func (b *engine) failed(ctx context.Context, s logical.Storage, e *entry, release func(context.Context), err error) error {
 	if r := (*refusal)(nil); !errors.As(err, &r) && target.MayLive(err) {
 		b.Logger().Warn("outcome of an exchange is unknown", "id", e.ID, "target", e.Target, "role", e.Role, "request_id", e.RequestID)
@@ -242,14 +245,14 @@ func (b *engine) failed(ctx context.Context, s logical.Storage, e *entry, releas
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 	defer cancel()
 	if settleErr := b.ledger.void(ctx, s, e.rand()); settleErr != nil {
-		b.Logger().Error("an intent without a key stays for the sweeper", "id", e.ID, "error", settleErr)
+		b.Logger().Error("removing an intent that yielded no key; the sweeper will remove it", "id", e.ID, "error", settleErr)
 	}
 	return err
 }
 
-// issued records a key that now lives and ends its intent, in this order: an intent that is still there although its key
-// is filed tells the sweeper that the answer was never sent. If either cannot be written, or nobody waits for the key any
-// more, the key is revoked at once; if that fails too, the sweeper does it.
+// issued records the new key and then removes its intent. The order matters: an intent beside a filed key tells the
+// sweeper that the key was never delivered. If either write fails, the key is revoked at once; if that fails too, the
+// sweeper revokes it.
 func (b *engine) issued(ctx context.Context, s logical.Storage, t *openTarget, e *entry, key target.Key) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
@@ -272,8 +275,8 @@ func (b *engine) issued(ctx context.Context, s logical.Storage, t *openTarget, e
 	return nil
 }
 
-// refile gives a key that nothing but its own expiry ends the id of that hour. The intent must bear it first: by its id the
-// sweeper finds what was filed.
+// refile changes the id of a key that only its own expiry ends, so that it is filed under the hour of that expiry. The intent
+// is rewritten first, because the sweeper finds the filed key by the id in the intent.
 func (b *engine) refile(ctx context.Context, s logical.Storage, t *openTarget, e *entry) error {
 	if e.ExpiresAt.IsZero() {
 		e.ExpiresAt = e.IssuedAt.Add(t.Lifetime())
@@ -287,11 +290,11 @@ func (b *engine) refile(ctx context.Context, s logical.Storage, t *openTarget, e
 	return b.ledger.intend(ctx, s, e)
 }
 
-// undo revokes a key that was made and cannot be delivered. If that fails, what is open is left for the sweeper: the
-// intent, or a debt if the key was filed.
+// undo revokes a key that cannot be delivered. If that fails, the sweeper finds it by its intent or, if the key was filed
+// and the intent removed (filed is true), by a debt.
 func (b *engine) undo(ctx context.Context, s logical.Storage, t *openTarget, e *entry, filed bool) {
 	if !e.Revocable {
-		return // the ledger shows it until it expires
+		return // it stays in the ledger until it expires
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), cleanupTimeout)
 	defer cancel()
@@ -302,7 +305,7 @@ func (b *engine) undo(ctx context.Context, s logical.Storage, t *openTarget, e *
 	if err == nil {
 		return
 	}
-	b.Logger().Error("a key that was not delivered stays for the sweeper", "id", e.ID, "target", e.Target, "error", err)
+	b.Logger().Error("revoking a key that could not be delivered; the sweeper will retry", "id", e.ID, "target", e.Target, "error", err)
 	if filed {
 		e.DebtSince, e.NextTry = b.now().UTC(), b.now().UTC()
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
@@ -313,7 +316,8 @@ func (b *engine) undo(ctx context.Context, s logical.Storage, t *openTarget, e *
 	}
 }
 
-// leased makes the response. Its lease never outlives the key.
+// leased makes the response with the key and a lease that never outlives it. If the caller has left, or the key would
+// expire at once, it revokes the key and refuses.
 func (b *engine) leased(ctx context.Context, s logical.Storage, o *order, e *entry, key target.Key) (*logical.Response, error) {
 	now := b.now()
 	l := lease{
@@ -321,10 +325,10 @@ func (b *engine) leased(ctx context.Context, s logical.Storage, o *order, e *ent
 		Handle: key.Handle, ExpiresAt: e.ExpiresAt, LastEnd: now.Add(o.max),
 	}
 	switch {
-	case ctx.Err() != nil: // Vault gives no lease to a caller who has left, so the key must not live
+	case ctx.Err() != nil: // Vault makes no lease for a caller who has left, so nothing would end the key
 		b.undo(ctx, s, o.target, e, true)
 		return nil, refuse(reasonOutcomeUnknown, "the request ended before its key could be delivered")
-	case l.remaining(now) < time.Second: // Vault would take no time for its default
+	case l.remaining(now) < time.Second: // Vault reads a TTL of 0 as the mount's default
 		b.undo(ctx, s, o.target, e, true)
 		return nil, refuse(reasonTargetProtocol, "the key's expiry leaves no time for a lease")
 	}
@@ -349,7 +353,7 @@ func (b *engine) leased(ctx context.Context, s logical.Storage, o *order, e *ent
 		resp.Secret.MaxTTL = min(o.max, l.remaining(now))
 	}
 	if resp.Secret.TTL < o.ttl {
-		resp.AddWarning(fmt.Sprintf("the key ends at %s, so the lease is shorter than asked", e.ExpiresAt.Format(time.RFC3339)))
+		resp.AddWarning(fmt.Sprintf("the key expires at %s, so its lease is shorter than requested", e.ExpiresAt.Format(time.RFC3339)))
 	}
 	if !e.Revocable {
 		resp.AddWarning("the target cannot revoke keys: this key lives until it expires, whatever becomes of its lease")

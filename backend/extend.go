@@ -14,11 +14,11 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-const renewalPrefix = "renewal/" // of a key's id among locks
+const renewalPrefix = "renewal/" // precedes a key's id in nameLocks
 
-// extend moves the key's own end past the lease's latest end, if it comes before that and the target can. The ledger
-// learns of it first: a key whose recorded end has long passed counts as dead, so if the answer is lost the later end must stand.
-// A target that moves no end is asked each time whether the key lives; one that moves it only where that is needed.
+// extend moves the key's own expiry past the lease's latest end, where that is needed and the target can. The ledger gets
+// the later expiry first: a key long past its recorded expiry counts as dead, so if the target's answer is lost, the later
+// one must be recorded. Of targets that cannot move an expiry but can tell whether a key is active, every renewal asks that.
 func (b *engine) extend(ctx context.Context, s logical.Storage, t *openTarget, e *entry, l *lease) error {
 	switch {
 	case !t.Caps().Renew:
@@ -28,7 +28,7 @@ func (b *engine) extend(ctx context.Context, s logical.Storage, t *openTarget, e
 	case l.ExpiresAt.IsZero() || l.ExpiresAt.After(l.LastEnd):
 		return nil
 	}
-	release, ok := b.nameLocks.try(renewalPrefix + e.ID) // another one may move the end that this one would take back
+	release, ok := b.nameLocks.try(renewalPrefix + e.ID) // else, on a failure, this renewal could undo another's later expiry
 	if !ok {
 		return refuse(reasonTargetBusy, "key %q is being renewed", e.ID)
 	}
@@ -44,14 +44,14 @@ func (b *engine) extend(ctx context.Context, s logical.Storage, t *openTarget, e
 	case err == nil:
 		l.ExpiresAt = got.UTC()
 		return b.setExpiry(ctx, s, e.ID, l.ExpiresAt)
-	case target.MayLive(err): // and perhaps longer
+	case target.MayLive(err): // the target may have moved the expiry, so the later one stays recorded
 		return err
 	}
 	return errors.Join(err, b.setExpiry(ctx, s, e.ID, before))
 }
 
-// stillActive asks the target whether the key lives, and until when. One that it calls inactive is not renewed, and is owed
-// from then on: the answer may only mean that the target does not tell us.
+// stillActive asks the target whether the key is active, and until when. A key that it calls inactive is not renewed and
+// becomes a debt: the answer may only mean that the target does not tell us (RFC 7662, section 2.2), so it is revoked too.
 func (b *engine) stillActive(ctx context.Context, s logical.Storage, t *openTarget, e *entry, l *lease) error {
 	end, err := t.Renew(ctx, l.Handle, l.LastEnd)
 	switch {
@@ -59,8 +59,8 @@ func (b *engine) stillActive(ctx context.Context, s logical.Storage, t *openTarg
 		if _, owed := b.ensureDebt(context.WithoutCancel(ctx), s, *l); !owed {
 			return storageError(fmt.Errorf("recording that key %q is no longer active", l.ID))
 		}
-		return refuse(reasonTrustChanged, "the target says that key %q is no longer active", l.ID)
-	case errors.Is(err, target.ErrUnknown): // a question changes nothing
+		return refuse(reasonTrustChanged, "the target reports that key %q is no longer active", l.ID)
+	case errors.Is(err, target.ErrUnknown): // asking changes nothing, so the renewal can be repeated
 		return &refusal{reason: reasonTargetBusy, detail: err.Error(), cause: err}
 	case err != nil || end.IsZero() || end.Equal(l.ExpiresAt):
 		return err
@@ -69,12 +69,12 @@ func (b *engine) stillActive(ctx context.Context, s logical.Storage, t *openTarg
 	return b.setExpiry(ctx, s, e.ID, l.ExpiresAt)
 }
 
-// setExpiry records a key's own end.
+// setExpiry records a key's own expiry.
 func (b *engine) setExpiry(ctx context.Context, s logical.Storage, id string, at time.Time) error {
 	return b.updateExpiry(ctx, s, id, func(time.Time) time.Time { return at })
 }
 
-// updateExpiry records another end of a key than the one that it has.
+// updateExpiry records a key's own expiry, computed from the recorded one. It refuses if the key was revoked meanwhile.
 func (b *engine) updateExpiry(ctx context.Context, s logical.Storage, id string, other func(time.Time) time.Time) error {
 	found, err := b.ledger.update(ctx, s, id, func(e *entry) { e.ExpiresAt = other(e.ExpiresAt).UTC() })
 	if err == nil && !found {

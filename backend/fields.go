@@ -21,18 +21,18 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// seconds is a duration as the API has it: written as "15m" or as a number, stored and read back as whole seconds.
+// seconds is a duration at the API: written as "15m" or as a number, stored and read back as whole seconds.
 type seconds int64
 
 func (s seconds) duration() time.Duration { return time.Duration(s) * time.Second }
 
-// names are lower-case and match Vault's generic pattern. Others are refused, not folded: a folded name escapes the ACLs
-// and lease prefixes that spell it otherwise.
+// names is the pattern of all names of records. Other spellings are refused, not folded to lower case: a folded name would
+// escape ACLs and lease prefixes that spell it as it was written.
 var names = regexp.MustCompile(`\A[a-z0-9_]([a-z0-9_.-]{0,126}[a-z0-9_])?\z`)
 
 func checkName(field, name string) error {
 	if !names.MatchString(name) || strings.Contains(name, "..") {
-		return badField(field, "want 1 to 128 lower-case letters, digits, '_', '-' or '.' (not at the ends, not twice in a row)")
+		return badField(field, "want 1 to 128 lower-case letters, digits, '_', '-' or '.'; '-' and '.' not at either end, and no '..'")
 	}
 	return nil
 }
@@ -50,8 +50,8 @@ func decodeJSON(raw []byte, into any) error {
 	return nil
 }
 
-// overlay returns old with the fields that the request gives: what is not named stays, lists and maps are replaced
-// whole, and null resets a field to its default where the field allows that. JSON names of T are the API's names.
+// overlay returns old with the fields that the request gives. Fields that it does not name keep their value, lists and maps
+// are replaced whole, and null resets a field to its value in defaults. The JSON names of T are the API's field names.
 func overlay[T any](old T, defaults T, d *framework.FieldData) (T, error) {
 	var fields, reset map[string]json.RawMessage
 	for _, part := range []struct {
@@ -97,7 +97,7 @@ func overlay[T any](old T, defaults T, d *framework.FieldData) (T, error) {
 	return record, nil
 }
 
-// view returns a record as a read shows it: of a sensitive field only whether it is set.
+// view returns a record as a read shows it. A sensitive field is replaced by <name>_set, which says whether it is set.
 func view(record any, schema map[string]*framework.FieldSchema) (map[string]any, error) {
 	raw, err := json.Marshal(record)
 	if err != nil {
@@ -132,9 +132,9 @@ func empty(v any) bool {
 	}
 }
 
-// normalize checks the types of a request's fields before the SDK sees them, and turns the other ways to write a map (a
-// JSON string, k=v, a list of k=v) into a map. Secrets lose a final line break. The SDK would convert more than a reader of a policy expects, and its
-// errors show the value.
+// normalize checks the types of a request's fields before the SDK converts them: the SDK accepts more than a reader of a
+// policy expects, and its errors show the value. It turns the other ways to write a map (a JSON string, k=v, a list of k=v)
+// into a map, and removes the final line break of secrets.
 func normalize(req *logical.Request, path *framework.Path) error {
 	for _, name := range slices.Sorted(maps.Keys(req.Data)) {
 		schema, known := path.Fields[name]
@@ -146,7 +146,7 @@ func normalize(req *logical.Request, path *framework.Path) error {
 		}
 		raw := req.Data[name]
 		if raw == nil {
-			continue // overlay decides
+			continue // whether null is allowed depends on the field; see noun.merge
 		}
 		if schema.Type == framework.TypeMap || schema.Type == framework.TypeKVPairs {
 			m, err := asMap(raw)
@@ -170,16 +170,17 @@ func normalize(req *logical.Request, path *framework.Path) error {
 	return nil
 }
 
-// twice explains a list where one value is wanted: Vault's CLI adds a field beside @file to that of the file.
+// twice returns a hint for a list where one value is wanted: Vault's CLI makes a list of a field that is both in @file and
+// beside it.
 func twice(raw any, t framework.FieldType) string {
 	if _, isList := raw.([]any); !isList || t == framework.TypeCommaStringSlice {
 		return ""
 	}
-	return "; this is a list, which vault write makes of a field that it is given twice (in @file and beside it)"
+	return "; this is a list, which vault write makes of a field that is given twice (in @file and beside it)"
 }
 
-// trimSecret takes off the end of the one line of a file that a shell or an editor wrote, and nothing else: no token, key or
-// credential ends with one, and a secret that does is wrong in a way that nobody sees.
+// trimSecret removes one final line break, which a shell or an editor adds to a file, and nothing else. No token, key or
+// credential ends with a line break, and with one it would fail without a visible reason.
 func trimSecret(raw any) any {
 	switch raw := raw.(type) {
 	case string:
@@ -192,7 +193,7 @@ func trimSecret(raw any) any {
 	return raw
 }
 
-// asMap takes a map as an object, a JSON string, or repeated k=v.
+// asMap accepts a map as an object, as a JSON string, or as repeated k=v.
 func asMap(raw any) (map[string]any, error) {
 	switch raw := raw.(type) {
 	case map[string]any:
@@ -201,7 +202,7 @@ func asMap(raw any) (map[string]any, error) {
 		if strings.HasPrefix(strings.TrimSpace(raw), "{") {
 			m := map[string]any{}
 			if err := decodeJSON([]byte(raw), &m); err != nil {
-				return nil, errors.New("the text is no JSON object")
+				return nil, errors.New("the string is not a JSON object")
 			}
 			return m, nil
 		}
@@ -234,9 +235,10 @@ func pairs(list []any) (map[string]any, error) {
 
 const (
 	maxText   = 128 << 10            // bytes of one field, as JSON
-	maxNumber = 10 * 366 * 24 * 3600 // seconds; the longest duration that is taken, and far from any overflow
+	maxNumber = 10 * 366 * 24 * 3600 // largest number, and longest duration in seconds, that is accepted; far from any overflow
 )
 
+// fits reports whether a value of a request has the type of its field, without a conversion that would surprise.
 func fits(raw any, t framework.FieldType) bool {
 	if size, err := json.Marshal(raw); err != nil || len(size) > maxText {
 		return false
@@ -265,7 +267,7 @@ func fits(raw any, t framework.FieldType) bool {
 		_, isText := raw.(string)
 		return isText || isList && !slices.ContainsFunc(list, func(e any) bool { _, ok := e.(string); return !ok })
 	}
-	if raw == "" { // the SDK would take it for 0, which mostly means no limit
+	if raw == "" { // the SDK would read it as 0, which mostly means no limit
 		return false
 	}
 	d := framework.FieldData{Raw: map[string]any{"field": raw}, Schema: map[string]*framework.FieldSchema{"field": {Type: t}}}
@@ -279,11 +281,11 @@ func fits(raw any, t framework.FieldType) bool {
 	return true
 }
 
-// whole refuses what the SDK would read as another number n than it is: fractions, those so long that they overflow on the way,
-// and texts with a base of their own.
+// whole reports whether raw, which the SDK has read as n, is really that number. It is not if it has a fraction, if it
+// overflowed, or if it is a string in another base (0x10).
 func whole(raw any, n int, t framework.FieldType) bool {
 	text := fmt.Sprint(raw)
-	if n, isFloat := raw.(float64); isFloat { // as Vault hands a JSON number to a plugin; Sprint would write a million as 1e+06
+	if n, isFloat := raw.(float64); isFloat { // plugins get JSON numbers as float64; Sprint would write a million as 1e+06
 		text = strconv.FormatFloat(n, 'f', -1, 64)
 	}
 	if _, isText := raw.(string); isText && t == framework.TypeDurationSecond {
@@ -293,35 +295,36 @@ func whole(raw any, n int, t framework.FieldType) bool {
 	return text == strconv.Itoa(n)
 }
 
+// wanted says what values a field of type t takes.
 func wanted(t framework.FieldType) string {
 	switch t {
 	case framework.TypeString:
-		return "want a text, of at most 128 KiB"
+		return "want a string of at most 128 KiB"
 	case framework.TypeBool:
 		return "want true or false"
 	case framework.TypeInt:
-		return "want a whole number, not negative"
+		return "want a whole number of at least 0"
 	case framework.TypeFloat:
 		return "want a number"
 	case framework.TypeDurationSecond:
-		return "want a duration such as 15m in whole seconds, at most 10 years"
+		return "want a duration such as 15m, in whole seconds and at most 10 years"
 	case framework.TypeCommaStringSlice:
-		return "want a list of texts"
+		return "want a list of strings"
 	case framework.TypeKVPairs:
-		return "want a map of texts: an object, or k=v"
+		return "want a map of strings: an object, or k=v"
 	case framework.TypeMap:
-		return "want a map: an object, a JSON text, or k=v"
+		return "want a map: an object, a JSON string, or k=v"
 	default:
 		return "want " + t.String()
 	}
 }
 
-// likeFiles warns of members of a credential that look like the name of a file: Vault's CLI reads one only where a whole field
-// begins with @.
+// likeFiles warns of members of a credential that look like @file: Vault's CLI reads a file only where the whole field begins
+// with @.
 func likeFiles(credential map[string]string) (warnings []string) {
 	for _, member := range slices.Sorted(maps.Keys(credential)) {
 		if strings.HasPrefix(credential[member], "@") {
-			warnings = append(warnings, fmt.Sprintf("credential.%s begins with @ and is taken as it stands; to read it from a file give credential=%s=\"$(cat FILE)\"", member, member))
+			warnings = append(warnings, fmt.Sprintf("credential.%s begins with @ and is stored literally; to read it from a file write credential=%s=\"$(cat FILE)\"", member, member))
 		}
 	}
 	return warnings

@@ -14,7 +14,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
-// filter says which keys are meant; all conditions that are given must match. The zero filter matches every key.
+// filter selects keys. All conditions that are set must match; the zero filter matches every key.
 type filter struct {
 	Role           string            `json:"role"`
 	Target         string            `json:"target"`
@@ -24,22 +24,22 @@ type filter struct {
 	Entity         string            `json:"entity"`
 	JTI            string            `json:"jti"`
 	Accessor       string            `json:"accessor"`
-	Claim          map[string]string `json:"claim"` // claim, or JSON pointer -> its value, a number or boolean as JSON writes it
+	Claim          map[string]string `json:"claim"` // claim or JSON pointer -> value; numbers and booleans as in JSON
 	RevisionBefore int               `json:"revision_before"`
 	IssuedBefore   *time.Time        `json:"issued_before"`
 	IssuedAfter    *time.Time        `json:"issued_after"`
 }
 
-// verdict is what a filter says of a key.
+// verdict is a filter's result for one key.
 type verdict int
 
 const (
 	unmatched verdict = iota
 	matched
-	unjudged // a claim that the filter needs was not recorded with the key
+	unjudged // unknown: a claim that the filter needs was not recorded with the key
 )
 
-// filterTexts are the fields that are compared as they are.
+// filterTexts are the conditions that compare one string of the entry exactly, by field name.
 var filterTexts = map[string]struct {
 	want func(*filter) string
 	of   func(*entry) string
@@ -55,15 +55,15 @@ var filterTexts = map[string]struct {
 	"accessor": {func(f *filter) string { return f.Accessor }, func(e *entry) string { return e.Accessor }, "The key with this public id at its target."},
 }
 
-// filterFields adds the fields of a filter to a path's.
+// filterFields adds the fields of a filter to those of a path.
 func filterFields(fields map[string]*framework.FieldSchema) map[string]*framework.FieldSchema {
 	for name, text := range filterTexts {
 		fields[name] = &framework.FieldSchema{Type: framework.TypeString, Query: true, Description: text.help}
 	}
 	fields["claim"] = &framework.FieldSchema{Type: framework.TypeKVPairs, Query: true, Description: "Keys of subjects with this claim (or JSON pointer) and value, as k=v."}
 	fields["revision_before"] = &framework.FieldSchema{Type: framework.TypeInt, Query: true, Description: "Keys issued under an earlier revision of their trust policy."}
-	fields["issued_before"] = &framework.FieldSchema{Type: framework.TypeTime, Query: true, Description: "Keys whose issued_at is before this time (RFC 3339, in whole seconds): a key's own issued_at leaves the key out."}
-	fields["issued_after"] = &framework.FieldSchema{Type: framework.TypeTime, Query: true, Description: "Keys whose issued_at is after this time (RFC 3339, in whole seconds): a key's own issued_at leaves the key out."}
+	fields["issued_before"] = &framework.FieldSchema{Type: framework.TypeTime, Query: true, Description: "Keys whose issued_at is before this time (RFC 3339, compared in whole seconds); a key issued at exactly this time does not match."}
+	fields["issued_after"] = &framework.FieldSchema{Type: framework.TypeTime, Query: true, Description: "Keys whose issued_at is after this time (RFC 3339, compared in whole seconds); a key issued at exactly this time does not match."}
 	return fields
 }
 
@@ -80,8 +80,8 @@ func parseFilter(d *framework.FieldData) (*filter, error) {
 // filterNames are the fields of a filter, sorted.
 var filterNames = slices.Sorted(maps.Keys(filterFields(map[string]*framework.FieldSchema{})))
 
-// check refuses conditions that were written and are empty, and names that can be no claim's: who wrote them believes that they
-// match something.
+// check refuses conditions that were given but are empty, and impossible claim names: whoever gave them would believe that
+// they restrict the filter.
 func (f *filter) check(raw map[string]any) error {
 	given := f.given()
 	for _, name := range filterNames {
@@ -100,7 +100,7 @@ func (f *filter) check(raw map[string]any) error {
 // empty reports whether the filter matches every key.
 func (f *filter) empty() bool { return len(f.given()) == 0 }
 
-// given returns the conditions that were given, by name.
+// given returns the conditions that are set, by name, as operators read them.
 func (f *filter) given() map[string]any {
 	given := map[string]any{}
 	for name, text := range filterTexts {
@@ -122,19 +122,20 @@ func (f *filter) given() map[string]any {
 	return given
 }
 
-// judge never guesses: a claim that was not recorded leaves a key unjudged, unless another condition rules it out.
+// judge compares a key with the filter. It never guesses: if a claim was not recorded, the key is unjudged, unless another
+// condition rules it out.
 func (f *filter) judge(e *entry) verdict {
 	for _, text := range filterTexts {
 		if want := text.want(f); want != "" && text.of(e) != want {
 			return unmatched
 		}
 	}
-	shown := func(t time.Time) time.Time { return t.Truncate(time.Second) } // by read-outs, which times are copied from
+	shown := func(t time.Time) time.Time { return t.Truncate(time.Second) } // as reads show times, from where operators copy them
 	switch {
 	case f.RevisionBefore > 0 && e.Revision >= f.RevisionBefore,
 		f.IssuedBefore != nil && !shown(e.IssuedAt).Before(shown(*f.IssuedBefore)),
 		f.IssuedAfter != nil && !shown(e.IssuedAt).After(shown(*f.IssuedAfter)),
-		len(f.Claim) > 0 && e.Claims == nil: // a login has no claims, so none went unrecorded
+		len(f.Claim) > 0 && e.Claims == nil: // the key of a login, which has no claims
 		return unmatched
 	}
 	result := matched
@@ -143,14 +144,14 @@ func (f *filter) judge(e *entry) verdict {
 		switch {
 		case !e.recorded(trust.Root(name)):
 			result = unjudged
-		case !claimIs(value, want): // absent is null
+		case !claimIs(value, want): // an absent claim has the value null
 			return unmatched
 		}
 	}
 	return result
 }
 
-// claimIs compares a claim with a text: a list matches by one of its elements.
+// claimIs compares a claim with a string; a list matches if one of its elements does.
 func claimIs(value any, want string) bool {
 	switch value := value.(type) {
 	case string:

@@ -14,23 +14,23 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// tokenEnds knows when used tokens can no longer be presented, so that forgetting them costs an issue no write and a tick no
-// walk. Nothing is decided by it: a record that it lacks, which a process before this one wrote or for which it had no room,
-// is found by a walk over all of them.
+// tokenEnds remembers when used tokens expire, so that their records can be deleted without an index in storage and without
+// listing all records in every tick. It is only an optimization: a record that it lacks, because an earlier process wrote
+// it or because tokenEnds was full, is found by a walk over all records.
 type tokenEnds struct {
 	mu    sync.Mutex
-	hours map[string][]tokenHash
-	n     int
-	whole bool // it lacks none, or the walk will find those
+	hours map[string][]tokenHash // by the hour of the token's expiry
+	n     int                    // number of hashes in hours
+	whole bool                   // it has every record, or the current walk will find the rest
 
-	// Of the walk. sweeps guards them.
-	left   []string  // records that it has not come to
-	walked time.Time // the hour in which it began; it begins once an hour at most
+	// State of the walk, guarded by engine.sweeps.
+	left   []string  // records still to visit
+	walked time.Time // the hour in which the walk began; at most one begins per hour
 }
 
 const maxTokenEnds = 1 << 20 // of 32 bytes each
 
-// add files a token under the hour of its end.
+// add files a token under the hour of its expiry.
 func (t *tokenEnds) add(hash tokenHash, hour string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -45,7 +45,7 @@ func (t *tokenEnds) add(hash tokenHash, hour string) {
 	t.n++
 }
 
-// take removes a token whose hour has passed; false if there is none.
+// take removes and returns a token whose hour has passed; ok is false if there is none.
 func (t *tokenEnds) take(now time.Time) (hash tokenHash, hour string, ok bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -62,7 +62,7 @@ func (t *tokenEnds) take(now time.Time) (hash tokenHash, hour string, ok bool) {
 	return hash, "", false
 }
 
-// setWhole says whether it lacks none, and returns what was said before.
+// setWhole sets whole and returns its previous value.
 func (t *tokenEnds) setWhole(whole bool) (was bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -70,13 +70,13 @@ func (t *tokenEnds) setWhole(whole bool) (was bool) {
 	return was
 }
 
-// forget deletes the records of tokens that can no longer be presented; it looks at limit of them at most.
+// forget deletes the records of tokens that have expired and so can no longer be presented; it looks at most at limit records.
 func (r *replay) forget(ctx context.Context, s logical.Storage, limit int) error {
 	looked, err := r.walk(ctx, s, limit)
 	return errors.Join(err, r.forgetKnown(ctx, s, limit-looked))
 }
 
-// walk goes through all records, if some are not known here.
+// walk visits all records, over as many calls as that takes, if tokenEnds may lack some.
 func (r *replay) walk(ctx context.Context, s logical.Storage, limit int) (looked int, err error) {
 	t := &r.ends
 	if len(t.left) == 0 {
@@ -94,14 +94,14 @@ func (r *replay) walk(ctx context.Context, s logical.Storage, limit int) (looked
 		name := t.left[0]
 		t.left = t.left[1:]
 		if err := r.walkTo(ctx, s, name); err != nil {
-			t.left = append(t.left, name) // last: one that cannot be read keeps no other waiting
+			t.left = append(t.left, name) // at the end, so that an unreadable record does not delay the others
 			return looked, err
 		}
 	}
 	return looked, nil
 }
 
-// walkTo forgets a token, or notes when that can be done.
+// walkTo deletes the record of an expired token, or adds the token to tokenEnds.
 func (r *replay) walkTo(ctx context.Context, s logical.Storage, name string) error {
 	used, err := r.forgetPassed(ctx, s, name)
 	if err != nil || used == nil {
@@ -109,13 +109,13 @@ func (r *replay) walkTo(ctx context.Context, s logical.Storage, name string) err
 	}
 	hash, err := hex.DecodeString(name)
 	if err != nil || len(hash) != len(tokenHash{}) {
-		return storageError(fmt.Errorf("%s%q is no token's hash", usedTable.prefix, name))
+		return storageError(fmt.Errorf("%s%q is not the hash of a token", usedTable.prefix, name))
 	}
 	r.ends.add(tokenHash(hash), hourOf(used.Until))
 	return nil
 }
 
-// forgetKnown goes through what is known to have passed.
+// forgetKnown deletes the records of tokens that tokenEnds knows to have expired.
 func (r *replay) forgetKnown(ctx context.Context, s logical.Storage, limit int) error {
 	for ; limit > 0; limit-- {
 		hash, hour, ok := r.ends.take(r.now())
@@ -123,15 +123,15 @@ func (r *replay) forgetKnown(ctx context.Context, s logical.Storage, limit int) 
 			return nil
 		}
 		if _, err := r.forgetPassed(ctx, s, hash.String()); err != nil {
-			r.ends.add(hash, hour) // behind the others of its hour
+			r.ends.add(hash, hour) // at the end of its hour
 			return err
 		}
 	}
 	return nil
 }
 
-// forgetPassed deletes a record if its token's hour has passed, and returns it if not. Of one id a token may have been used
-// since that lives longer.
+// forgetPassed deletes a record if the hour of its token's expiry has passed, and returns the record if not: since it was
+// noted, another token with the same id and a later expiry may have been used.
 func (r *replay) forgetPassed(ctx context.Context, s logical.Storage, name string) (*use, error) {
 	used, err := usedTable.get(ctx, s, name)
 	if err != nil || used == nil || !passed(hourOf(used.Until), r.now()) {

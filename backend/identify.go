@@ -26,8 +26,9 @@ type subject struct {
 	jti    string          // the token's own id, if it has one
 }
 
-// identify verifies who asks and has the role's trust policies decide, in their order. With a token only policies of
-// token issuers are asked, without one only those of login issuers.
+// identify verifies the caller and evaluates the role's trust policies in order; the first that accepts decides. With a
+// token it evaluates only the policies of token issuers, without one only those of login issuers. A trail, if not nil,
+// records every verdict for explain, and then all policies are evaluated.
 func (b *engine) identify(ctx context.Context, req *logical.Request, r *role, token string, trail *trail, budget *expr.Budget) (*subject, error) {
 	policies, err := b.policiesOf(ctx, req.Storage, r)
 	if err != nil {
@@ -46,7 +47,7 @@ func (b *engine) policiesOf(ctx context.Context, s logical.Storage, r *role) ([]
 		if policies[i], err = b.policy(ctx, s, name); err != nil {
 			return nil, err
 		}
-		if policies[i] == nil { // deleting what a role names was refused
+		if policies[i] == nil { // unexpected: a policy that a role names cannot be deleted
 			return nil, storageError(fmt.Errorf("trust policy %q of role %q is missing", name, r.name))
 		}
 	}
@@ -66,7 +67,7 @@ func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *rol
 		trail.unreadable(err)
 		return nil, err
 	}
-	// The role's policies name the issuers; what the token claims only picks among them.
+	// Only issuers of the role's policies are considered; the unverified iss of the token picks one of them.
 	iss, err := b.issuerOf(ctx, req.Storage, policies, peeked.Claimed)
 	if err != nil {
 		return nil, err
@@ -92,7 +93,8 @@ func (b *engine) identifyToken(ctx context.Context, req *logical.Request, r *rol
 	return who.decide(policies, trail, budget)
 }
 
-// tokenID is the id that makes a token unique; "" if it has none. One that cannot be used must not be as good as none.
+// tokenID returns the id that makes a token unique; "" if it has none. An unusable id is refused, not ignored: ignoring it
+// would weaken the replay check.
 func tokenID(claim any) (string, error) {
 	id := ""
 	switch claim := claim.(type) {
@@ -102,17 +104,17 @@ func tokenID(claim any) (string, error) {
 	case json.Number:
 		id = claim.String()
 	default:
-		return "", refuse(identity.TokenMalformed, "the claim of jti_claim is neither text nor number")
+		return "", refuse(identity.TokenMalformed, "the claim that jti_claim names is neither a string nor a number")
 	}
 	if len(id) > maxJTI {
-		return "", refuse(identity.TokenMalformed, "the claim of jti_claim has more than %d bytes", maxJTI)
+		return "", refuse(identity.TokenMalformed, "the claim that jti_claim names has more than %d bytes", maxJTI)
 	}
 	return id, nil
 }
 
-// issuerOf returns the issuer that a token says it is of, among those that policies name. An OpenID provider whose iss it
-// bears comes before the trust domain of its sub: who names a provider is judged by that provider's keys. There is at most
-// one of each, for the mount has no two issuers of one iss or one trust domain.
+// issuerOf returns the issuer that a token claims to come from, among the issuers of policies. If the token matches both an
+// OpenID provider (by iss) and a SPIFFE trust domain (by sub), the provider wins: a token that names a provider must be
+// signed with that provider's keys. There is at most one of each, because iss and trust domain are unique in a mount.
 func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*policy, claimed identity.Claimed) (*issuer, error) {
 	var iss *issuer
 	for _, p := range policies {
@@ -128,12 +130,12 @@ func (b *engine) issuerOf(ctx context.Context, s logical.Storage, policies []*po
 		}
 	}
 	if iss == nil {
-		return nil, refuse(identity.UnknownIssuer, "no trust policy of the role is for the token's issuer")
+		return nil, refuse(identity.UnknownIssuer, "the role has no trust policy for the token's issuer")
 	}
 	return iss, nil
 }
 
-// among returns the issuer's own policies; they are asked only while it is enabled, and fits config.
+// among returns those of policies that are for this issuer. It refuses if there are none, or if the issuer is not usable.
 func (i *issuer) among(policies []*policy) ([]*policy, error) {
 	var own []*policy
 	for _, p := range policies {
@@ -142,12 +144,12 @@ func (i *issuer) among(policies []*policy) ([]*policy, error) {
 		}
 	}
 	if own == nil {
-		return nil, refuse(identity.UnknownIssuer, "no trust policy of the role is for issuer %q", i.name)
+		return nil, refuse(identity.UnknownIssuer, "the role has no trust policy for issuer %q", i.name)
 	}
 	return own, i.usable()
 }
 
-// usable refuses the subjects of an issuer that is switched off, or that may not be used as it is.
+// usable refuses if the issuer is disabled, or no longer fits config.
 func (i *issuer) usable() error {
 	if !i.Enabled {
 		return refuse(reasonDisabled, "issuer %q is disabled", i.name)
@@ -155,7 +157,7 @@ func (i *issuer) usable() error {
 	return i.unfit
 }
 
-// identifyLogin asks the policies of login issuers, each with the alias that its own mount vouches for.
+// identifyLogin evaluates the policies of login issuers, each for the alias that the caller has on that issuer's auth mount.
 func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, policies []*policy, trail *trail, budget *expr.Budget) (*subject, error) {
 	var (
 		caller trust.Caller
@@ -188,7 +190,7 @@ func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, polici
 		case err == nil && trail == nil:
 			return who, nil
 		case err == nil && accepted == nil:
-			accepted, budget = who, expr.NewBudget() // what comes now is for explain alone
+			accepted, budget = who, expr.NewBudget() // only explain evaluates further policies
 		case err != nil && (asRefusal(err).reason == reasonInternal || asRefusal(err).reason == reasonStorage):
 			return nil, err
 		case err != nil:
@@ -202,7 +204,7 @@ func (b *engine) identifyLogin(ctx context.Context, req *logical.Request, polici
 	return nil, best
 }
 
-// further returns the refusal that came further on the way: it says best what is missing.
+// further returns the refusal that got further in the checks, which says best what is missing.
 func further(a, b error) error {
 	order := []string{reasonTokenRequired, reasonDisabled, reasonEgress, reasonNoAlias, trust.NotTrusted}
 	if slices.Index(order, asRefusal(b).reason) >= slices.Index(order, asRefusal(a).reason) {
@@ -211,7 +213,7 @@ func further(a, b error) error {
 	return a
 }
 
-// loginSubject makes the caller the subject of a login issuer: the alias that the caller's entity has on its mount.
+// loginSubject returns the caller as a subject of a login issuer: the one alias that the entity has on the issuer's mount.
 func (b *engine) loginSubject(iss *issuer, caller trust.Caller, entity *logical.Entity) (*subject, error) {
 	if err := iss.usable(); err != nil {
 		return nil, err
@@ -223,12 +225,12 @@ func (b *engine) loginSubject(iss *issuer, caller trust.Caller, entity *logical.
 		}
 	}
 	if len(found) != 1 {
-		// Of several aliases on one mount nobody can say which one logged in.
+		// With several aliases on one mount, it is not known which one logged in.
 		return nil, refuse(reasonNoAlias, "entity %q has %d aliases on the mount of issuer %q; want one", entity.ID, len(found), iss.name)
 	}
 	alias := &trust.Alias{Name: found[0].Name, CustomMetadata: found[0].CustomMetadata, Metadata: map[string]string{}}
 	for _, key := range iss.StableMetadata {
-		// Other metadata belongs to the last login of the alias, which need not be this token's.
+		// Other metadata is that of the alias's last login, which may not be the login of this Vault token.
 		if value, ok := found[0].Metadata[key]; ok {
 			alias.Metadata[key] = value
 		}
@@ -237,7 +239,7 @@ func (b *engine) loginSubject(iss *issuer, caller trust.Caller, entity *logical.
 	return &subject{issuer: iss, Identity: &trust.Identity{Kind: trust.Login, Subject: alias.Name, Caller: caller, Now: b.now()}}, nil
 }
 
-// caller describes the Vault client of the request; details asks Vault for its entity and groups too.
+// caller describes the Vault client of the request. With details, it also asks Vault for the client's entity and groups.
 func (b *engine) caller(req *logical.Request, details bool) (caller trust.Caller, entity *logical.Entity, err error) {
 	caller.DisplayName = req.DisplayName
 	if req.Connection != nil {
@@ -249,7 +251,7 @@ func (b *engine) caller(req *logical.Request, details bool) (caller trust.Caller
 	return caller, entity, err
 }
 
-// describe adds what Vault knows of an entity.
+// describe adds what Vault knows about an entity to caller.
 func (b *engine) describe(caller *trust.Caller, entityID string) (*logical.Entity, error) {
 	entity, err := b.entity(entityID)
 	if err != nil {
@@ -281,7 +283,7 @@ func (b *engine) entity(id string) (*logical.Entity, error) {
 	return entity, nil
 }
 
-// decide has policies judge the subject; the first that accepts it is recorded. With a trail all of them are asked.
+// decide evaluates policies and records the first that accepts the subject. With a trail, it evaluates all of them.
 func (who *subject) decide(policies []*policy, trail *trail, budget *expr.Budget) (*subject, error) {
 	trail.judges(who)
 	best := refuse(reasonDisabled, "every trust policy that could accept the subject is disabled")
@@ -292,7 +294,7 @@ func (who *subject) decide(policies []*policy, trail *trail, budget *expr.Budget
 		}
 		spent := budget
 		if who.policy != nil {
-			spent = expr.NewBudget() // only explain asks after the first that accepts
+			spent = expr.NewBudget() // only explain evaluates more policies after the first that accepts
 		}
 		d := p.compiled.Evaluate(who.Identity, spent)
 		trail.add(p, d)
@@ -313,8 +315,8 @@ func (who *subject) decide(policies []*policy, trail *trail, budget *expr.Budget
 	return who, nil
 }
 
-// record keeps with a key what its subject's claims were, absent ones too: those that decisions read, so that they can be
-// made again, and those that the issuer's entry names, as long as they fit.
+// record copies claims of the subject into its key's entry, as far as they fit: those that the policy and the role's
+// expressions read, so that a renewal can decide again, and those in the issuer's record_claims. It notes absent ones too.
 func (who *subject) record(r *role, e *entry) {
 	if who.token == nil {
 		return
@@ -325,7 +327,7 @@ func (who *subject) record(r *role, e *entry) {
 		wanted, whole = append(wanted, members...), whole || all
 	}
 	wanted = append(wanted, who.issuer.RecordClaims...)
-	room := maxRecorded // an issuer's entry may name any number
+	room := maxRecorded // record_claims may have any length
 	for _, name := range wanted {
 		if _, found := who.Claims[name]; found || len(name) > room || slices.Contains(e.ClaimsAbsent, name) {
 			continue
@@ -344,10 +346,11 @@ func (who *subject) record(r *role, e *entry) {
 
 const (
 	maxRecorded = 4 << 10 // bytes of claims kept with one key
-	maxJTI      = 256     // bytes of a token's own id
+	maxJTI      = 256     // bytes of a token's id
 )
 
-// pick returns the named claims in the order of names, as far as their JSON fits into limit bytes.
+// pick returns the named claims, in the order of names, as far as their JSON fits into limit bytes. partial reports that
+// some did not fit.
 func pick(claims map[string]any, names []string, limit int) (picked map[string]any, partial bool) {
 	picked = map[string]any{}
 	for _, name := range names {

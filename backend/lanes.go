@@ -8,24 +8,24 @@ import (
 	"sync"
 )
 
-// lanes are the keys that must die, by target.
+// lanes are the keys that a revocation is to revoke, in one queue per target, so that a slow target delays no other.
 type lanes struct {
 	run  *run
 	of   map[string]*lane
 	work sync.WaitGroup
 }
 
-// lane is the queue of one target. It has no bound, so that a target that does not answer does not stop the scan.
+// lane is the queue of one target. It is unbounded, so that a target that does not answer does not block the scan.
 type lane struct {
 	target string
 	mu     sync.Mutex
 	change sync.Cond
-	ids    []string
-	closed bool
-	left   faults // why keys were left
+	ids    []string // of keys in the ledger
+	closed bool     // no more keys will be pushed
+	left   faults   // why keys could not be revoked
 }
 
-// lane returns the lane of a target, and lets as many keys end at once as the target takes.
+// lane returns the lane of a target. For a new lane it starts as many workers as the target takes calls at once.
 func (ls *lanes) lane(ctx context.Context, target string) *lane {
 	if l := ls.of[target]; l != nil {
 		return l
@@ -45,8 +45,8 @@ func (ls *lanes) lane(ctx context.Context, target string) *lane {
 	return l
 }
 
-// width is how many keys are ended at once at a target: as many as it may be called, but not so many that one waits for its
-// turn until its time is over.
+// width returns how many keys to revoke at once at a target: as many as its limits allow, but not so many that a call could
+// time out while it waits for its turn.
 func (r *run) width(ctx context.Context, name string) int {
 	t, err := r.target(ctx, r.s, name)
 	if err != nil || t == nil {
@@ -63,7 +63,7 @@ func (ls *lanes) finish() {
 	ls.work.Wait()
 	for _, l := range ls.of {
 		if err := l.left.err(); err != nil {
-			ls.run.Logger().Warn("keys could not be revoked; the ledger owes them", "revocation", ls.run.id, "target", l.target, "keys", l.left.n, "error", err)
+			ls.run.Logger().Warn("keys could not be revoked; they are debts in the ledger, which the sweeper retries", "revocation", ls.run.id, "target", l.target, "keys", l.left.n, "error", err)
 		}
 	}
 }
@@ -82,7 +82,7 @@ func (l *lane) close() {
 	l.change.Broadcast()
 }
 
-// next waits for a key; "" means that none comes any more.
+// next waits for a key; "" means that no more will come.
 func (l *lane) next() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -20,10 +20,10 @@ import (
 
 const (
 	secretType    = "oidcexchange_key"
-	revokeTimeout = 15 * time.Second // of one revocation; Vault gives it no deadline of its own
-	debtPatience  = 5 * time.Minute  // how long Vault is told to try again before the ledger takes a debt over
+	revokeTimeout = 15 * time.Second // for one revocation; Vault itself sets no deadline
+	debtPatience  = 5 * time.Minute  // how long Vault is asked to retry before the ledger takes over
 	keySkew       = time.Minute      // a lease ends this long before its key
-	deadAfter     = 2 * time.Hour    // its own end: a key is dead then whatever its target answers, for no clock is ahead by so much
+	deadAfter     = 2 * time.Hour    // after its expiry a key counts as dead whatever its target answers: no clock is off by that much
 )
 
 func (b *engine) keySecret() *framework.Secret {
@@ -35,20 +35,21 @@ func (b *engine) keySecret() *framework.Secret {
 	}
 }
 
-// lease is all that Vault keeps for renew and revoke, so that neither depends on a role or policy that has changed.
+// lease is the data that Vault keeps with a lease. It has all that renew and revoke need to find the key, so that neither
+// fails because a role or policy was changed or deleted.
 type lease struct {
 	ID, Role, Target, Trust, Issuer string
 	Revocable                       bool
 	Handle                          target.Handle
-	ExpiresAt                       time.Time // the key's own end; zero = never
-	LastEnd                         time.Time // the lease's latest end, fixed at issue
+	ExpiresAt                       time.Time // the key's own expiry; zero = never
+	LastEnd                         time.Time // the latest time to which the lease can be renewed, fixed at issue
 }
 
-// internal returns the lease as texts alone: numbers come back from storage as another type than they went in.
+// internal encodes the lease as strings only, because Vault returns numbers with a different type than was stored.
 func (l lease) internal() map[string]any {
 	handle, err := json.Marshal(l.Handle)
 	if err != nil {
-		panic(err) // a Handle holds texts and parameters that were decoded from JSON
+		panic(err) // impossible: a Handle has only strings, and parameters that were decoded from JSON
 	}
 	return map[string]any{
 		"version": "1", "id": l.ID, "role": l.Role, "target": l.Target, "trust": l.Trust, "issuer": l.Issuer,
@@ -74,7 +75,7 @@ func parseLease(internal map[string]any) (lease, error) {
 		Revocable: text("revocable") == "true",
 	}
 	if err := decodeJSON([]byte(text("handle")), &l.Handle); err != nil {
-		return lease{}, fmt.Errorf("lease has no handle: %w", err)
+		return lease{}, fmt.Errorf("decoding the lease's handle: %w", err)
 	}
 	for name, to := range map[string]*time.Time{"expires_at": &l.ExpiresAt, "last_end": &l.LastEnd} {
 		if text(name) == "" {
@@ -82,14 +83,14 @@ func parseLease(internal map[string]any) (lease, error) {
 		}
 		at, err := time.Parse(time.RFC3339Nano, text(name))
 		if err != nil {
-			return lease{}, fmt.Errorf("lease has no %s: %w", name, err)
+			return lease{}, fmt.Errorf("decoding the lease's %s: %w", name, err)
 		}
 		*to = at
 	}
 	return l, nil
 }
 
-// remaining is how long a lease may still run: until its latest end, and never longer than the key.
+// remaining returns how long the lease may still run: until its latest end, and never longer than the key.
 func (l lease) remaining(now time.Time) time.Duration {
 	left := l.LastEnd.Sub(now)
 	if l.ExpiresAt.IsZero() {
@@ -105,8 +106,8 @@ func (l lease) renewable(t *openTarget) bool {
 	return l.Revocable && (l.ExpiresAt.IsZero() || l.ExpiresAt.After(l.LastEnd) || t.Caps().Renew)
 }
 
-// renew asks again whether the key may be had, and extends the key at its target where it ends before the lease could.
-// It never changes the key.
+// renew decides again, by the current policy and the recorded claims, whether the caller may keep the key. If the key would
+// expire before the lease's latest end, it extends the key at the target. It never replaces the key.
 func (b *engine) renew(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
@@ -134,7 +135,7 @@ func (b *engine) renewed(ctx context.Context, req *logical.Request) (*logical.Re
 		return nil, err
 	}
 	if e == nil || e.State != stateIssued {
-		return nil, refuse(reasonTrustChanged, "the ledger does not have key %q as issued", l.ID)
+		return nil, refuse(reasonTrustChanged, "key %q is not in the ledger as issued: it was revoked, or is about to be", l.ID)
 	}
 	if err := b.stillTrusted(ctx, req.Storage, r, e); err != nil {
 		return nil, err
@@ -142,7 +143,7 @@ func (b *engine) renewed(ctx context.Context, req *logical.Request) (*logical.Re
 	if err := b.unblocked(ctx, req.Storage, e); err != nil {
 		return nil, err
 	}
-	// Vault applies the client's increment to what is returned here by itself, so it is MaxTTL that binds it.
+	// Vault applies the client's increment to the TTL returned here, so only MaxTTL is a hard limit.
 	issued := req.Secret.IssueTime
 	ttl, warnings, err := framework.CalculateTTL(b.leaseTimes.of(b.System(), b.now()), req.Secret.Increment, r.TTL.duration(), 0, r.MaxTTL.duration(), 0, issued)
 	if err != nil {
@@ -153,10 +154,10 @@ func (b *engine) renewed(ctx context.Context, req *logical.Request) (*logical.Re
 	}
 	left := l.remaining(b.now())
 	if left <= 0 {
-		return nil, refuse(reasonTrustChanged, "the key or its lease is at its end")
+		return nil, refuse(reasonTrustChanged, "the key or its lease has reached its end")
 	}
 	b.sendKeyEvent(ctx, eventRenewed, e)
-	// The whole Secret goes back: Vault keeps what a renewal returns, and revoking needs InternalData.
+	// Return the whole Secret: Vault stores what a renewal returns, and revoke needs InternalData.
 	resp := &logical.Response{Secret: req.Secret, Warnings: warnings}
 	resp.Secret.InternalData = l.internal()
 	resp.Secret.InternalData["secret_type"] = secretType
@@ -168,7 +169,8 @@ func (b *engine) renewed(ctx context.Context, req *logical.Request) (*logical.Re
 	return resp, nil
 }
 
-// stillTrusted judges the recorded claims, and the entity as it now is, by the policy as it now is.
+// stillTrusted refuses unless the role still names the key's trust policy, and that policy, as it is now, accepts the
+// recorded claims and the caller's current entity.
 func (b *engine) stillTrusted(ctx context.Context, s logical.Storage, r *role, e *entry) error {
 	p, err := b.policy(ctx, s, e.Trust)
 	if err != nil {
@@ -196,6 +198,7 @@ func (b *engine) stillTrusted(ctx context.Context, s logical.Storage, r *role, e
 	return refuse(reasonTrustChanged, "role %q no longer names trust policy %q", r.name, e.Trust)
 }
 
+// judgeAgain evaluates the policy for the claims that were recorded with the key and for its entity as it is now.
 func (b *engine) judgeAgain(iss *issuer, p *policy, e *entry) error {
 	if iss.Type != issuerLogin {
 		if err := p.knowsAll(e); err != nil {
@@ -220,7 +223,7 @@ func (b *engine) judgeAgain(iss *issuer, p *policy, e *entry) error {
 			return err
 		}
 		if who.Subject != e.Subject {
-			return refuse(reasonTrustChanged, "the entity's alias on the mount of issuer %q is another one now", iss.name)
+			return refuse(reasonTrustChanged, "the entity has a different alias on the mount of issuer %q now", iss.name)
 		}
 		id.Caller = who.Caller
 	}
@@ -230,28 +233,30 @@ func (b *engine) judgeAgain(iss *issuer, p *policy, e *entry) error {
 	return nil
 }
 
-// knowsAll refuses to judge by claims that were not recorded with a key: taken for absent, they could satisfy a condition.
+// knowsAll refuses if the policy reads a claim that was not recorded with the key: if treated as absent, it could satisfy a
+// condition.
 func (p *policy) knowsAll(e *entry) error {
 	names, whole := p.compiled.Reads()
 	if whole && !e.ClaimsWhole {
-		return refuse(reasonTrustChanged, "trust policy %q looks at all claims, and not all were recorded with the key", p.name)
+		return refuse(reasonTrustChanged, "trust policy %q reads all claims, and not all were recorded with the key", p.name)
 	}
 	for _, name := range names {
 		if !e.recorded(name) {
-			return refuse(reasonTrustChanged, "trust policy %q looks at claim %q, which was not recorded with the key", p.name, name)
+			return refuse(reasonTrustChanged, "trust policy %q reads claim %q, which was not recorded with the key", p.name, name)
 		}
 	}
 	return nil
 }
 
-// revoke ends a key. Any error makes Vault try again, six times over some minutes; after that Vault would give the lease
-// up, so once the debt is older than debtPatience revoke answers success and the ledger keeps the key as a debt.
+// revoke ends a key. On an error Vault retries six times over some minutes and then gives the lease up as irrevocable.
+// Before that, once the debt is older than debtPatience, revoke reports success and the ledger keeps the key as a debt,
+// which the sweeper goes on trying to revoke.
 func (b *engine) revoke(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
 	defer cancel()
 	l, err := parseLease(req.Secret.InternalData)
 	if err != nil {
-		return nil, errors.New("the lease's data cannot be read")
+		return nil, errors.New("the lease's data cannot be decoded")
 	}
 	if !l.Revocable {
 		return nil, b.hideClass(b.expose(ctx, req.Storage, l))
@@ -264,14 +269,14 @@ func (b *engine) revoke(ctx context.Context, req *logical.Request, _ *framework.
 	b.Logger().Warn("revoking a key", "id", l.ID, "target", l.Target, "error", err)
 	since, owed := b.ensureDebt(context.WithoutCancel(ctx), req.Storage, l)
 	if owed && b.now().Sub(since) >= debtPatience && !b.System().Tainted() {
-		b.Logger().Warn("the ledger takes over what Vault could not revoke", "id", l.ID, "target", l.Target)
+		b.Logger().Warn("the lease ends although its key could not be revoked; the sweeper will retry", "id", l.ID, "target", l.Target)
 		return nil, nil
 	}
-	// In our own words alone: Vault shows the text to operators and keeps it with the lease.
+	// Nothing from the target's answer: Vault shows this text to operators and stores it with the lease.
 	return nil, fmt.Errorf("key %s at target %q is not revoked yet: %s", l.ID, l.Target, asRefusal(err).reason)
 }
 
-// hideClass hides the class of an error: some classes make Vault give a lease up at once.
+// hideClass logs an error and returns one without its class, because some classes make Vault give up a lease at once.
 func (b *engine) hideClass(err error) error {
 	if err == nil {
 		return nil
@@ -280,15 +285,15 @@ func (b *engine) hideClass(err error) error {
 	return errors.New(asRefusal(err).reason)
 }
 
-// expose records the end of a lease whose key nobody can end: the ledger shows it until it expires.
+// expose records that a lease has ended whose key cannot be revoked. The ledger shows the key until it expires.
 func (b *engine) expose(ctx context.Context, s logical.Storage, l lease) error {
-	b.Logger().Info("a lease ended; its key lives until it expires", "id", l.ID, "target", l.Target, "expires_at", l.ExpiresAt)
+	b.Logger().Info("a lease ended, but its target cannot revoke; the key stays valid until it expires", "id", l.ID, "target", l.Target, "expires_at", l.ExpiresAt)
 	_, err := b.ledger.update(ctx, s, l.ID, func(e *entry) { e.State = stateExposed })
 	return err
 }
 
-// revokeAt ends a key at its target, enabled or not, deleted or not. A key whose own expiry has long passed is dead whatever
-// its target answers; zero means that it never ends by itself.
+// revokeAt revokes a key at its target, even if that is disabled or deleted. Once a key has been past expiresAt for longer
+// than deadAfter, it counts as dead even if revoking fails. A zero expiresAt means that the key never expires.
 func (b *engine) revokeAt(ctx context.Context, s logical.Storage, name string, h target.Handle, expiresAt time.Time) error {
 	t, err := b.target(ctx, s, name)
 	if err == nil && t == nil {
@@ -303,8 +308,8 @@ func (b *engine) revokeAt(ctx context.Context, s logical.Storage, name string, h
 	return err
 }
 
-// knownExpiry is the key's own end: the ledger's, which knows of renewals that the lease has not heard of. Zero = none that has
-// passed for sure.
+// knownExpiry returns the key's own expiry. If the lease's has passed, the ledger's counts: it knows of renewals whose answer
+// did not reach the lease. Zero means that no expiry is known to have passed.
 func (b *engine) knownExpiry(ctx context.Context, s logical.Storage, l lease) time.Time {
 	if l.ExpiresAt.IsZero() || b.now().Before(l.ExpiresAt) {
 		return l.ExpiresAt
@@ -319,13 +324,14 @@ func (b *engine) knownExpiry(ctx context.Context, s logical.Storage, l lease) ti
 	return l.ExpiresAt
 }
 
-// ensureDebt records the debt, or reads since when it stands; owed means that the ledger is sure to know.
+// ensureDebt records that the lease's key is a debt, unless it is one already, and returns since when. owed is false if
+// that could not be stored.
 func (b *engine) ensureDebt(ctx context.Context, s logical.Storage, l lease) (since time.Time, owed bool) {
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()
 	e, err := b.ledger.get(ctx, s, l.ID)
 	if err == nil && e == nil {
-		e = l.entry(b.now().UTC()) // restored from elsewhere: the lease knows enough
+		e = l.entry(b.now().UTC()) // the ledger was restored from an older snapshot; the lease has enough to rebuild the entry
 		err = b.ledger.file(ctx, s, e)
 	}
 	if err == nil && e.State != stateDebt {
@@ -339,11 +345,11 @@ func (b *engine) ensureDebt(ctx context.Context, s logical.Storage, l lease) (si
 	return e.DebtSince, true
 }
 
-// entry is what the lease knows of its key, for a ledger that has lost it.
+// entry rebuilds a ledger entry from the lease, for a ledger that has lost it.
 func (l lease) entry(now time.Time) *entry {
 	return &entry{
 		ID: l.ID, Name: l.Handle.Name, State: stateIssued, Role: l.Role, Target: l.Target, Trust: l.Trust, Issuer: l.Issuer,
 		Accessor: l.Handle.Accessor, Revocable: l.Revocable, NotAfter: now, ExpiresAt: l.ExpiresAt, Handle: l.Handle,
-		Claims: map[string]any{}, // not nil, which is a login's: nothing is known of them
+		Claims: map[string]any{}, // unknown; nil would mean a login, which has no claims
 	}
 }

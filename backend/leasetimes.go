@@ -10,18 +10,17 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// leaseTimesAge is for how long what Vault said of the mount's lease times is used.
-const leaseTimesAge = 10 * time.Second
+const leaseTimesAge = 10 * time.Second // how long an answer is cached
 
-// leaseTimes are the mount's default and maximum for leases. Asking Vault is a call to another process, and each key takes
-// three; so an answer is used for a moment. A lease is safe from that: Vault itself holds it to the mount's maximum as it is.
+// leaseTimes caches the mount's default and maximum lease TTL. Each is a call to Vault's process, and an issue needs three.
+// A stale value does no harm: Vault itself enforces the mount's current maximum on every lease.
 type leaseTimes struct {
 	mu     sync.Mutex
 	cached *logical.StaticSystemView
 	at     time.Time
 }
 
-// of returns a view that knows the lease times, and nothing else.
+// of returns a view that has the lease times, and nothing else.
 func (l *leaseTimes) of(system logical.SystemView, now time.Time) logical.SystemView {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -10,8 +10,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// limiters keeps the limiter of each target while the target itself is opened anew with every write: what an API has asked
-// for, and whether it is dead, has nothing to do with what operators write.
+// limiters keeps the limiter of each target across writes to the target, each of which reopens it: what an API has asked for
+// (Retry-After) and whether it is down does not depend on what operators write.
 type limiters struct {
 	mu     sync.Mutex
 	byName map[string]limiterAt
@@ -22,7 +22,7 @@ type limiterAt struct {
 	origin string
 }
 
-// of returns the limiter of a target, a new one if the API is another than before.
+// of returns the limiter of a target, a new one if the target's origin is not the one of before.
 func (l *limiters) of(name, origin string, now func() time.Time) *target.Limiter {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -37,7 +37,7 @@ func (l *limiters) of(name, origin string, now func() time.Time) *target.Limiter
 	return made
 }
 
-// forget drops the limiter of a target that is no more.
+// forget drops the limiter of a deleted target.
 func (l *limiters) forget(name string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

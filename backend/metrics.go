@@ -15,8 +15,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// meters count what this node has done for one mount since its start. Their labels are names that operators write, and
-// codes of our own: nothing that a caller or an API can choose, so that nobody can make series without end.
+// meters count what this process has done for one mount. Labels are names that operators have written, or codes of the
+// plugin: nothing that a caller or an API could choose to create an unbounded number of series.
 type meters struct {
 	registry *prometheus.Registry
 	issued   *prometheus.CounterVec   // by target
@@ -26,7 +26,7 @@ type meters struct {
 	rotated  *prometheus.CounterVec   // by kind, target and outcome
 }
 
-// callBuckets are seconds: an API on the same network takes milliseconds, and no call may take longer than the last.
+// callBuckets are in seconds: an API on the same network takes milliseconds, and no call may take longer than the last bucket.
 var callBuckets = []float64{.005, .025, .1, .25, .5, 1, 2.5, 5, 10, 20}
 
 func newMeters() *meters {
@@ -51,7 +51,7 @@ func newMeters() *meters {
 	}
 	m.registry.MustRegister(m.issued, m.refused, m.calls, m.swept, m.rotated,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{})) // of the process, which serves many mounts
-	for _, reason := range []string{reasonInternal, reasonStorage} { // from 0 on, so that the first fault too is a rise
+	for _, reason := range []string{reasonInternal, reasonStorage} { // start at 0, so that alerts see even the first fault as an increase
 		m.refused.WithLabelValues("issue", reason)
 		m.refused.WithLabelValues("renew", reason)
 	}
@@ -65,7 +65,7 @@ func (m *meters) forget(target string) {
 	m.rotated.DeletePartialMatch(prometheus.Labels{"target": target})
 }
 
-// refusal counts a refusal of what issues or renews a key; other paths are operators' own.
+// refusal counts a refusal to issue or renew a key. Refusals on other paths, which operators use, are not counted.
 func (m *meters) refusal(req *logical.Request, reason string) {
 	switch {
 	case req.Secret != nil:
@@ -81,7 +81,7 @@ func (m *meters) sweep(done swept) {
 	m.swept.WithLabelValues("expired").Add(float64(done.Expired))
 }
 
-// outcomeOf is the label of how something went.
+// outcomeOf returns the label for an outcome: ok or a reason code.
 func outcomeOf(err error) string {
 	if err == nil {
 		return "ok"
@@ -89,42 +89,42 @@ func outcomeOf(err error) string {
 	return asRefusal(err).reason
 }
 
-// called measures one call of the target; err is read when it has ended.
+// called records how long one call of the target took, and its outcome. It is deferred, so err is a pointer.
 func (t *openTarget) called(operation string, began time.Time, err *error) {
 	t.meters.calls.WithLabelValues(t.name, operation, outcomeOf(*err)).Observe(time.Since(began).Seconds())
 }
 
-// Exchange is target.Target's, measured; so are the others.
+// Exchange calls target.Target and records the call in metrics. So do the methods below.
 func (t *openTarget) Exchange(ctx context.Context, r target.Request) (key target.Key, err error) {
 	defer t.called("exchange", time.Now(), &err)
 	return t.Target.Exchange(ctx, r)
 }
 
-// Renew is measured.
+// Renew is recorded in metrics.
 func (t *openTarget) Renew(ctx context.Context, h target.Handle, notAfter time.Time) (end time.Time, err error) {
 	defer t.called("renew", time.Now(), &err)
 	return t.Target.Renew(ctx, h, notAfter)
 }
 
-// Revoke is measured.
+// Revoke is recorded in metrics.
 func (t *openTarget) Revoke(ctx context.Context, h target.Handle) (err error) {
 	defer t.called("revoke", time.Now(), &err)
 	return t.Target.Revoke(ctx, h)
 }
 
-// Find is measured.
+// Find is recorded in metrics.
 func (t *openTarget) Find(ctx context.Context, h target.Handle) (found []target.Handle, err error) {
 	defer t.called("find", time.Now(), &err)
 	return t.Target.Find(ctx, h)
 }
 
-// List is measured.
+// List is recorded in metrics.
 func (t *openTarget) List(ctx context.Context, prefix string, place map[string]any) (keys []target.Handle, whole bool, err error) {
 	defer t.called("list", time.Now(), &err)
 	return t.Target.List(ctx, prefix, place)
 }
 
-// Check is measured.
+// Check is recorded in metrics.
 func (t *openTarget) Check(ctx context.Context) (err error) {
 	defer t.called("check", time.Now(), &err)
 	return t.Target.Check(ctx)

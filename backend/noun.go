@@ -14,43 +14,44 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// noun is one kind of thing that operators write: issuers, trust policies, targets, roles. All of them have the same
-// verbs with the same rules; what differs is their fields and what is checked.
+// noun is one kind of record that operators write: issuers, trust policies, targets, roles, blocks, static roles. All kinds
+// have the same operations with the same rules; they differ in their fields and checks.
 type noun[T any] struct {
 	table  table[T]
-	what   string // "trust policy"
+	what   string // in texts: "trust policy"
 	suffix string // of OpenAPI names: "trust-policy"
-	plural string // of the same: "trust-policies"
+	plural string // of OpenAPI names of lists: "trust-policies"
 	help   string
 	fields map[string]*framework.FieldSchema
 
-	// check refuses a record that does not fit, and returns warnings. old is nil for a new record.
+	// check refuses an invalid record, and returns warnings. It may complete the record. old is nil for a new record.
 	check func(ctx context.Context, s logical.Storage, name string, record, old *T, d *framework.FieldData) ([]string, error)
-	// probe, if there is one, is called with the checked record before it is saved, under no lock: it tries that live, or settles
-	// what the write would cover.
+	// probe, if not nil, is called with the checked record before it is saved, without a lock: it may try the record live, or
+	// finish what must be finished before the write.
 	probe func(ctx context.Context, s logical.Storage, record *T, d *framework.FieldData) error
 	// clear names the fields for which null means "back to the default"; for others null is refused.
 	clear func(field string) bool
-	// lockPrefix, if the engine rotates a secret of the record's, begins the name of its lock. A delete holds that until the record is
-	// gone: whoever came between would make a secret that belongs to nobody.
+	// lockPrefix and the record's name are the name of the lock under which the engine rotates a secret of the record; "" if it
+	// rotates none. A delete holds that lock, because a rotation meanwhile would make a secret that belongs to no record.
 	lockPrefix string
-	// remove is asked before a delete: who still needs the record, and whether it was kept as a hidden one.
+	// remove is called before a delete. It returns the users that still need the record, which refuse the delete, or kept if
+	// it has saved the record as a hidden one instead.
 	remove func(ctx context.Context, s logical.Storage, name string, record *T, d *framework.FieldData) (users []string, kept bool, err error)
-	// saved, if there is one, is called after a write, under no lock; it returns warnings. The write stands whatever it says.
+	// saved, if not nil, is called after a write, without a lock, and returns warnings. Its error does not undo the write.
 	saved func(ctx context.Context, s logical.Storage, name string, d *framework.FieldData) ([]string, error)
-	// changed drops what was made of the record.
+	// changed drops what is cached of the record.
 	changed func(name string)
-	// hidden records are read as absent.
+	// hidden, if not nil, reports whether operators see the record as absent.
 	hidden func(*T) bool
 }
 
-// maxMetadata bounds custom_metadata, which nothing but its readers uses.
-const maxMetadata = 64
+const maxMetadata = 64 // entries of custom_metadata
 
+// described adds the fields that all nouns have.
 func described(fields map[string]*framework.FieldSchema) map[string]*framework.FieldSchema {
 	fields["name"] = &framework.FieldSchema{Type: framework.TypeString, Required: true, Description: "Name: lower-case letters, digits, '_', '-' and '.'."}
 	fields["description"] = &framework.FieldSchema{Type: framework.TypeString, Description: "What this is for, in words."}
-	fields["custom_metadata"] = &framework.FieldSchema{Type: framework.TypeKVPairs, Description: "Texts of the operator's own; the engine does not read them."}
+	fields["custom_metadata"] = &framework.FieldSchema{Type: framework.TypeKVPairs, Description: "Strings of the operator's own, as k=v; the engine does not use them."}
 	return fields
 }
 
@@ -59,14 +60,14 @@ func (n *noun[T]) paths(b *engine) []*framework.Path {
 	display := func(verb, suffix string) *framework.DisplayAttributes {
 		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix}
 	}
-	write := &framework.PathOperation{Callback: b.handle(n.write(b)), Summary: "Create or change " + n.article() + "; what is not named stays.", DisplayAttrs: display("write", n.suffix), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true}
+	write := &framework.PathOperation{Callback: b.handle(n.write(b)), Summary: "Create or change " + n.article() + "; fields that are not named keep their value.", DisplayAttrs: display("write", n.suffix), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true}
 	return []*framework.Path{{
 		Pattern: n.table.prefix + "?$",
 		Fields:  pagination(),
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ListOperation: &framework.PathOperation{Callback: b.handle(n.list), Summary: "List the names of all.", DisplayAttrs: display("list", n.plural)},
+			logical.ListOperation: &framework.PathOperation{Callback: b.handle(n.list), Summary: "List " + n.what + " names.", DisplayAttrs: display("list", n.plural)},
 		},
-		HelpSynopsis:    "List every " + n.what + " by name.",
+		HelpSynopsis:    "List " + n.what + " names.",
 		HelpDescription: n.help,
 	}, {
 		Pattern: n.table.prefix + `(?P<name>[^/]+)$`,
@@ -105,7 +106,7 @@ func (n *noun[T]) exists(ctx context.Context, req *logical.Request, d *framework
 		return false, nil // the handler says what is wrong
 	}
 	record, err := n.load(ctx, req.Storage, name)
-	return record != nil || err != nil, nil // what cannot be read is there, and the handler says why; Vault would hide an error
+	return record != nil || err != nil, nil // an unreadable record exists; the handler reports why, while Vault would hide an error from here
 }
 
 func (n *noun[T]) list(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -148,7 +149,7 @@ func (n *noun[T]) read(ctx context.Context, req *logical.Request, d *framework.F
 func (n *noun[T]) write(b *engine) framework.OperationFunc {
 	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 		if n.probe != nil {
-			// Before the lock: no operator's write waits for somebody's network.
+			// Before taking the lock: other writes must not wait for a network call.
 			record, _, err := n.merge(ctx, req, d)
 			if err == nil {
 				err = n.probe(ctx, req.Storage, record, d)
@@ -178,18 +179,18 @@ func (n *noun[T]) save(ctx context.Context, b *engine, req *logical.Request, d *
 		return nil, err
 	}
 	name := d.Get("name").(string)
-	defer n.changed(name) // whatever storage says of it, the write may have been done
+	defer n.changed(name) // even after an error: the write may have been done
 	return warnings, n.table.put(ctx, req.Storage, name, record)
 }
 
-// merge returns the record as it is to be: what is stored with the fields that the request gives, checked.
+// merge returns the record to store: the stored one with the fields that the request gives, checked.
 func (n *noun[T]) merge(ctx context.Context, req *logical.Request, d *framework.FieldData) (*T, []string, error) {
 	name := d.Get("name").(string)
 	if err := checkName("name", name); err != nil {
 		return nil, nil, err
 	}
 	for _, field := range slices.Sorted(maps.Keys(d.Raw)) {
-		if d.Raw[field] == nil && (field == "enabled" || !n.clear(field)) { // a default would switch it on
+		if d.Raw[field] == nil && (field == "enabled" || !n.clear(field)) { // the default of enabled would switch it on
 			return nil, nil, badField(field, "null is refused; leave the field out to keep it, or give a value")
 		}
 	}
@@ -198,7 +199,7 @@ func (n *noun[T]) merge(ctx context.Context, req *logical.Request, d *framework.
 		return nil, nil, err
 	}
 	base := n.table.new()
-	if old != nil && (n.hidden == nil || !n.hidden(old)) { // nothing of a hidden record comes back by itself
+	if old != nil && (n.hidden == nil || !n.hidden(old)) { // a new record must not inherit from a hidden one
 		base = *old
 	}
 	record, err := overlay(base, n.table.new(), d)
@@ -212,7 +213,7 @@ func (n *noun[T]) merge(ctx context.Context, req *logical.Request, d *framework.
 	return &record, warnings, err
 }
 
-// patch is a write to what exists: every write keeps what it does not name.
+// patch is a write that requires the record to exist: every write keeps the fields that it does not name.
 func (n *noun[T]) patch(b *engine) framework.OperationFunc {
 	write := n.write(b)
 	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -229,6 +230,7 @@ func (n *noun[T]) patch(b *engine) framework.OperationFunc {
 	}
 }
 
+// delete removes a record that no other record needs. Deleting an absent one succeeds.
 func (n *noun[T]) delete(b *engine) framework.OperationFunc {
 	return func(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 		b.writes.Lock()
@@ -263,7 +265,7 @@ func (n *noun[T]) delete(b *engine) framework.OperationFunc {
 	}
 }
 
-// users lists the records of a table that name something, as "<what> <name>".
+// users lists the records of a table for which names returns true, as "<what> <name>".
 func users[T any](ctx context.Context, s logical.Storage, t table[T], what string, names func(*T) bool) ([]string, error) {
 	all, err := t.list(ctx, s)
 	if err != nil {
@@ -282,15 +284,15 @@ func users[T any](ctx context.Context, s logical.Storage, t table[T], what strin
 	return found, nil
 }
 
-// pagination are the fields of a list, with the meaning that Vault gives them elsewhere.
+// pagination returns the fields after and limit of a list, as Vault's own lists have them.
 func pagination() map[string]*framework.FieldSchema {
 	return map[string]*framework.FieldSchema{
-		"after": {Type: framework.TypeString, Query: true, Description: "List what comes after this entry."},
+		"after": {Type: framework.TypeString, Query: true, Description: "List only entries after this one."},
 		"limit": {Type: framework.TypeInt, Query: true, Description: "List at most this many; 0 = all."},
 	}
 }
 
-// page sorts a list and cuts it: what comes after an entry, at most limit (0 = all).
+// page sorts a list and returns at most limit (0 = all) of its entries after the given one.
 func page(all []string, after string, limit int) []string {
 	slices.Sort(all)
 	if after != "" {

@@ -12,8 +12,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// oauthRecord is the part of a target's record that is for driver oauth alone. token_url, client_id, client_secret, token_file
-// and spiffe_id are for sources of tokens too.
+// oauthRecord has those fields of a target's record that only driver oauth uses. The driver shares token_url, client_id,
+// client_secret, token_file and spiffe_id with the sources of subject tokens.
 type oauthRecord struct {
 	Grant             string   `json:"grant"`
 	ClientAuth        string   `json:"client_auth"`
@@ -30,7 +30,7 @@ type oauthRecord struct {
 // oauthWays are the fields that decide where the driver's secrets go, and who is asked with them.
 var oauthDestinationFields = []string{"url", "token_url", "revocation_url", "introspection_url", "token_hosts", "chain", "assertion_audience", "ca_pem", "proxy_url"}
 
-// changed says which fields differ from those of an older record.
+// changed reports which of the fields that decide where secrets go differ from an older record.
 func (r oauthRecord) changed(old oauthRecord) map[string]bool {
 	return map[string]bool{
 		"revocation_url": r.RevocationURL != old.RevocationURL, "introspection_url": r.IntrospectionURL != old.IntrospectionURL,
@@ -39,7 +39,7 @@ func (r oauthRecord) changed(old oauthRecord) map[string]bool {
 	}
 }
 
-// given returns a field that is set, "" if none is.
+// given returns the name of a field that is set; "" if none is.
 func (r oauthRecord) given() string {
 	for _, field := range []struct {
 		name string
@@ -63,7 +63,7 @@ func (r oauthRecord) given() string {
 	return ""
 }
 
-// oauth is what the driver of that name has of a record.
+// oauth returns the configuration of driver oauth for a record; zero for other drivers.
 func (b *engine) oauth(r targetRecord, policy egress.Policy) target.OAuth {
 	if r.Driver != target.DriverOAuth {
 		return target.OAuth{}
@@ -82,12 +82,12 @@ func (b *engine) oauth(r targetRecord, policy egress.Policy) target.OAuth {
 	}
 }
 
-// checkOAuth looks at where the engine's own tokens for an authorization server come from; the driver has looked at the rest.
+// checkOAuth checks the sources of the engine's own tokens for an authorization server. The driver has checked the rest.
 func (b *engine) checkOAuth(r *targetRecord, policy egress.Policy) error {
 	if r.Driver != target.DriverOAuth {
 		return nil
 	}
-	const somebody = "x" // who the token would be for changes nothing
+	const somebody = "x" // any audience will do for a check
 	if r.TokenFile != "" {
 		if _, err := b.openSource(target.SourceFile, somebody, r, policy, egress.Options{}); err != nil {
 			return namedField(err)

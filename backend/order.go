@@ -18,20 +18,20 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
 )
 
-// order is what an exchange will ask for, after everything was decided.
+// order is everything that was decided about one exchange before the first write.
 type order struct {
 	who      *subject
-	draft    *entry // who asks for what, for blocks to judge: with all claims
+	draft    *entry // the ledger entry that this would become, but with all claims: blocks judge it
 	role     *role
 	target   *openTarget
 	params   map[string]any
-	self     *assertion // what this mount will say of the caller; nil if the target does not want that
+	self     *assertion // the token that this mount will sign for the caller; nil if the target wants none
 	path     string     // lease path
 	ttl, max time.Duration
 	warnings []string
 }
 
-// order works out what to ask the target for. It writes nothing and calls nobody.
+// order works out what to ask the target for. It writes nothing and makes no network calls.
 func (b *engine) order(ctx context.Context, req *logical.Request, r *role, t *openTarget, who *subject, a ask, budget *expr.Budget) (*order, error) {
 	o := &order{who: who, role: r, target: t, path: a.path}
 	o.draft = &entry{
@@ -72,7 +72,7 @@ func (b *engine) order(ctx context.Context, req *logical.Request, r *role, t *op
 	return o, nil
 }
 
-// params joins what the role fixes, what it computes and what the request may set.
+// params merges the role's fixed parameters, its computed ones, and those that the request may set.
 func (r *role) params(who *subject, given map[string]any, budget *expr.Budget) (map[string]any, error) {
 	params := make(map[string]any, len(r.Parameters)+len(r.parametersFrom)+len(given))
 	for name, value := range r.Parameters {
@@ -90,7 +90,7 @@ func (r *role) params(who *subject, given map[string]any, budget *expr.Budget) (
 			text := fmt.Sprintf("parameters.%s: the role does not allow a request to set it", name)
 			return nil, &refusal{reason: reasonParameter, text: text, detail: text}
 		}
-		if value == nil { // it would take away the role's value, and so ask for the target's own default
+		if value == nil { // null would remove the role's value and so select the target's own default
 			text := fmt.Sprintf("parameters.%s: null is refused; leave the parameter out", name)
 			return nil, &refusal{reason: reasonParameter, text: text, detail: text}
 		}
@@ -99,12 +99,12 @@ func (r *role) params(who *subject, given map[string]any, budget *expr.Budget) (
 	return params, nil
 }
 
-// leasePaths is the grammar of what follows creds/<role>: it becomes part of a lease id and of ACL paths.
+// leasePaths is the grammar of the path after creds/<role>, which becomes part of lease ids and of ACL paths.
 var leasePaths = regexp.MustCompile(`\A[A-Za-z0-9._@:~-]+(/[A-Za-z0-9._@:~-]+)*\z`)
 
 const maxLeasePath = 256
 
-// wantedPath is what a request of this subject must carry after creds/<role>; "" without a lease_path.
+// wantedPath returns the path that this subject's requests must have after creds/<role>; "" if the role has no lease_path.
 func (r *role) wantedPath(who *subject, budget *expr.Budget) (string, error) {
 	if r.leasePath == nil {
 		return "", nil
@@ -115,7 +115,7 @@ func (r *role) wantedPath(who *subject, budget *expr.Budget) (string, error) {
 	}
 	path := value.(string)
 	if !leasePaths.MatchString(path) || len(path) > maxLeasePath || slices.Contains(strings.Split(path, "/"), ".") || strings.Contains(path, "..") {
-		return "", refuse(reasonLeasePath, "lease_path yields what is no path of segments of letters, digits and ._@:~-")
+		return "", refuse(reasonLeasePath, "lease_path must yield at most %d bytes of segments of letters, digits and ._@:~- separated by /", maxLeasePath)
 	}
 	return path, nil
 }
@@ -130,5 +130,5 @@ func checkLeasePath(r *role, who *subject, got string, budget *expr.Budget) erro
 		path += "/" + want
 	}
 	text := fmt.Sprintf("lease_path: request <mount>/%s", path)
-	return &refusal{reason: reasonLeasePath, text: text, detail: "the request carries another path than the role's lease_path yields"}
+	return &refusal{reason: reasonLeasePath, text: text, detail: "the request's path differs from what the role's lease_path yields"}
 }

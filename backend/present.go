@@ -15,7 +15,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
-// checkSourceFields refuses details of another source or driver than the target's: who wrote them believes that they hold.
+// checkSourceFields refuses fields of another subject_token_source or driver than the target's: whoever set them would
+// believe that they have an effect.
 func (r *targetRecord) checkSourceFields(kind string) error {
 	isOAuth := r.Driver == target.DriverOAuth
 	for _, field := range []struct {
@@ -34,16 +35,16 @@ func (r *targetRecord) checkSourceFields(kind string) error {
 		{"spiffe_id", target.SourceSVID, true, r.SPIFFEID != ""},
 	} {
 		if field.given && field.of != kind && !(field.shared && isOAuth) {
-			return badField(field.name, "is for subject_token_source %s alone; the target's is %s", field.of, kind)
+			return badField(field.name, "is only for subject_token_source %s; this target's is %s", field.of, kind)
 		}
 	}
 	if name := r.given(); name != "" && !isOAuth {
-		return badField(name, "is for driver %s alone; the target's is %s", target.DriverOAuth, r.Driver)
+		return badField(name, "is only for driver %s; this target's is %s", target.DriverOAuth, r.Driver)
 	}
 	return nil
 }
 
-// openSource opens what yields the engine's own tokens for a target; nil if the target wants none of them.
+// openSource opens the source of the engine's own tokens for a target; nil if the target uses no such source.
 func (b *engine) openSource(kind, audience string, r *targetRecord, policy egress.Policy, transport egress.Options) (*source.Source, error) {
 	switch kind {
 	case target.SourceSVID:
@@ -62,14 +63,14 @@ func (b *engine) openSource(kind, audience string, r *targetRecord, policy egres
 	})
 }
 
-// forwardable refuses to send a caller's token to a host that its issuer's entry does not name, or that it was not made
-// for: whoever writes targets cannot collect tokens.
+// forwardable refuses to send a caller's token to a host that its issuer's forward_to does not list, or whose audience is not
+// the token's only one. Otherwise whoever may write targets could collect callers' tokens.
 func (t *openTarget) forwardable(who *subject) error {
 	if t.Source() != target.SourceRequest {
 		return nil
 	}
 	if who.Kind != trust.Token {
-		return refuse(reasonNotForwardable, "the target wants the caller's token, and there is none")
+		return refuse(reasonNotForwardable, "the target wants the caller's token, and the caller logged in without one")
 	}
 	for _, host := range t.SubjectHosts() {
 		if !slices.Contains(who.issuer.ForwardTo, host) {
@@ -78,7 +79,7 @@ func (t *openTarget) forwardable(who *subject) error {
 	}
 	switch {
 	case t.record.ProxyURL != "" && !slices.Contains(who.issuer.ForwardTo, hostOf(t.record.ProxyURL)):
-		// A proxy with a CA of its own choosing reads what passes.
+		// Together with a ca_pem of its choosing, a proxy can read what it forwards.
 		return refuse(reasonNotForwardable, "issuer %q does not list the target's proxy in forward_to", who.issuer.name)
 	case !trust.IsSole(who.Claims["aud"], t.Audience()):
 		return refuse(reasonNotForwardable, "the token's audience is not exactly the target's audience")
@@ -86,7 +87,8 @@ func (t *openTarget) forwardable(who *subject) error {
 	return nil
 }
 
-// present returns the token to present to the target. Nothing was sent there yet: an error means that no key was made.
+// present returns the subject token to present to the target; "" if the target wants none. It sends nothing to the target,
+// so an error means that no key was made.
 func (b *engine) present(ctx context.Context, o *order) (string, error) {
 	switch o.target.Source() {
 	case target.SourceNone:
@@ -98,17 +100,17 @@ func (b *engine) present(ctx context.Context, o *order) (string, error) {
 	case target.SourceFile, target.SourceClientCredentials, target.SourceSVID:
 		return o.target.ownToken(ctx)
 	}
-	return "", refuse(reasonInternal, "no such source of subject tokens")
+	return "", refuse(reasonInternal, "unknown subject_token_source %q", o.target.Source())
 }
 
-// ownToken returns a token that is the engine's own identity at the target. Who asked for a key has no part in it.
+// ownToken returns a token that is the engine's own identity at the target; it says nothing about the caller.
 func (t *openTarget) ownToken(ctx context.Context) (string, error) {
 	return tokenOf(ctx, t.source, t.sourceErr)
 }
 
-// tokenOf returns a source's token; err is why there is no source.
+// tokenOf returns a token of a source. err is why there is no source, nil if there is one.
 func tokenOf(ctx context.Context, from *source.Source, err error) (string, error) {
-	if err != nil { // it was sound when it was written, by the rules of that time
+	if err != nil { // it was valid when it was written
 		return "", refuse(reasonNotForwardable, "the source no longer fits config or the plugin's environment: %v", err)
 	}
 	token, err := from.Token(ctx)
@@ -121,7 +123,7 @@ func tokenOf(ctx context.Context, from *source.Source, err error) (string, error
 	return token, nil
 }
 
-// Close lets go of the connections that the target and its source keep.
+// Close closes the idle connections of the target and its source.
 func (t *openTarget) Close() {
 	t.Target.Close()
 	if t.source != nil {

@@ -18,15 +18,15 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// provider is a selfRecord as the engine uses it.
+// provider is this mount as an OpenID provider (path self): a selfRecord as the engine uses it.
 type provider struct {
 	selfRecord
-	discovery, keys []byte // the published documents; nil while it is off
+	discovery, keys []byte // the published documents; nil while the provider is off
 }
 
 func (p *provider) on() bool { return p.IssuerURL != "" }
 
-// provider returns this mount as an OpenID provider, which may be off.
+// provider returns this mount's provider, which may be off; it is never nil.
 func (b *engine) provider(ctx context.Context, s logical.Storage) (*provider, error) {
 	p, _, err := b.self.get(selfName, func() (*provider, bool, error) {
 		record, err := loadSelf(ctx, s)
@@ -48,7 +48,8 @@ func (b *engine) provider(ctx context.Context, s logical.Storage) (*provider, er
 	return p, err
 }
 
-// rotateSelf turns the ring if that is due. Only a node that may write the record does; the others are told by it.
+// rotateSelf rotates the provider's keys if that is due. Only a node that may write the record does; the others then learn of
+// the write by invalidate.
 func (b *engine) rotateSelf(ctx context.Context, req *logical.Request) {
 	defer b.recovered(req, nil, new(error))
 	if !b.WriteSafeReplicationState() {
@@ -61,10 +62,11 @@ func (b *engine) rotateSelf(ctx context.Context, req *logical.Request) {
 		err = b.turnRing(ctx, req.Storage)
 	}
 	if err != nil {
-		b.Logger().Error("rotating the keys of self", "error", err)
+		b.Logger().Error("rotating the signing keys of self; the next tick tries again", "error", err)
 	}
 }
 
+// turnRing brings the stored ring up to date.
 func (b *engine) turnRing(ctx context.Context, s logical.Storage) error {
 	b.writes.Lock()
 	defer b.writes.Unlock()
@@ -78,38 +80,38 @@ func (b *engine) turnRing(ctx context.Context, s logical.Storage) error {
 	} else if changed, err = record.Ring.turn(record.Algorithm, record.RotationPeriod.duration(), now); err != nil {
 		return err
 	}
-	defer b.self.clear() // whatever storage says of it, the write may have been done
+	defer b.self.clear() // even after an error: the write may have been done
 	if !changed {
 		return nil
 	}
 	if err := selfTable.put(ctx, s, selfName, record); err != nil {
 		return err
 	}
-	b.Logger().Info("keys of self changed", "published", len(record.Ring.published()))
+	b.Logger().Info("the signing keys of self changed", "published", len(record.Ring.published()))
 	return nil
 }
 
-// notOwn refuses a token of this mount, whatever the issuers' entries say: they may name our keys under another issuer, or
-// issuer_url may have been another.
+// notOwn refuses a token that this mount has signed, even if an issuer would accept it: an issuer may name our keys under
+// another iss, and issuer_url may have changed since.
 func (b *engine) notOwn(ctx context.Context, s logical.Storage, claimed identity.Claimed) error {
 	p, err := b.provider(ctx, s)
 	if err != nil {
 		return err
 	}
 	if p.on() && claimed.Issuer == p.IssuerURL || p.Ring.has(claimed.KeyID) {
-		return refuse(identity.UnknownIssuer, "the token is this mount's own; see self")
+		return refuse(identity.UnknownIssuer, "the token was signed by this mount, which accepts no token of its own")
 	}
 	return nil
 }
 
-// notSelf refuses an issuer that says to be this mount.
+// notSelf refuses an issuer record whose issuer is this mount.
 func (b *engine) notSelf(ctx context.Context, s logical.Storage, record *issuerRecord) error {
 	p, err := b.provider(ctx, s)
 	if err != nil {
 		return err
 	}
 	if p.on() && record.Issuer == p.IssuerURL {
-		return badField("issuer", "is the issuer_url of self, and this mount accepts no token of its own")
+		return badField("issuer", "is the issuer_url of self; this mount accepts no token of its own")
 	}
 	return nil
 }
@@ -120,7 +122,7 @@ const (
 	selfEntity = "entity"
 )
 
-// checkSelfSubject checks what of a target concerns self.
+// checkSelfSubject checks those fields of a target that concern tokens of self.
 func (b *engine) checkSelfSubject(ctx context.Context, s logical.Storage, t *openTarget) (warnings []string, err error) {
 	if t.Source() != target.SourceSelf {
 		return nil, nil
@@ -132,16 +134,16 @@ func (b *engine) checkSelfSubject(ctx context.Context, s logical.Storage, t *ope
 	if err != nil || p.on() {
 		return nil, err
 	}
-	return []string{"no key can be issued before self has an issuer_url"}, nil
+	return []string{"no key can be issued until self has an issuer_url"}, nil
 }
 
-// assertion is what this mount is about to say of a caller.
+// assertion is a token of this mount that is not signed yet.
 type assertion struct {
 	by     *provider
 	claims selfClaims
 }
 
-// assert prepares the token for a target that wants one of this mount; nil for the others. It writes nothing.
+// assert prepares the assertion for a target with subject_token_source=self; nil for other targets. It writes nothing.
 func (b *engine) assert(ctx context.Context, req *logical.Request, o *order) (*assertion, error) {
 	if o.target.Source() != target.SourceSelf {
 		return nil, nil
@@ -151,7 +153,7 @@ func (b *engine) assert(ctx context.Context, req *logical.Request, o *order) (*a
 		return nil, err
 	}
 	if !p.on() {
-		return nil, refuse(reasonDisabled, "target %q wants a token of this mount, and self has no issuer_url", o.role.Target)
+		return nil, refuse(reasonDisabled, "target %q wants a token of this mount, but self has no issuer_url", o.role.Target)
 	}
 	claims := selfClaims{
 		Issuer: p.IssuerURL, Subject: "role:" + o.role.name, Audience: o.target.Audience(), Role: o.role.name,
@@ -166,7 +168,7 @@ func (b *engine) assert(ctx context.Context, req *logical.Request, o *order) (*a
 	}
 	if o.target.record.SelfSubject == selfEntity {
 		if claims.EntityID == "" {
-			return nil, refuse(reasonNoEntity, "target %q wants a token for the caller's entity, and there is none", o.role.Target)
+			return nil, refuse(reasonNoEntity, "target %q has self_subject=entity, but the caller has no entity", o.role.Target)
 		}
 		claims.Subject = "entity:" + claims.EntityID
 	}
@@ -176,7 +178,7 @@ func (b *engine) assert(ctx context.Context, req *logical.Request, o *order) (*a
 func (a *assertion) sign(now time.Time) (string, error) {
 	token, err := a.by.Ring.sign(a.claims.at(now, a.by.TTL.duration()))
 	if err != nil {
-		return "", refuse(reasonInternal, "the token of this mount: %v", err)
+		return "", refuse(reasonInternal, "signing a token of this mount: %v", err)
 	}
 	return token, nil
 }

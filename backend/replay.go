@@ -15,8 +15,8 @@ import (
 
 const usedTokens = "used/"
 
-// replay lets each token of a single-use issuer work once per cluster. Vault's storage has no compare-and-set, so this
-// rests on the one active node and a lock per stripe of hashes.
+// replay makes each token of a single_use issuer work only once per cluster. Vault's storage has no compare-and-set, so this
+// relies on there being one active node, and on a lock per stripe of token hashes.
 type replay struct {
 	now   func() time.Time
 	locks [64]sync.Mutex
@@ -30,9 +30,9 @@ type use struct {
 	Until     time.Time `json:"until"` // the token's end
 }
 
-var usedTable = table[use]{prefix: usedTokens + "token/"} // by their hash
+var usedTable = table[use]{prefix: usedTokens + "token/"} // by tokenHash
 
-// claim takes a subject's token for this request. release gives it back; it is called when the target has definitely
+// claim marks the subject's token as used by this request. release undoes that; call it only when the target has certainly
 // issued nothing.
 func (r *replay) claim(ctx context.Context, req *logical.Request, who *subject) (release func(context.Context), err error) {
 	if who.token == nil || !who.issuer.SingleUse {
@@ -49,7 +49,7 @@ func (r *replay) claim(ctx context.Context, req *logical.Request, who *subject) 
 	}
 	now := &use{RequestID: req.ID, Until: who.token.Expiry}
 	if before != nil {
-		// Vault itself sends a request again, under the same id, when the plugin's process dies in it.
+		// Vault itself repeats a request, with the same id, if the plugin's process dies while serving it.
 		if req.ID == "" || before.RequestID != req.ID || before.Resent {
 			return nil, refuse(reasonReplayed, "request %q used the token", before.RequestID)
 		}
@@ -57,21 +57,21 @@ func (r *replay) claim(ctx context.Context, req *logical.Request, who *subject) 
 	}
 	release = func(ctx context.Context) {
 		if now.Resent {
-			return // what became of the first sending is not known
+			return // the first attempt may have yielded a key
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 		defer cancel()
-		_ = usedTable.delete(ctx, req.Storage, name) // kept, the token stays used: safe
+		_ = usedTable.delete(ctx, req.Storage, name) // on failure the token stays used, which is safe
 	}
-	r.ends.add(hash, hourOf(now.Until)) // first: what may have been written is to be forgotten
+	r.ends.add(hash, hourOf(now.Until)) // before the write, so that even a record whose write failed halfway gets deleted in time
 	if err := usedTable.put(ctx, req.Storage, name, now); err != nil {
-		release(ctx) // it may have been written all the same
+		release(ctx) // the record may be stored despite the error
 		return nil, err
 	}
 	return release, nil
 }
 
-// check tells what claim would say to a new request, and changes nothing.
+// check returns the refusal that claim would give a new request, and changes nothing.
 func (r *replay) check(ctx context.Context, s logical.Storage, who *subject) error {
 	if who.token == nil || !who.issuer.SingleUse {
 		return nil
@@ -83,8 +83,8 @@ func (r *replay) check(ctx context.Context, s logical.Storage, who *subject) err
 	return err
 }
 
-// tokenHash names a token: by the id that its issuer gave it, or else by what was signed. The signature is not part of
-// it, for a signature can be rewritten so that it still verifies.
+// tokenHash identifies a token: by the id that its issuer gave it or, if it has none, by its signed content. The signature is
+// left out, because an ECDSA signature can be rewritten without the key and still verify.
 type tokenHash [sha256.Size]byte
 
 // String is the name of the token's record.
@@ -103,15 +103,15 @@ func (who *subject) tokenHash() tokenHash {
 	return tokenHash(h.Sum(nil))
 }
 
-// hourMargin is more than the largest leeway of clocks.
+// hourMargin exceeds the largest clock_skew_leeway of an issuer.
 const hourMargin = 5 * time.Minute
 
-// nextPassed is when the next hour will have passed, with its margin.
+// nextPassed returns when the next hour will have passed, in the sense of passed.
 func nextPassed(now time.Time) time.Time {
 	return now.Add(-hourMargin).Truncate(time.Hour).Add(time.Hour + hourMargin)
 }
 
-// passed reports whether the whole hour, and a margin for the largest leeway of clocks, lies before now.
+// passed reports whether the hour has ended at least hourMargin ago.
 func passed(hour string, now time.Time) bool {
 	start, err := time.Parse(hourLayout, hour)
 	return err == nil && now.After(start.Add(time.Hour+hourMargin))

@@ -13,7 +13,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// hours lists the hours under which keys are filed, in order of time.
+// hours lists the hours under which keys are filed, oldest first.
 func (l *ledger) hours(ctx context.Context, s logical.Storage, sealed bool) ([]string, error) {
 	prefix := plainKeys
 	if sealed {
@@ -32,12 +32,12 @@ func (l *ledger) hours(ctx context.Context, s logical.Storage, sealed bool) ([]s
 	return hours, nil
 }
 
-// each calls visit for the id of every key that comes after an id, in order, until it returns false; open says that the
-// key is perhaps not settled. It lists what it comes to, and reads no entry that is filed. What cannot be listed or read
-// keeps it from nothing else; it is told in the end.
+// each calls visit for the id of every key in the ledger that sorts after the given id, in order, until visit returns false.
+// open says that the key may have a record in open/. It lists one hour at a time and reads no filed entry. If something
+// cannot be listed or read, it goes on with the rest and returns the error at the end.
 func (l *ledger) each(ctx context.Context, s logical.Storage, after string, visit func(id string, open bool) (bool, error)) error {
-	open, fault := l.openIDs(ctx, s) // first: what is open now and filed later is met all the same
-	hours := map[string][]string{}   // the open ids of each
+	open, fault := l.openIDs(ctx, s) // first, so that a key that is open now and filed during the scan is not missed
+	hours := map[string][]string{}   // open ids by hour
 	for id := range open {
 		hour, _, _ := splitID(id)
 		hours[hour] = append(hours[hour], id)
@@ -54,7 +54,7 @@ func (l *ledger) each(ctx context.Context, s logical.Storage, after string, visi
 		}
 	}
 	for _, hour := range slices.Sorted(maps.Keys(hours)) {
-		if hour+"-~" < after { // as all its ids are
+		if hour+"-~" < after { // all ids of this hour sort before after
 			continue
 		}
 		ids, err := l.idsOf(ctx, s, hour, hours[hour])
@@ -73,7 +73,7 @@ func (l *ledger) each(ctx context.Context, s logical.Storage, after string, visi
 	return fault.err()
 }
 
-// idsOf lists the keys that end in one hour, in order; open are those of them that are perhaps not filed yet.
+// idsOf lists the ids of the keys of one hour, in order; open are those that may not be filed yet.
 func (l *ledger) idsOf(ctx context.Context, s logical.Storage, hour string, open []string) (ids []string, err error) {
 	ids = open
 	for _, sealed := range []bool{false, true} {
@@ -89,7 +89,7 @@ func (l *ledger) idsOf(ctx context.Context, s logical.Storage, hour string, open
 	return slices.Compact(ids), err
 }
 
-// openIDs lists the ids of what is not settled. It reads those that are not counted yet.
+// openIDs lists the ids of all records in open/. It reads only the records of keys that are not in the tally yet.
 func (l *ledger) openIDs(ctx context.Context, s logical.Storage) (ids map[string]bool, fault faults) {
 	ids = map[string]bool{}
 	rands, err := openTable.list(ctx, s)
@@ -103,15 +103,15 @@ func (l *ledger) openIDs(ctx context.Context, s logical.Storage) (ids map[string
 		}
 		if e, err := openTable.get(ctx, s, rand); err != nil {
 			fault.add(err)
-		} else if e != nil { // else it was settled meanwhile
+		} else if e != nil { // nil: it was settled meanwhile
 			ids[e.ID] = true
 		}
 	}
 	return ids, fault
 }
 
-// eachOpen calls visit for what is not settled, until it returns false. What cannot be read keeps it from nothing else; it is
-// told in the end.
+// eachOpen calls visit for every record in open/, until visit returns false. If one cannot be read, it goes on with the rest
+// and returns the error at the end.
 func (l *ledger) eachOpen(ctx context.Context, s logical.Storage, visit func(*entry) (bool, error)) error {
 	rands, err := openTable.list(ctx, s)
 	if err != nil {
@@ -134,8 +134,9 @@ func (l *ledger) eachOpen(ctx context.Context, s logical.Storage, visit func(*en
 	return fault.err()
 }
 
-// scan calls visit for every key after an id that a filter matches or cannot judge, in order, until it returns false. Keys
-// that memory rules out are not read. What cannot be read keeps it from nothing else; it is told in the end.
+// scan calls visit for every key after the given id that a filter matches or cannot judge, in order, until visit returns
+// false. It does not read keys that the tally rules out. If one cannot be read, it goes on with the rest and returns the
+// error at the end.
 func (l *ledger) scan(ctx context.Context, s logical.Storage, f *filter, after string, visit func(*entry, verdict) bool) error {
 	var fault faults
 	err := l.each(ctx, s, after, func(id string, open bool) (bool, error) {
@@ -154,7 +155,7 @@ func (l *ledger) scan(ctx context.Context, s logical.Storage, f *filter, after s
 		case err != nil:
 			fault.add(err)
 			return true, nil
-		case e == nil: // it died while we looked
+		case e == nil: // it ended meanwhile
 			return true, nil
 		}
 		if v := f.judge(e); v != unmatched {
@@ -168,7 +169,7 @@ func (l *ledger) scan(ctx context.Context, s logical.Storage, f *filter, after s
 	return fault.err()
 }
 
-// faults are errors of work that goes on: the first of them, and how many there are.
+// faults collects the errors of work that goes on after one: the first error, and how many there were.
 type faults struct {
 	first error
 	n     int

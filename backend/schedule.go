@@ -11,8 +11,8 @@ import (
 	"github.com/robfig/cron/v3"
 )
 
-// schedule says when a secret that the engine keeps is replaced by a new one. The fields have the names and meanings that
-// Vault's own engines give them, but that a schedule is always in UTC.
+// schedule says when the engine rotates a secret. Its fields have the names and meanings that Vault's own engines give them,
+// except that a rotation_schedule is always in UTC.
 type schedule struct {
 	RotationPeriod   seconds `json:"rotation_period"`
 	RotationSchedule string  `json:"rotation_schedule"`
@@ -22,9 +22,9 @@ type schedule struct {
 const (
 	minPeriod   = time.Minute // Vault calls the periodic function about once a minute
 	minWindow   = time.Hour
-	maxSpare    = 7 * 24 * time.Hour   // how much longer than until its rotation a secret may live at its target
-	minSpare    = 24 * time.Hour       // and how much it does at the least
-	unscheduled = 364 * 24 * time.Hour // life of what nothing but an operator rotates; many APIs allow a year
+	minSpare    = 24 * time.Hour       // a secret lives at least this much longer at its target than until its next rotation
+	maxSpare    = 7 * 24 * time.Hour   // and at most this much
+	unscheduled = 364 * 24 * time.Hour // life of a secret that only operators rotate; many APIs allow at most a year
 )
 
 // scheduled adds the fields of a schedule to a record's.
@@ -35,40 +35,40 @@ func scheduled(what string, fields map[string]*framework.FieldSchema) map[string
 	return fields
 }
 
-// set reports whether anything is to be rotated by itself.
+// set reports whether the secret is rotated automatically.
 func (s schedule) set() bool { return s.RotationPeriod > 0 || s.RotationSchedule != "" }
 
 func (s schedule) check() error {
 	switch {
 	case s.RotationPeriod > 0 && s.RotationSchedule != "":
-		return badField("rotation_schedule", "stands beside rotation_period; give one of them, and set the other to its default by null")
+		return badField("rotation_schedule", "excludes rotation_period; give one of them, and reset the other with null")
 	case s.RotationPeriod > 0 && s.RotationPeriod.duration() < minPeriod:
 		return badField("rotation_period", "want at least %s", minPeriod)
 	case s.RotationWindow > 0 && s.RotationSchedule == "":
-		return badField("rotation_window", "is for rotation_schedule")
+		return badField("rotation_window", "goes with rotation_schedule only")
 	case s.RotationWindow > 0 && s.RotationWindow.duration() < minWindow:
 		return badField("rotation_window", "want at least %s", minWindow)
 	case s.RotationSchedule == "":
 		return nil
 	}
 	if times, err := s.times(); err != nil || times.Next(time.Unix(0, 0)).IsZero() {
-		return badField("rotation_schedule", "want a cron expression of five fields (minute, hour, day of month, month, day of week) that comes about, in UTC and without a time zone")
+		return badField("rotation_schedule", "want a cron expression of five fields (minute, hour, day of month, month, day of week) that matches some time, in UTC and without a time zone")
 	}
 	return nil
 }
 
-// times parses rotation_schedule as Vault's engines do. Its times are in the zone of the time that it is asked with.
+// times parses rotation_schedule as Vault's engines do. The result computes in the time zone of the time passed to Next.
 func (s schedule) times() (cron.Schedule, error) {
 	text := s.RotationSchedule
-	if strings.Contains(text, "=") { // TZ=… would bring another zone
+	if strings.Contains(text, "=") { // TZ=… would set another zone; the empty text is refused
 		text = ""
 	}
 	return cron.NewParser(cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow).Parse(text)
 }
 
-// due returns when what was last rotated at last, and ends by itself at expiry (zero = never), is to be rotated next; zero =
-// never. It may be in the past. A time whose window is over is passed by, unless the secret would end before the next. What was
-// rotated in the future, by a clock that ran ahead, is due now.
+// due returns when to rotate a secret next; zero = never. The time may be in the past. last is when it was last rotated,
+// expiry is its own end (zero = never). A scheduled time whose window is over is skipped, unless the secret would expire
+// before the next one. If last lies in the future, because a clock ran ahead, the secret is due now.
 func (s schedule) due(last, expiry, now time.Time) time.Time {
 	if s.set() && last.Sub(now) > maxBackoff {
 		return now
@@ -87,20 +87,20 @@ func (s schedule) due(last, expiry, now time.Time) time.Time {
 	return next
 }
 
-// after returns the first time after another; zero without a schedule.
+// after returns the first scheduled time after t; zero without a schedule.
 func (s schedule) after(t time.Time) time.Time {
 	if s.RotationPeriod > 0 {
 		return t.Add(s.RotationPeriod.duration()).UTC()
 	}
 	times, err := s.times()
-	if s.RotationSchedule == "" || err != nil { // it was checked when it was written
+	if s.RotationSchedule == "" || err != nil { // an error is impossible: check has parsed it before
 		return time.Time{}
 	}
 	return times.Next(t.UTC())
 }
 
-// end returns the latest end that a secret made now is given: it must live until the next rotation, and for some time more in
-// case that fails.
+// end returns the expiry to request for a secret made now: after the next rotation, with some time to spare in case that
+// fails.
 func (s schedule) end(now time.Time) time.Time {
 	if !s.set() {
 		return now.Add(unscheduled)

@@ -20,45 +20,45 @@ import (
 )
 
 const (
-	maxSelfTTL = 5 * time.Minute  // of a token; also the default
-	minSelfTTL = 30 * time.Second // one call to a target can take that long
-	selfSkew   = 30 * time.Second // by which a target's clock may be behind ours
-	keysMaxAge = 5 * time.Minute  // for which a verifier may keep what it has fetched
-	keyLead    = 2 * keysMaxAge   // least time for which a key is published before it signs
-	keyMargin  = 10 * time.Minute // for which a key is published after its last token has expired
+	maxSelfTTL = 5 * time.Minute  // longest life of a token; also the default
+	minSelfTTL = 30 * time.Second // a call to a target can take that long
+	selfSkew   = 30 * time.Second // how far a target's clock may be behind ours
+	keysMaxAge = 5 * time.Minute  // how long a verifier may cache the published documents
+	keyLead    = 2 * keysMaxAge   // a key is published at least this long before it signs
+	keyMargin  = 10 * time.Minute // a key stays published this long after its last token has expired
 )
 
 // selfAlgorithms are the values of algorithm, the default first.
 var selfAlgorithms = []string{string(jose.ES256), string(jose.RS256), string(jose.EdDSA)}
 
-// ring holds the keys of this mount as an OpenID provider; the zero ring has none. A key goes from stage to stage, so that
-// a verifier that keeps the published keys for as long as it may has the key of every token that it meets:
+// ring has the signing keys of this mount as an OpenID provider; the zero ring has none. Each key goes through three stages,
+// so that a verifier that caches the published keys for keysMaxAge has the key of every token that it gets:
 //
 //	next      published, does not sign yet
 //	current   published, signs
-//	previous  published without its private part, for as long as a token of it can live
+//	previous  only its public part is kept, and published for as long as a token signed with it may be valid
 type ring struct {
 	Next     *signingKey   `json:"next"`
 	Current  *signingKey   `json:"current"`
 	Previous []previousKey `json:"previous"`
 }
 
-// signingKey is a private key; its id is its thumbprint (RFC 7638), so no two keys ever share one.
+// signingKey is a private key. Its id is its thumbprint (RFC 7638), so no two keys ever share an id.
 type signingKey struct {
 	Key         jose.JSONWebKey `json:"key"`
 	PublishedAt time.Time       `json:"published_at"`
 }
 
-// previousKey is the public part of a key that signs no more. Until it is dropped, its tokens are known as our own.
+// previousKey is the public part of a key that no longer signs. Until it is dropped, notOwn recognizes its tokens.
 type previousKey struct {
 	Key       jose.JSONWebKey `json:"key"`
 	Until     time.Time       `json:"until"`
-	Withdrawn bool            `json:"withdrawn"` // not published: the provider was switched off
+	Withdrawn bool            `json:"withdrawn"` // not published, because the provider was switched off
 }
 
-// turn brings the ring to where it is to be at now: keys whose tokens have ended are dropped, next is a key of alg, and
-// becomes current when its time has come. However late turn is called, it goes one stage: what was not published cannot
-// sign. It reports whether anything changed; after an error nothing has.
+// turn brings the ring up to date: it drops previous keys whose time is over, makes a next key of algorithm alg if there is
+// none, and makes next the current key once that is due. Even if it is called late, it advances by only one stage, because
+// a key must be published before it signs. It reports whether anything changed; after an error nothing has.
 func (r *ring) turn(alg string, period time.Duration, now time.Time) (changed bool, err error) {
 	was := *r
 	defer func() {
@@ -66,7 +66,7 @@ func (r *ring) turn(alg string, period time.Duration, now time.Time) (changed bo
 			*r = was
 		}
 	}()
-	if r.Current == nil { // nobody can have fetched keys before: it may sign at once
+	if r.Current == nil { // nobody can have cached keys yet, so this one may sign at once
 		if r.Current, err = newSigningKey(alg, now); err != nil {
 			return false, err
 		}
@@ -89,8 +89,8 @@ func (r *ring) turn(alg string, period time.Duration, now time.Time) (changed bo
 	return r.drop(now) || changed, nil
 }
 
-// due is when next becomes current: once it was published for a period, or for the least time if that changes the
-// algorithm.
+// due returns when next becomes current: after it was published for a period or, if it has another algorithm than the
+// current key, for keyLead.
 func (r *ring) due(period time.Duration) time.Time {
 	if r.Next.Key.Algorithm != r.Current.Key.Algorithm {
 		period = keyLead
@@ -98,13 +98,14 @@ func (r *ring) due(period time.Duration) time.Time {
 	return r.Next.PublishedAt.Add(period)
 }
 
-// idle reports whether turn would change nothing, for a ring whose next key has the algorithm that is wanted.
+// idle reports whether turn would change nothing. It assumes that next has the configured algorithm.
 func (r *ring) idle(period time.Duration, now time.Time) bool {
 	dropped := func(k previousKey) bool { return !now.Before(k.Until) }
 	return (r.Next == nil || now.Before(r.due(period))) && !slices.ContainsFunc(r.Previous, dropped)
 }
 
-// stop forgets every private key and publishes none. What is left are the ids of tokens that may still be out.
+// stop deletes every private key and publishes no key. It keeps the public keys of tokens that may still be valid, so that
+// notOwn recognizes them.
 func (r *ring) stop(now time.Time) {
 	r.retire(now)
 	r.Current, r.Next = nil, nil
@@ -119,18 +120,19 @@ func (r *ring) retire(now time.Time) {
 	if r.Current == nil {
 		return
 	}
-	// By the longest ttl there is: the one that its tokens were signed with may have been another.
+	// Its tokens may have had any ttl up to the maximum.
 	last := previousKey{Key: r.Current.Key.Public(), Until: now.Add(maxSelfTTL + keyMargin)}
 	r.Previous = append(slices.Clone(r.Previous), last)
 }
 
+// drop removes previous keys whose time is over, and reports whether there were any.
 func (r *ring) drop(now time.Time) (changed bool) {
 	before := len(r.Previous)
 	r.Previous = slices.DeleteFunc(slices.Clone(r.Previous), func(k previousKey) bool { return !now.Before(k.Until) })
 	return len(r.Previous) < before
 }
 
-// published returns the public keys that verifiers may see, the one that signs first.
+// published returns the public keys that are published, beginning with the one that signs.
 func (r *ring) published() []jose.JSONWebKey {
 	keys := []jose.JSONWebKey{}
 	for _, k := range []*signingKey{r.Current, r.Next} {
@@ -182,7 +184,7 @@ func newSigningKey(alg string, now time.Time) (*signingKey, error) {
 	case jose.EdDSA:
 		_, private, err = ed25519.GenerateKey(rand.Reader)
 	default:
-		return nil, fmt.Errorf("there is no key for algorithm %q", alg)
+		return nil, fmt.Errorf("unknown algorithm %q", alg)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("making a key: %w", err)
@@ -197,8 +199,8 @@ func newSigningKey(alg string, now time.Time) (*signingKey, error) {
 	return &signingKey{Key: key, PublishedAt: now}, nil
 }
 
-// selfClaims are all the claims of a token of this mount. Each is a text that was verified or that the engine made; none
-// is taken from a request or a template.
+// selfClaims are all the claims of a token of this mount. Each was verified or made by the engine; none comes from a request
+// or a template.
 type selfClaims struct {
 	Issuer          string `json:"iss"`
 	Subject         string `json:"sub"`
@@ -211,7 +213,7 @@ type selfClaims struct {
 	Mount           string `json:"mount"`
 	EntityID        string `json:"entity_id,omitempty"`
 	EntityName      string `json:"entity_name,omitempty"`
-	SubjectIssuer   string `json:"subject_issuer"` // the name of the entry that vouched
+	SubjectIssuer   string `json:"subject_issuer"` // name of the issuer record that verified the caller
 	VerifiedSubject string `json:"subject"`
 }
 
@@ -220,21 +222,22 @@ var selfClaimNames = []string{
 	"iss", "sub", "aud", "iat", "nbf", "exp", "jti", "role", "mount", "entity_id", "entity_name", "subject_issuer", "subject",
 }
 
-// at returns the claims as those of a token of its own, made now.
+// at returns the claims with the times and a fresh id of a token made now.
 func (c selfClaims) at(now time.Time, ttl time.Duration) selfClaims {
 	c.IssuedAt, c.NotBefore, c.Expiry = now.Unix(), now.Add(-selfSkew).Unix(), now.Add(ttl).Unix()
 	c.ID = rand.Text()
 	return c
 }
 
-// The paths below issuer_url at which verifiers look, and at which this mount answers below oidc.
+// The paths of the published documents, relative to issuer_url and to this mount's oidc.
 const (
 	discoveryPath = "/.well-known/openid-configuration"
 	keysPath      = "/.well-known/keys"
 )
 
-// discoveryDocument is what OpenID Connect Discovery 1.0 section 3 asks of a provider that has no endpoints but its keys.
-// The algorithms are all that there are: a verifier may keep the document for longer than a change of algorithm takes.
+// discoveryDocument returns the metadata that OpenID Connect Discovery 1.0, section 3, requires of a provider whose only
+// endpoint is its key set. It lists all algorithms, not just the configured one, because a verifier may cache the document
+// for longer than a change of algorithm takes.
 func discoveryDocument(issuerURL string) ([]byte, error) {
 	return json.Marshal(map[string]any{
 		"issuer":                                issuerURL,

@@ -27,8 +27,8 @@ type envelope struct {
 
 func (t table[T]) version() int { return len(t.upgrades) + 1 }
 
-// get returns nil if there is no such record. What cannot be a record's name is none: Vault's storage has errors of its
-// own for some of them.
+// get returns nil if there is no such record. It treats an invalid name as absent, because Vault's storage returns errors for
+// some of them.
 func (t table[T]) get(ctx context.Context, s logical.Storage, name string) (*T, error) {
 	if checkName("name", name) != nil {
 		return nil, nil
@@ -50,7 +50,7 @@ func (t table[T]) get(ctx context.Context, s logical.Storage, name string) (*T, 
 func (t table[T]) decode(value []byte) (*T, error) {
 	var e envelope
 	if err := json.Unmarshal(value, &e); err != nil {
-		return nil, fmt.Errorf("record is no envelope: %w", err)
+		return nil, fmt.Errorf("decoding the record's envelope: %w", err)
 	}
 	if e.Version < 1 || e.Version > t.version() {
 		return nil, fmt.Errorf("record has version %d; this plugin knows 1 to %d, so run the plugin that wrote it", e.Version, t.version())
@@ -63,7 +63,7 @@ func (t table[T]) decode(value []byte) (*T, error) {
 	}
 	record := t.new()
 	if err := decodeJSON(e.Record, &record); err != nil {
-		return nil, fmt.Errorf("record does not fit its kind: %w", err)
+		return nil, fmt.Errorf("decoding the record: %w", err)
 	}
 	return &record, nil
 }
@@ -105,13 +105,13 @@ func (t table[T]) list(ctx context.Context, s logical.Storage) ([]string, error)
 	return names, nil
 }
 
-// cache keeps what was made of a stored record until the record changes. Its values are shared and must not be changed.
+// cache keeps values made from stored records until those change. Its values are shared and must not be modified.
 type cache[V any] struct {
 	mu         sync.RWMutex
 	items      map[string]V
-	generation uint64  // rises with each drop, so that a load that a write overtook is not kept
-	kept       func(V) // of a value that is used from now on
-	dropped    func(V)
+	generation uint64  // rises with each drop, so that a value loaded before a concurrent write is not kept
+	kept       func(V) // if not nil, called for each value that the cache keeps
+	dropped    func(V) // if not nil, called for each value that it drops
 }
 
 // get returns the cached value, or loads it. A load that yields ok == false (no such record) is not kept.
@@ -131,7 +131,7 @@ func (c *cache[V]) get(name string, load func() (v V, ok bool, err error)) (V, b
 	defer c.mu.Unlock()
 	if c.generation == generation {
 		if first, raced := c.items[name]; raced {
-			return first, true, nil // one value for all: an issuer's verifier holds its keys and its refresh floor
+			return first, true, nil // all must share one value: an issuer's verifier holds the keys and limits how often they are fetched
 		}
 		if c.items == nil {
 			c.items = map[string]V{}

@@ -12,52 +12,52 @@ import (
 	"unique"
 )
 
-// tally counts in memory what the ledger has, so that a ceiling costs no storage call: how many keys a role has and how
-// many each of its subjects, oldest first, and whether a target's keys still need it. It follows every change of the
-// ledger by this process, and takes in what was there before from a scan (see ledger.count); until that has ended
-// nothing is known of ceilings.
+// tally is an index of the ledger in memory, so that ceilings cost no storage call. It has the keys of each role and of each
+// of its subjects, oldest first, and the number of keys that each target has. It follows every change that this process
+// makes to the ledger, and learns what was there before from a scan (ledger.count). Until that scan is complete, ceilings
+// cannot be decided, and roles with ceilings refuse.
 type tally struct {
 	mu       sync.Mutex
-	ready    bool            // a scan has met all
-	fault    error           // why the last scan has not
-	gone     map[string]bool // what was removed while it ran, for it may still come across that
+	ready    bool            // a scan is complete
+	fault    error           // why the last scan was not
+	gone     map[string]bool // by rand: removed before a scan is complete, so that the scan does not add it again
 	keys     map[string]*held
 	roles    map[unique.Handle[string]]*list.List // of *held, oldest first
 	subjects map[unique.Handle[holder]]*list.List
-	targets  map[unique.Handle[string]]int // how many keys each has
-	hours    map[string]int                // and under each hour
+	targets  map[unique.Handle[string]]int // number of keys by target
+	hours    map[string]int                // number of keys by the hour under which they are filed
 
 	first, last int64 // places of the oldest and the newest key, see held.place
 }
 
-// holder is one subject of one role.
+// holder is one subject of one issuer, using one role.
 type holder struct{ role, issuer, subject string }
 
-// held is what memory keeps of one entry.
+// held is what the tally has of one entry.
 type held struct {
 	id             string
 	role, target   unique.Handle[string]
 	holder         unique.Handle[holder]
-	needsTarget    bool          // it may have to be revoked there
-	revocable      bool          // and can be
+	needsTarget    bool          // may have to be revoked at its target
+	revocable      bool          // can be revoked there
 	issued         bool          // a lease holds it, or is about to
-	closed         bool          // nothing of it is in open/: this process has removed it
-	flight         chan struct{} // not nil while this process asks for it; closed when that has ended. The sweeper leaves it alone
-	place          int64         // among all keys by age: one that was taken out of the lists goes back to it
+	closed         bool          // has no record in open/: this process has removed it
+	flight         chan struct{} // not nil while a request of this process is obtaining the key; closed when that ends. The sweeper skips such a key
+	place          int64         // rank by age among all keys, so that a key that was unlisted can return to its place
 	ofRole, ofUser *list.Element
 }
 
-// ceilings are how many keys the ledger may have: of a role, and of each of its subjects. 0 = any number.
+// ceilings are the most keys that a role, and each subject of the role, may have in the ledger; 0 = no limit.
 type ceilings struct {
 	role, subject int
 	replace       bool // revoke the oldest instead of refusing
 }
 
-// maxReplaced bounds the keys that one issue may replace; more are over a ceiling only after it was lowered.
+// maxReplaced bounds the keys that one issue may replace. Only after a ceiling was lowered can more be above it.
 const maxReplaced = 8
 
-// admit counts a key that is about to be asked for, and marks it as in flight, unless that makes one too many. replaced
-// are the keys that must be revoked first; they are not counted any more, so that nobody else chooses them too.
+// admit counts a key that is about to be requested, and marks it as in flight, unless that would exceed a ceiling. replaced
+// are the keys that must be revoked first. They no longer count, so that no other request chooses them too.
 func (t *tally) admit(e *entry, c ceilings) (replaced []*held, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -71,7 +71,7 @@ func (t *tally) admit(e *entry, c ceilings) (replaced []*held, err error) {
 	return replaced, nil
 }
 
-// check tells what admit would say, and changes nothing.
+// check returns the refusal that admit would give, and changes nothing.
 func (t *tally) check(e *entry, c ceilings) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -79,6 +79,7 @@ func (t *tally) check(e *entry, c ceilings) error {
 	return err
 }
 
+// room returns the keys that must be replaced to make room for e, or refuses if a ceiling leaves none. The caller holds t.mu.
 func (t *tally) room(e *entry, c ceilings) (replaced []*held, err error) {
 	if c.role == 0 && c.subject == 0 {
 		return nil, nil
@@ -105,13 +106,14 @@ func (t *tally) room(e *entry, c ceilings) (replaced []*held, err error) {
 			replaced, over = append(replaced, more...), over-len(more)
 		}
 		if over > 0 {
-			return nil, refuse(reasonLimit, "role %q has %d keys in the scope of %s, which is %d", e.Role, scope.keys.Len(), scope.name, scope.most)
+			return nil, refuse(reasonLimit, "role %q has %d keys, and %s is %d", e.Role, scope.keys.Len(), scope.name, scope.most)
 		}
 	}
 	return replaced, nil
 }
 
-// oldest returns the n oldest keys that can be replaced, or fewer: what is in flight, or cannot be revoked, cannot.
+// oldest returns the n oldest keys that can be replaced, or fewer. Keys in flight, and keys that cannot be revoked, cannot be
+// replaced.
 func oldest(keys *list.List, n int, except []*held) (found []*held) {
 	for at := keys.Front(); at != nil && len(found) < n; at = at.Next() {
 		if h := at.Value.(*held); h.issued && h.needsTarget && h.flight == nil && !slices.Contains(except, h) {
@@ -121,7 +123,7 @@ func oldest(keys *list.List, n int, except []*held) (found []*held) {
 	return found
 }
 
-// withdraw takes back what admit did.
+// withdraw undoes admit.
 func (t *tally) withdraw(e *entry, replaced []*held) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -129,7 +131,7 @@ func (t *tally) withdraw(e *entry, replaced []*held) {
 	t.putBack(replaced)
 }
 
-// keep counts keys again that were to be replaced and have not been.
+// keep counts again the keys that were to be replaced but were not revoked.
 func (t *tally) keep(replaced []*held) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -144,7 +146,7 @@ func (t *tally) putBack(replaced []*held) {
 	}
 }
 
-// land ends a key's flight.
+// land ends a key's flight: the request that was obtaining it is over.
 func (t *tally) land(e *entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -162,7 +164,7 @@ func (h *held) endFlight() {
 
 func (t *tally) inFlight(rand string) bool { return t.flight(rand) != nil }
 
-// flight is closed when the request that asks for a key has ended; nil if there is none.
+// flight returns a channel that is closed when the request that is obtaining the key has ended; nil if there is none.
 func (t *tally) flight(rand string) <-chan struct{} {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -172,7 +174,7 @@ func (t *tally) flight(rand string) <-chan struct{} {
 	return nil
 }
 
-// id returns the id of a key that is counted, or "".
+// id returns the id of a counted key by its rand; "" if it is not counted.
 func (t *tally) id(rand string) string {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -182,7 +184,7 @@ func (t *tally) id(rand string) string {
 	return ""
 }
 
-// rulesOut reports whether what is kept in memory of a key suffices to know that a filter does not match it.
+// rulesOut reports whether the tally alone shows that a filter does not match a key, so that its entry need not be read.
 func (t *tally) rulesOut(rand string, f *filter) bool {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -195,7 +197,7 @@ func (t *tally) rulesOut(rand string, f *filter) bool {
 	return differs(f.Role, who.role) || differs(f.Target, h.target.Value()) || differs(f.Issuer, who.issuer) || differs(f.Subject, who.subject)
 }
 
-// put counts an entry that the ledger writes.
+// put counts an entry that the ledger is about to write.
 func (t *tally) put(e *entry) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -224,7 +226,7 @@ func (t *tally) drop(rand string) {
 	}
 }
 
-// add counts an entry, once, as what it is now.
+// add counts an entry, or updates one that is counted. The caller holds t.mu.
 func (t *tally) add(e *entry) *held {
 	h := t.keys[e.rand()]
 	if h != nil {
@@ -246,7 +248,7 @@ func newHeld(e *entry) *held {
 	return h
 }
 
-// update takes over what changes in an entry's life.
+// update copies those fields of an entry that change during its life.
 func (h *held) update(e *entry) {
 	h.id, h.issued, h.needsTarget, h.revocable = e.ID, e.State == stateIssued, e.State == statePending || e.Revocable, e.Revocable
 }
@@ -275,7 +277,7 @@ func (t *tally) list(h *held) {
 	h.ofRole, h.ofUser = h.among(t.roles[h.role]), h.among(t.subjects[h.holder])
 }
 
-// among puts the key in its place; the newest and the oldest find theirs at once.
+// among inserts the key at its place in keys. For the newest and the oldest key that takes one step.
 func (h *held) among(keys *list.List) *list.Element {
 	if last := keys.Back(); last == nil || last.Value.(*held).place < h.place {
 		return keys.PushBack(h)
@@ -300,7 +302,7 @@ func (t *tally) unlist(h *held) {
 	h.ofRole, h.ofUser = nil, nil
 }
 
-// setClosed notes whether a key has nothing in open/, so that nobody need look there, or remove that.
+// setClosed notes whether a key has no record in open/, which saves looking for it there and removing it.
 func (t *tally) setClosed(rand string, closed bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -316,7 +318,7 @@ func (t *tally) isClosed(rand string) bool {
 	return h != nil && h.closed
 }
 
-// addTotals adds n to the keys of a key's target, and to those of its hour.
+// addTotals adds n to the number of keys of h's target, and to that of its hour.
 func (t *tally) addTotals(h *held, n int) {
 	if t.targets[h.target] += n; t.targets[h.target] == 0 {
 		delete(t.targets, h.target)
@@ -337,7 +339,7 @@ func (t *tally) perTarget() map[string]int {
 	return n
 }
 
-// firstHour returns the first hour under which keys are filed, "" if none is known.
+// firstHour returns the earliest hour under which counted keys are filed; "" if there is none.
 func (t *tally) firstHour() (first string) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
@@ -365,7 +367,7 @@ func (t *tally) revocable(target string) (n int, err error) {
 	return n, nil
 }
 
-// lastEnd returns a time by which all keys have ended that may have to be revoked at a target; zero if there are none.
+// lastEnd returns a time by which every key that may have to be revoked at a target has ended; zero if there are none.
 func (t *tally) lastEnd(target string) (last time.Time, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()

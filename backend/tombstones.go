@@ -11,8 +11,9 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// removeTarget refuses to delete a target that something needs. With force its record stays, hidden, until the latest end
-// that a key there can have: revoking them needs its address and credential.
+// removeTarget is the remove of the target noun: it refuses to delete a target that something needs. With force=true the
+// record of a target that keys need becomes a tombstone: it is hidden, and kept until the latest time at which a key there
+// can end, because revoking keys needs its address and credential.
 func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name string, record *targetRecord, d *framework.FieldData) ([]string, bool, error) {
 	found, err := users(ctx, s, b.roleNoun.table, "role", func(r *roleRecord) bool { return r.Target == name })
 	if err != nil || len(found) > 0 {
@@ -22,7 +23,7 @@ func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name strin
 	if root, err := rootTable.get(ctx, s, name); err != nil {
 		return nil, false, err
 	} else if root != nil && (root.Turn.State == turnAsking || root.Turn.State == turnMade || !root.RetireAt.IsZero() && !force) {
-		return []string{"a rotation of its credential, which is not over; see status"}, false, nil
+		return []string{"a rotation of its credential that is not finished; see status"}, false, nil
 	}
 	found, err = users(ctx, s, b.staticNoun.table, "static role", func(r *staticRecord) bool { return r.Target == name })
 	if err != nil || len(found) > 0 {
@@ -43,8 +44,8 @@ func (b *engine) removeTarget(ctx context.Context, s logical.Storage, name strin
 	return nil, true, b.targetNoun.table.put(ctx, s, name, record)
 }
 
-// buryTargets deletes the tombstones of targets that no key needs any more. That a key's end has passed is not enough: a sweep
-// may not have come to it yet, and it is the sweep that ends it.
+// buryTargets deletes the tombstones of targets that no key needs any more. It asks the ledger, because it is not enough that
+// the latest end of the keys has passed: the sweeper, which ends them then, may not have reached them yet.
 func (b *engine) buryTargets(ctx context.Context, s logical.Storage) error {
 	all, err := b.targetNoun.table.list(ctx, s)
 	if err != nil {
@@ -58,7 +59,7 @@ func (b *engine) buryTargets(ctx context.Context, s logical.Storage) error {
 		if record == nil || record.DeletedUntil == nil || b.now().Before(record.DeletedUntil.Add(time.Hour)) {
 			continue
 		}
-		if last, err := b.ledger.lastEnd(name); err != nil || !last.IsZero() { // not counted yet, or needed
+		if last, err := b.ledger.lastEnd(name); err != nil || !last.IsZero() { // the ledger is not counted yet, or keys need the target
 			continue
 		}
 		if err := b.bury(ctx, s, name); err != nil {
@@ -68,6 +69,7 @@ func (b *engine) buryTargets(ctx context.Context, s logical.Storage) error {
 	return nil
 }
 
+// bury deletes one tombstone, unless a new target was written in its place.
 func (b *engine) bury(ctx context.Context, s logical.Storage, name string) error {
 	b.writes.Lock()
 	defer b.writes.Unlock()

@@ -21,34 +21,34 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
 )
 
-// endpointSocket names the variable that the SPIFFE standard has for the address of the Workload API.
+// endpointSocket is the environment variable with the address of the Workload API, as the SPIFFE standard names it.
 const endpointSocket = workloadapi.SocketEnv
 
-// workloadAPI is the SPIFFE Workload API at an address, "" if the plugin's environment has none. It keeps nothing between
-// calls: a connection that outlived an agent would wait up to two minutes before it tried the next one.
+// workloadAPI is the address of the SPIFFE Workload API; "" if the plugin's environment has none. It keeps no connection
+// between calls: after a restart of the agent, an old connection would wait up to two minutes before it reconnects.
 type workloadAPI string
 
-// check says what is wrong with the address, and what to do.
+// check returns an error that says what is wrong with the address and what to do.
 func (w workloadAPI) check() error {
 	if w == "" {
 		return fmt.Errorf("%s is not in the plugin's environment; register the plugin with: vault plugin register -env=%[1]s=unix:///path/to/the/agent's/socket …", endpointSocket)
 	}
-	// A TCP address would be a way past the egress rules.
+	// A TCP address would bypass the egress rules.
 	if !strings.HasPrefix(string(w), "unix:///") || workloadapi.ValidateAddress(string(w)) != nil {
 		return fmt.Errorf("%s in the plugin's environment is not the address of a Unix socket; want unix:///path/to/the/agent's/socket", endpointSocket)
 	}
 	return nil
 }
 
-// bundle implements identity.Bundle. It takes the answer raw instead of through workloadapi.Client, which reads the bundles of
-// all federated domains and fails as a whole if a single key of any of them cannot be read.
+// bundle implements identity.Bundle. It does not use workloadapi.Client, which parses the bundles of all federated trust
+// domains and fails if a single key of any of them cannot be parsed.
 func (w workloadAPI) bundle(ctx context.Context, trustDomain string) (keys []byte, err error) {
 	err = w.call(ctx, func(ctx context.Context, api workload.SpiffeWorkloadAPIClient) error {
 		stream, err := api.FetchJWTBundles(ctx, &workload.JWTBundlesRequest{})
 		if err != nil {
 			return err
 		}
-		answer, err := stream.Recv() // the first answer is whole, and comes at once
+		answer, err := stream.Recv() // the first message has all bundles, and arrives at once
 		if err != nil {
 			return err
 		}
@@ -61,12 +61,12 @@ func (w workloadAPI) bundle(ctx context.Context, trustDomain string) (keys []byt
 	case err != nil:
 		return nil, describeStatus(err)
 	case keys == nil:
-		return nil, fmt.Errorf("the Workload API has none of trust domain %q: %w", trustDomain, identity.ErrWithdrawn)
+		return nil, fmt.Errorf("the Workload API has no bundle of trust domain %q: %w", trustDomain, identity.ErrWithdrawn)
 	}
 	return keys, nil
 }
 
-// FetchJWTSVID implements source.SVIDs: an SVID that is the engine's own.
+// FetchJWTSVID implements source.SVIDs: it fetches a JWT-SVID of the engine itself.
 func (w workloadAPI) FetchJWTSVID(ctx context.Context, p jwtsvid.Params) (svid *jwtsvid.SVID, err error) {
 	err = w.call(ctx, func(ctx context.Context, api workload.SpiffeWorkloadAPIClient) error {
 		answer, err := api.FetchJWTSVID(ctx, &workload.JWTSVIDRequest{SpiffeId: p.Subject.String(), Audience: []string{p.Audience}})
@@ -74,16 +74,16 @@ func (w workloadAPI) FetchJWTSVID(ctx context.Context, p jwtsvid.Params) (svid *
 			return err
 		}
 		if len(answer.Svids) == 0 {
-			return errors.New("the Workload API's answer has no SVID")
+			return errors.New("the Workload API answered without an SVID")
 		}
-		svid, err = jwtsvid.ParseInsecure(answer.Svids[0].Svid, []string{p.Audience}) // the agent has signed it; its reader verifies it
+		svid, err = jwtsvid.ParseInsecure(answer.Svids[0].Svid, []string{p.Audience}) // it comes from the agent; whoever receives it verifies the signature
 		return err
 	})
 	return svid, err
 }
 
-// call makes one call of the Workload API. The metadata is what the standard demands of every call, so that nobody makes one
-// by making us fetch a URL.
+// call makes one call of the Workload API. The standard demands the metadata on every call, as a protection against forged
+// requests (SSRF).
 func (w workloadAPI) call(ctx context.Context, do func(context.Context, workload.SpiffeWorkloadAPIClient) error) error {
 	if err := w.check(); err != nil {
 		return err
@@ -94,11 +94,11 @@ func (w workloadAPI) call(ctx context.Context, do func(context.Context, workload
 	}
 	defer func() { _ = conn.Close() }()
 	ctx, cancel := context.WithCancel(metadata.AppendToOutgoingContext(ctx, "workload.spiffe.io", "true"))
-	defer cancel() // ends a stream that is not read to its end
+	defer cancel() // closes a stream that was not read to its end
 	return do(ctx, workload.NewSpiffeWorkloadAPIClient(conn))
 }
 
-// describeStatus says in our own words what a call ended with: the text of a status is the server's.
+// describeStatus words a call's gRPC status without the status text, which comes from the server.
 func describeStatus(err error) error {
 	s, isStatus := status.FromError(err)
 	if !isStatus {
