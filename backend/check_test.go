@@ -78,7 +78,7 @@ func TestCheckOfWhatFails(t *testing.T) {
 			if got := w.wantCheck("acme", "failed", c.reason); got != c.detail {
 				t.Errorf("detail %q; want %q", got, c.detail)
 			}
-			if !strings.Contains(w.logs.String(), "a target fails its check") {
+			if !strings.Contains(w.logs.String(), "a target failed its check") {
 				t.Error("nothing is logged")
 			}
 		})

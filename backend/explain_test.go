@@ -112,7 +112,7 @@ func TestExplainIssuers(t *testing.T) {
 		}
 		return all
 	}
-	unheard := map[string]string{"other": "token_required it vouches for tokens, and none was presented", "mesh": "token_required it vouches for tokens, and none was presented"}
+	unheard := map[string]string{"other": "token_required this issuer verifies tokens, and none was presented", "mesh": "token_required this issuer verifies tokens, and none was presented"}
 	unheard["github"] = unheard["mesh"]
 	for name, c := range map[string]struct {
 		data map[string]any
@@ -120,25 +120,25 @@ func TestExplainIssuers(t *testing.T) {
 	}{
 		"token": {map[string]any{"subject_token": w.token(nil)}, map[string]string{
 			"": "", "github": " ",
-			"other":  `unknown_issuer its iss is "https://other.example", the token's is "` + w.issuerURL + `"`,
-			"mesh":   `unknown_issuer its trust domain is "acme.example", the token's sub is "repo:acme/widget:ref:refs/heads/main"`,
-			"people": "token_required logins are not asked, for a token was presented",
+			"other":  `unknown_issuer this issuer's iss is "https://other.example", the token's is "` + w.issuerURL + `"`,
+			"mesh":   `unknown_issuer this issuer's trust domain is "acme.example", the token's sub is "repo:acme/widget:ref:refs/heads/main"`,
+			"people": "token_required a token was presented, so the Vault login does not count",
 		}},
 		"expired": {map[string]any{"subject_token": w.token(map[string]any{"exp": now.Add(-time.Hour).Unix()})}, map[string]string{
 			"": identity.Expired, "github": "expired exp has passed",
 		}},
 		"rubbish": {map[string]any{"subject_token": "rubbish"}, map[string]string{
 			"": identity.TokenMalformed, "github": "token_malformed not three base64url parts with dots between them", "mesh": "token_malformed not three base64url parts with dots between them",
-			"people": "token_required logins are not asked, for a token was presented",
+			"people": "token_required a token was presented, so the Vault login does not count",
 		}},
 		"without iat": {map[string]any{"subject_token": w.token(map[string]any{"iat": nil})}, map[string]string{
 			"": identity.TokenMalformed, "github": "token_malformed payload: iat is not a time in whole seconds",
 		}},
 		"without iss": {map[string]any{"subject_token": w.token(map[string]any{"iss": nil, "sub": "spiffe://other.example/ci"})}, map[string]string{
-			"": identity.UnknownIssuer, "github": `unknown_issuer its iss is "` + w.issuerURL + `", the token's is ""`,
+			"": identity.UnknownIssuer, "github": `unknown_issuer this issuer's iss is "` + w.issuerURL + `", the token's is ""`,
 		}},
 		"sample": {map[string]any{"issuer": "github", "claims": map[string]any{"sub": "s", "aud": audience}}, map[string]string{
-			"": trust.NotTrusted, "github": " ", "other": `unknown_issuer the sample claims are of issuer "github"`,
+			"": trust.NotTrusted, "github": " ", "other": `unknown_issuer the sample claims are for issuer "github"`,
 		}},
 		"login": {nil, map[string]string{"": "", "people": " ", "github": unheard["github"], "other": unheard["other"]}},
 	} {

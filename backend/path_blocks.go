@@ -11,7 +11,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// blockRecord refuses issue and renew to whom its filter matches.
+// blockRecord refuses issue and renew for every subject and key that its filter matches.
 type blockRecord struct {
 	filter
 	Reason         string            `json:"reason"`
@@ -26,12 +26,11 @@ type block struct {
 	name string
 }
 
-// maxBlocks bounds what every issue has to look at.
-const maxBlocks = 1000
+const maxBlocks = 1000 // every issue and renewal compares all of them
 
 var blockFields = described(filterFields(map[string]*framework.FieldSchema{
 	"reason":     {Type: framework.TypeString, Description: "Why, for other operators; callers are not told."},
-	"expires_at": {Type: framework.TypeTime, Description: "When the block ends by itself (RFC 3339); default never."},
+	"expires_at": {Type: framework.TypeTime, Description: "When the block ends (RFC 3339); default never."},
 }))
 
 func (b *engine) newBlockNoun() noun[blockRecord] {
@@ -42,8 +41,8 @@ func (b *engine) newBlockNoun() noun[blockRecord] {
 		what:   "block",
 		suffix: "block",
 		plural: "blocks",
-		help: "A block refuses issue and renew to every subject that its filter matches, from the next request on; all conditions that are given must match. " +
-			"It ends no key: revoke those too. A renewal that a block cannot judge, because a claim was not recorded with the key, is refused.",
+		help: "A block refuses issue and renew for every subject that its filter matches, from the next request on; all conditions that are given must match. " +
+			"It does not end keys: revoke those too. A renewal is also refused if a block cannot judge it, because a claim was not recorded with the key.",
 		fields: blockFields,
 		check:  b.checkBlock,
 		clear:  func(field string) bool { return field == "reason" || field == "expires_at" || field == "description" },
@@ -58,7 +57,7 @@ func (b *engine) checkBlock(ctx context.Context, s logical.Storage, _ string, re
 	if record.empty() {
 		return nil, badField("subject", "the filter is empty and would block everybody; give a condition, or switch roles off by enabled=false")
 	}
-	if d != nil { // else it is a revocation's, which has checked its filter
+	if d != nil { // nil: the block of a revocation, whose filter was checked before
 		if err := record.check(d.Raw); err != nil {
 			return nil, err
 		}
@@ -75,12 +74,12 @@ func (b *engine) checkBlock(ctx context.Context, s logical.Storage, _ string, re
 		return nil, err
 	}
 	if len(all) >= maxBlocks {
-		return nil, badField("name", "there are %d blocks, and no more are allowed; delete those that have ended", maxBlocks)
+		return nil, badField("name", "there are already %d blocks, which is the limit; delete those that have ended", maxBlocks)
 	}
 	return warnings, nil
 }
 
-// unblocked refuses what a block matches, or cannot judge.
+// unblocked refuses if a block matches e or cannot judge it. e may be a ledger entry or a draft of one.
 func (b *engine) unblocked(ctx context.Context, s logical.Storage, e *entry) error {
 	blocks, _, err := b.blocks.get("", func() ([]block, bool, error) { return b.loadBlocks(ctx, s) })
 	if err != nil {

@@ -16,44 +16,44 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// The states of what was checked.
+// The results of a check.
 const (
 	checkOK          = "ok"
 	checkFailed      = "failed"
-	checkUnsupported = "unsupported" // nothing can tell without asking for a key
+	checkUnsupported = "unsupported" // the API has no call that would show it without issuing a key
 )
 
-// checkHints say what the operator of a target is to do, by the reason why a check failed. The reasons' own words are for
-// callers, who can do nothing about a target.
+// checkHints say what the operator of a target should do, by the reason for which a check failed. The words in reasons are
+// for callers, who cannot do anything about a target.
 var checkHints = map[string]string{
-	reasonTargetDenied:   "it answers, and does not take the credential: write one that it takes, with the rights that the driver needs",
-	reasonTargetBusy:     "see that it is up, and that url (of a token: token_url), ca_pem and proxy_url lead to it",
-	reasonTargetProtocol: "see that url is the address of the API itself: what answers there is something else",
-	reasonEgress:         "see the egress rules in config",
-	reasonNotForwardable: "see subject_token_source and its fields, and what the plugin's environment allows",
-	reasonDisabled:       "write issuer_url of self",
+	reasonTargetDenied:   "the server is up but rejects the credential: write a valid one, with the rights that the driver needs",
+	reasonTargetBusy:     "check that the server is up, and that url (for a token: token_url), ca_pem and proxy_url are right",
+	reasonTargetProtocol: "check that url is the address of the API itself: the answer was not the API's",
+	reasonEgress:         "check the egress rules in config",
+	reasonNotForwardable: "check subject_token_source and its fields, and what the plugin's environment allows",
+	reasonDisabled:       "set issuer_url of self",
 }
 
 func (b *engine) checkPath() *framework.Path {
 	return &framework.Path{
 		Pattern: "check/(?P<target>[^/]+)$",
 		Fields: map[string]*framework.FieldSchema{
-			"target": {Type: framework.TypeString, Required: true, Description: "Target to ask."},
+			"target": {Type: framework.TypeString, Required: true, Description: "Target to check."},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation: &framework.PathOperation{
-				Callback: b.handle(b.check), Summary: "Ask a target whether it is there and takes the engine's credential.", ForwardPerformanceStandby: true,
+				Callback: b.handle(b.check), Summary: "Check that a target is up and accepts the engine's credential.", ForwardPerformanceStandby: true,
 				DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: "check", OperationSuffix: "target"},
 			},
 		},
-		HelpSynopsis: "Ask a target whether it is there and takes the engine's credential, and what it can do.",
-		HelpDescription: "One call that changes nothing, in its turn among the others. state is ok, failed, or unsupported where the API has no such call; reason is a reason code, hint what its operator is to do, detail what happened. " +
-			"A target that is down is an answer, not an error: errors are this mount's own. subject_token says the same of the token that the target is shown, where that is not the caller's. " +
-			"revoke, renew, find, check and list (what reconcile needs), rotate and identify (a key), and rotate_root (the credential) are what the target can do.",
+		HelpSynopsis: "Check that a target is up and accepts the engine's credential, and read what it can do.",
+		HelpDescription: "Makes one call that changes nothing, within the target's rate and concurrency limits. state is ok, failed, or unsupported if the API has no such call; reason is a reason code, hint says what to do, detail what happened. " +
+			"A target that is down is reported as failed, not as an error of this request. subject_token reports the same for the token that the engine presents there, unless that is the caller's. " +
+			"The target's abilities are revoke, renew, find, check and list (which reconcile needs), rotate and identify (of a key), and rotate_root (of the credential).",
 	}
 }
 
-// check asks a target what costs nothing. It works for one that is switched off, or deleted while keys live there: those
+// check makes a call that has no side effect. It works for disabled targets and for tombstones too, because their keys still
 // have to be revoked.
 func (b *engine) check(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
@@ -79,13 +79,13 @@ func (b *engine) check(ctx context.Context, req *logical.Request, d *framework.F
 		err = t.Check(ctx)
 	}
 	if err != nil && !errors.Is(err, target.ErrUnsupported) {
-		b.Logger().Info("a target fails its check", "target", name, "error", err, "request_id", req.ID)
+		b.Logger().Info("a target failed its check", "target", name, "error", err, "request_id", req.ID)
 	}
 	maps.Copy(data, checkResult(err))
 	return &logical.Response{Data: data}, nil
 }
 
-// abilities are what a target can do, as operators read it.
+// abilities returns what a target can do, as operators read it.
 func abilities(t *openTarget) map[string]any {
 	can := t.Caps()
 	return map[string]any{
@@ -94,14 +94,14 @@ func abilities(t *openTarget) map[string]any {
 	}
 }
 
-// checkToken says whether the token that a target is shown can be had; nil where it is shown none. An error is this mount's
-// own.
+// checkToken returns whether the engine can get the subject token for a target; nil if the target wants none. An error means
+// that this mount itself failed.
 func (b *engine) checkToken(ctx context.Context, s logical.Storage, t *openTarget) (any, error) {
 	err := error(nil)
 	switch t.Source() {
 	case target.SourceNone:
 		return nil, nil
-	case target.SourceRequest: // it comes with the request
+	case target.SourceRequest: // the token comes with a caller's request
 		err = target.ErrUnsupported
 	case target.SourceSelf:
 		p, loadErr := b.provider(ctx, s)
@@ -119,13 +119,13 @@ func (b *engine) checkToken(ctx context.Context, s logical.Storage, t *openTarge
 	return result, nil
 }
 
-// checkResult is what became of a check, as operators read it. Of what a server sent it holds at most its own words for a refusal:
-// see target.Error.
+// checkResult returns the result of a check as operators read it. Of what the server sent, it has at most the server's own
+// words for a refusal: see target.Error.
 func checkResult(err error) map[string]any {
 	result := map[string]any{"state": checkOK, "reason": "", "hint": "", "detail": ""}
 	switch {
 	case errors.Is(err, target.ErrUnsupported):
-		result["state"], result["hint"] = checkUnsupported, "nothing tells without asking for a key"
+		result["state"], result["hint"] = checkUnsupported, "this cannot be checked without issuing a key"
 	case err != nil:
 		reason, detail := checkReason(err)
 		result["state"], result["reason"], result["detail"] = checkFailed, reason, detail
@@ -137,8 +137,8 @@ func checkResult(err error) map[string]any {
 	return result
 }
 
-// checkReason finds the reason of a failed check. Its outcome does not matter, so that it is unknown is no reason: what did
-// not answer, or with a server's error, is busy, and any other answer is not the API's.
+// checkReason returns the reason code and the detail of a failed check. A check has no side effect, so outcome_unknown would
+// be misleading: no answer or a server error is target_busy, any other answer target_protocol.
 func checkReason(err error) (reason, detail string) {
 	r := asRefusal(err)
 	reason, detail = r.reason, r.detail
@@ -152,7 +152,7 @@ func checkReason(err error) (reason, detail string) {
 			reason = reasonTargetBusy
 		}
 	}
-	if detail == err.Error() { // else the cause says more
+	if detail == err.Error() { // otherwise detail already says more than the target's text
 		detail = e.Text
 		if e.Status != 0 {
 			detail += fmt.Sprintf(" (status %d)", e.Status)

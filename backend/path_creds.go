@@ -13,14 +13,14 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// credsPaths are creds/<role> and creds/<role>/<lease path>: two paths, for each has OpenAPI names of its own.
+// credsPaths returns creds/<role> and creds/<role>/<lease path> as two paths, because each needs its own OpenAPI names.
 func (b *engine) credsPaths() []*framework.Path {
 	fields := func() map[string]*framework.FieldSchema {
 		return map[string]*framework.FieldSchema{
 			"role":          {Type: framework.TypeString, Required: true, Description: "Role to issue a key for."},
-			"subject_token": {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "The token to exchange; on a write alone. Without it your Vault login decides."},
-			"ttl":           {Type: framework.TypeDurationSecond, Query: true, Description: "Lease to ask for; the role's and the mount's limits hold."},
-			"parameters":    {Type: framework.TypeMap, Description: "Parameters that the role's allowed_parameters lets a request set; on a read, each by its name."},
+			"subject_token": {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "The token to exchange; only in a write. Without it, your Vault login decides."},
+			"ttl":           {Type: framework.TypeDurationSecond, Query: true, Description: "Lease duration to ask for, within the limits of role and mount."},
+			"parameters":    {Type: framework.TypeMap, Description: "Parameters that the role's allowed_parameters lets a request set. In a read, give each by its own name."},
 		}
 	}
 	withPath := fields()
@@ -38,15 +38,15 @@ func (b *engine) credsPath(pattern string, fields map[string]*framework.FieldSch
 	return &framework.Path{
 		Pattern:             pattern,
 		Fields:              fields,
-		TakesArbitraryInput: true, // a read names parameters directly, for templates have no other way
+		TakesArbitraryInput: true, // a read gives parameters by name, because Vault Agent templates can send no maps
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(b.readCreds), Summary: "Issue a key to your Vault login.", DisplayAttrs: display("issue"), ForwardPerformanceStandby: true},
 			logical.UpdateOperation: &framework.PathOperation{Callback: b.handle(b.writeCreds), Summary: "Issue a key to the subject of a token, or to your Vault login.", DisplayAttrs: display("exchange-for"), ForwardPerformanceStandby: true},
 		},
 		HelpSynopsis: "Issue a key.",
 		HelpDescription: "vault read <mount>/creds/<role> issues a key to your Vault login, vault write <mount>/creds/<role> subject_token=@file to the subject of a token. " +
-			"Where the role has a lease_path, its value follows the role. The key is leased: renew, revoke and look it up with vault lease. " +
-			"Refusals name a reason and the request's id, under which Vault's log has the detail.",
+			"If the role has a lease_path, append its value to the path. The key is leased: renew, revoke and look it up with vault lease. " +
+			"A refusal names a reason and the request's id; Vault's log has the detail under that id.",
 	}
 }
 
@@ -82,7 +82,7 @@ func (b *engine) writeCreds(ctx context.Context, req *logical.Request, d *framew
 }
 
 func newAsk(d *framework.FieldData) ask {
-	path := "" // of the request's path alone; creds/<role> has no such field, so there it may be a parameter's name
+	path := "" // creds/<role> has no field of this name, so that a parameter may be called path
 	if _, ok := d.Schema["path"]; ok {
 		path = d.Get("path").(string)
 	}

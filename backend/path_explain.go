@@ -18,11 +18,11 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
-// trail keeps who was judged, and what each issuer and each policy said, for explain; a nil trail keeps nothing.
+// trail records for explain who was judged, and the verdict of each issuer and each policy. A nil trail records nothing.
 type trail struct {
 	who     *subject
-	unread  error            // why the token was refused before an issuer was asked
-	issuers map[string]error // what verifying said, by the name of the issuer that was asked
+	unread  error            // why the token was refused before any issuer verified it
+	issuers map[string]error // the result of verifying, nil = accepted, by the issuer's name
 	judged  []judged
 }
 
@@ -59,7 +59,7 @@ func (t *trail) add(p *policy, d trust.Decision) {
 	}
 }
 
-// view is the trail as operators read it: every condition, whether it holds, and what it looked at.
+// view returns the policies' verdicts as operators read them: every condition, whether it holds, and what value it saw.
 func (t *trail) view() []map[string]any {
 	all := []map[string]any{}
 	for _, j := range t.judged {
@@ -74,7 +74,8 @@ func (t *trail) view() []map[string]any {
 	return all
 }
 
-// issuersView is every issuer of the role as operators read it: whether it vouches for the caller, or why not.
+// issuersView returns every issuer of the role as operators read it: whether it accepts the caller, or why not. presented is
+// the unverified content of the caller's token, sample the issuer of sample claims.
 func (b *engine) issuersView(ctx context.Context, s logical.Storage, r *role, t *trail, presented map[string]any, sample string) ([]map[string]any, error) {
 	policies, err := b.policiesOf(ctx, s, r)
 	if err != nil {
@@ -103,51 +104,51 @@ func (b *engine) issuersView(ctx context.Context, s logical.Storage, r *role, t 
 	return all, nil
 }
 
-// unasked says why an issuer was not asked to verify the caller: presented is what the caller's token says of itself, sample
-// the issuer of sample claims.
+// unasked returns why this issuer was not asked to verify the caller. See issuersView for presented and sample.
 func (i *issuer) unasked(t *trail, presented map[string]any, sample string) error {
 	said := func(claim string) string { text, _ := presented[claim].(string); return text }
 	switch {
 	case i.unfit != nil:
 		return i.unfit
 	case sample != "":
-		return refuse(identity.UnknownIssuer, "the sample claims are of issuer %q", sample)
+		return refuse(identity.UnknownIssuer, "the sample claims are for issuer %q", sample)
 	case i.Type == issuerLogin && presented != nil:
-		return refuse(reasonTokenRequired, "logins are not asked, for a token was presented")
+		return refuse(reasonTokenRequired, "a token was presented, so the Vault login does not count")
 	case i.Type == issuerLogin:
 		return refuse(reasonNoEntity, "the request's Vault token has no entity")
 	case presented == nil:
-		return refuse(reasonTokenRequired, "it vouches for tokens, and none was presented")
+		return refuse(reasonTokenRequired, "this issuer verifies tokens, and none was presented")
 	case t.unread != nil:
 		return t.unread
 	case i.Type == issuerOIDC:
-		return refuse(identity.UnknownIssuer, "its iss is %q, the token's is %q", i.Issuer, said("iss"))
+		return refuse(identity.UnknownIssuer, "this issuer's iss is %q, the token's is %q", i.Issuer, said("iss"))
 	}
-	return refuse(identity.UnknownIssuer, "its trust domain is %q, the token's sub is %q", i.TrustDomain, said("sub"))
+	return refuse(identity.UnknownIssuer, "this issuer's trust domain is %q, the token's sub is %q", i.TrustDomain, said("sub"))
 }
 
 func (b *engine) explainPath() *framework.Path {
 	return &framework.Path{
 		Pattern: "explain/(?P<role>[^/]+)$",
 		Fields: map[string]*framework.FieldSchema{
-			"role":          {Type: framework.TypeString, Required: true, Description: "Role to judge by."},
-			"subject_token": {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "A token to judge; it stays unused."},
-			"claims":        {Type: framework.TypeMap, Description: "Sample claims to judge in place of a token, as if issuer had vouched for them."},
+			"role":          {Type: framework.TypeString, Required: true, Description: "Role whose decision to explain."},
+			"subject_token": {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "A token to judge; a single-use token is not used up."},
+			"claims":        {Type: framework.TypeMap, Description: "Sample claims to judge instead of a token, as if issuer had verified them."},
 			"issuer":        {Type: framework.TypeString, Description: "Issuer of the sample claims."},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{
 				Callback: b.handle(b.explain), Summary: "Judge a token, sample claims or your own login, without side effects.",
-				ForwardPerformanceStandby: true, // keys are counted where they are issued
+				ForwardPerformanceStandby: true, // the node that issues keys also counts them for ceilings
 				DisplayAttrs:              &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: "explain", OperationSuffix: "decision"},
 			},
 		},
 		HelpSynopsis: "Judge a token, sample claims or your own login, and say why.",
-		HelpDescription: "Answers what creds/<role> would decide: accepted or the reason, what the token says of itself (times in seconds since 1970, beside now), every issuer with its verdict, every condition of every trust policy with what it saw, the ids that a policy should bind, the lease path and the parameters. " +
-			"Nothing is issued, written or used up. It shows what callers are not told, so it has an ACL of its own.",
+		HelpDescription: "Answers what creds/<role> would decide: accepted or the reason, the unverified content of the token (times in seconds since 1970, next to now), every issuer with its verdict, every condition of every trust policy with the value that it saw, the ids that a policy should bind, the lease path and the parameters. " +
+			"Nothing is issued, written or used up. The answer has details that callers must not see, so grant this path separately.",
 	}
 }
 
+// explain answers what creds/<role> would decide, and why. A refusal is part of the answer, not an error.
 func (b *engine) explain(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, issueTimeout)
 	defer cancel()
@@ -175,7 +176,7 @@ func (b *engine) explain(ctx context.Context, req *logical.Request, d *framework
 	if err != nil {
 		refused := asRefusal(err)
 		if status := reasons[refused.reason].Status; refused.reason == reasonBadRequest || status == http.StatusInternalServerError || status == 0 {
-			return nil, err // a fault of the request or of the engine is no verdict
+			return nil, err // the request is invalid or the engine failed: that is not a verdict
 		}
 		answer["reason"], answer["detail"] = refused.reason, refused.detail
 	}
@@ -183,9 +184,9 @@ func (b *engine) explain(ctx context.Context, req *logical.Request, d *framework
 	return &logical.Response{Data: answer}, err
 }
 
-// explained goes the way of issue up to where the first thing would be written, and fills the answer on the way.
+// explained follows the steps of issue up to the first write, and fills the answer. It returns the refusal, if any.
 func (b *engine) explained(ctx context.Context, req *logical.Request, d *framework.FieldData, r *role, trail *trail, budget *expr.Budget, answer map[string]any) error {
-	_, t, closed := b.open(ctx, req.Storage, r.name) // creds looks no further then, but who asks is shown all the same
+	_, t, closed := b.open(ctx, req.Storage, r.name) // creds would stop at this error; explain still shows who the caller is
 	who, err := b.explainedSubject(ctx, req, d, r, trail, budget)
 	if who := trail.who; who != nil { // accepted or not
 		answer["issuer"], answer["subject"] = who.issuer.name, who.Subject
@@ -199,7 +200,7 @@ func (b *engine) explained(ctx context.Context, req *logical.Request, d *framewo
 		return err
 	}
 	answer["trust"] = who.policy.name
-	path, err := r.wantedPath(who, expr.NewBudget()) // order asks for it again, as creds does, and refuses in its turn
+	path, err := r.wantedPath(who, expr.NewBudget()) // an error is left to order, which evaluates lease_path again
 	if err == nil {
 		answer["path"] = strings.TrimSuffix("creds/"+r.name+"/"+path, "/")
 	}
@@ -214,7 +215,7 @@ func (b *engine) explained(ctx context.Context, req *logical.Request, d *framewo
 	return b.replay.check(ctx, req.Storage, who)
 }
 
-// explainedSubject verifies who asks, or takes sample claims for verified, and has the role's policies decide.
+// explainedSubject verifies the caller, or takes sample claims as verified, and evaluates the role's policies.
 func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *framework.FieldData, r *role, trail *trail, budget *expr.Budget) (*subject, error) {
 	token := d.Get("subject_token").(string)
 	claims, sample := d.GetOk("claims")
@@ -225,7 +226,7 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 	case sample && token != "":
 		return nil, badField("claims", "give a token or sample claims, not both")
 	case !sample && d.Get("issuer").(string) != "":
-		return nil, badField("issuer", "goes with claims; a token names its own")
+		return nil, badField("issuer", "is only for sample claims; a token names its issuer itself")
 	case !sample:
 		return b.identify(ctx, req, r, token, trail, budget)
 	}
@@ -234,12 +235,12 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 		return nil, err
 	}
 	if iss == nil || iss.Type == issuerLogin {
-		return nil, badField("issuer", "name the issuer of the sample claims, one of type oidc or spiffe")
+		return nil, badField("issuer", "want the name of an issuer of type oidc or spiffe, for the sample claims")
 	}
 	if err := b.notOwn(ctx, req.Storage, identity.Claimed{Issuer: iss.Issuer}); err != nil {
 		return nil, err
 	}
-	// Through JSON, as a token's claims come: expressions and conditions see the same types.
+	// Decode from JSON, like the claims of a token, so that expressions and conditions see the same types.
 	raw, err := json.Marshal(claims)
 	if err != nil {
 		return nil, badField("claims", "want claims as a JSON object")
@@ -255,10 +256,10 @@ func (b *engine) explainedSubject(ctx context.Context, req *logical.Request, d *
 		return nil, err
 	}
 	if iss.Type == issuerSPIFFE && !iss.claimedBy(identity.Claimed{Subject: who.Subject}) {
-		return nil, badField("claims", "sub is no SPIFFE ID of a workload of trust domain %q", iss.TrustDomain)
+		return nil, badField("claims", "sub is not the SPIFFE ID of a workload in trust domain %q", iss.TrustDomain)
 	}
 	if claimed, _ := who.Claims["iss"].(string); claimed != "" && iss.Type == issuerOIDC && claimed != iss.Issuer {
-		return nil, badField("claims", "iss is %q, that of the issuer is %q: such a token is refused as %s", claimed, iss.Issuer, identity.UnknownIssuer)
+		return nil, badField("claims", "iss is %q, but the issuer's is %q; such a token would be refused as %s", claimed, iss.Issuer, identity.UnknownIssuer)
 	}
 	if who.Caller, _, err = b.caller(req, true); err != nil {
 		return nil, err

@@ -14,24 +14,24 @@ func (b *engine) keysPaths() []*framework.Path {
 	display := func(verb, suffix string) *framework.DisplayAttributes {
 		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix}
 	}
-	const description = "The ledger has every key that was asked for and is not yet known to be dead. " +
-		"state is pending (asked for, outcome not recorded), issued (a lease holds it), debt (must die, revoking has failed so far) or exposed (may live, and its target can neither find nor revoke it). A key is never shown."
+	const description = "The ledger has every key that was requested from a target and is not known to have ended. " +
+		"state is pending (requested, outcome not recorded yet), issued (a lease holds it), debt (must be revoked, which has failed so far) or exposed (may be valid, and its target can neither find nor revoke it). The key itself is never shown."
 	return []*framework.Path{{
 		Pattern: "keys/?$",
 		Fields:  filterFields(pagination()),
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.findKeys), Summary: "Read the records of the keys that a filter matches; a scan of the ledger.", DisplayAttrs: display("find", "keys")},
+			logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.findKeys), Summary: "Read the records of the keys that a filter matches. This scans the ledger.", DisplayAttrs: display("find", "keys")},
 			logical.ListOperation: &framework.PathOperation{Callback: b.handle(b.listKeys), Summary: "List the ids of keys.", DisplayAttrs: display("list", "keys")},
 		},
-		HelpSynopsis:    "List the keys that are out.",
+		HelpSynopsis:    "List the keys that may be valid.",
 		HelpDescription: description,
 	}, {
 		Pattern: "keys/(?P<id>[^/]+)$",
-		Fields:  map[string]*framework.FieldSchema{"id": {Type: framework.TypeString, Required: true, Description: "Id of the key, as issuing it returned and list shows it."}},
+		Fields:  map[string]*framework.FieldSchema{"id": {Type: framework.TypeString, Required: true, Description: "Id of the key, as returned with the key and by list."}},
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.readKey), Summary: "Read whose a key is and what state it is in.", DisplayAttrs: display("read", "key-record")},
+			logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.readKey), Summary: "Read who has a key, and its state.", DisplayAttrs: display("read", "key-record")},
 		},
-		HelpSynopsis:    "Read whose a key is, and what state it is in.",
+		HelpSynopsis:    "Read who has a key, and its state.",
 		HelpDescription: description,
 	}}
 }
@@ -56,7 +56,8 @@ func (b *engine) readKey(ctx context.Context, req *logical.Request, d *framework
 	return &logical.Response{Data: e.view()}, nil
 }
 
-// findKeys answers which keys match a filter, and how many it cannot judge because a claim was not recorded with them.
+// findKeys answers with the keys that match a filter, and with the number of those that the filter cannot judge because a
+// claim was not recorded with them.
 func (b *engine) findKeys(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	f, err := parseFilter(d)
 	if err != nil {
@@ -78,7 +79,7 @@ func (b *engine) findKeys(ctx context.Context, req *logical.Request, d *framewor
 	return &logical.Response{Data: map[string]any{"keys": found, "matched": len(found), "unrecorded": unrecorded}}, nil
 }
 
-// view is an entry as readers see it: never with what its target needs to end the key.
+// view returns an entry as operators read it, always without its handle.
 func (e *entry) view() map[string]any {
 	data := map[string]any{
 		"id": e.ID, "name": e.Name, "state": e.State, "role": e.Role, "lease_path": e.LeasePath, "target": e.Target,
