@@ -129,7 +129,7 @@ func TestForgettingTokensWithBadStorage(t *testing.T) {
 			}
 			w.store.set(nil)
 			w.pass(3 * time.Minute) // each meets the bad one, and another of the others first
-			if left := w.stored(usedTable.prefix); !slices.Equal(left, []string{bad}) || !strings.Contains(w.logs.String(), "no envelope") {
+			if left := w.stored(usedTable.prefix); !slices.Equal(left, []string{bad}) || !strings.Contains(w.logs.String(), "decoding the record's envelope") {
 				t.Errorf("left are %q; want %q, and a word in the log", left, bad)
 			}
 		})

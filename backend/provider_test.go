@@ -238,7 +238,7 @@ func (w *selfWorld) wantOwnRefused(name, token string) {
 		w.t.Errorf("%s: creds: %q %d; want %s", name, reason, status, identity.UnknownIssuer)
 	}
 	got := w.write("explain/own", map[string]any{"subject_token": token}).Data
-	if got["accepted"] != false || got["reason"] != identity.UnknownIssuer || !strings.Contains(got["detail"].(string), "this mount's own") {
+	if got["accepted"] != false || got["reason"] != identity.UnknownIssuer || !strings.Contains(got["detail"].(string), "signed by this mount") {
 		w.t.Errorf("%s: explain: %v %v %v", name, got["accepted"], got["reason"], got["detail"])
 	}
 	if w.keys.Calls(lab.OpCreate) != made || len(w.ledgerEntries()) != entries {

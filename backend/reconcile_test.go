@@ -150,7 +150,7 @@ func TestReconcile(t *testing.T) {
 		}
 	}
 	for field, data := range map[string]map[string]any{
-		"confirm: is 2, and 1 keys are lost": {"confirm": 2, "instance": instance}, "confirm: is 0": {"confirm": 0, "instance": instance}, "confirm: want a whole number, not negative": {"confirm": -1, "instance": instance},
+		"confirm: is 2, and 1 keys are lost": {"confirm": 2, "instance": instance}, "confirm: is 0": {"confirm": 0, "instance": instance}, "confirm: want a whole number of at least 0": {"confirm": -1, "instance": instance},
 		"confirm: is required with instance": {"instance": instance}, "confirm: null": {"confirm": nil, "instance": instance},
 		"instance: is required with confirm": {"confirm": 1}, "instance: is not this mount's": {"confirm": 1, "instance": "another1"}, "instance: null": {"confirm": 1, "instance": nil},
 		"parameters: null": {"parameters": nil, "confirm": 1, "instance": instance}, "parameters: want those that say where keys are, and no others: project": {"parameters": map[string]any{"project": "widget", "scopes": "read"}},

@@ -85,7 +85,7 @@ var verbs = map[logical.Operation]string{
 
 var types = map[framework.FieldType]string{
 	framework.TypeString: "text", framework.TypeBool: "true or false", framework.TypeInt: "number", framework.TypeFloat: "number",
-	framework.TypeDurationSecond: "duration", framework.TypeCommaStringSlice: "list", framework.TypeKVPairs: "map of texts",
+	framework.TypeDurationSecond: "duration", framework.TypeCommaStringSlice: "list", framework.TypeKVPairs: "map of strings",
 	framework.TypeMap: "map", framework.TypeTime: "time",
 }
 

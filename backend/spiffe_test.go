@@ -229,7 +229,7 @@ func TestWorkloadAPITrouble(t *testing.T) {
 			t.Errorf("%s: %q, withdrawn %t; want %q", name, got, gone, c.want)
 		}
 	}
-	if got, gone := bundle(t.Context(), "other.example"); !gone || got != `the Workload API has none of trust domain "other.example"`+withdrawn {
+	if got, gone := bundle(t.Context(), "other.example"); !gone || got != `the Workload API has no bundle of trust domain "other.example"`+withdrawn {
 		t.Errorf("unknown domain: %q %t", got, gone)
 	}
 	api.Fault(lab.OpBundles, lab.Fault{Kind: lab.KindHang, Count: 1})
