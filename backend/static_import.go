@@ -67,19 +67,11 @@ func (b *engine) unclaimed(ctx context.Context, s logical.Storage, name string, 
 	if strings.HasPrefix(key.Handle.Name, leasedName) { // of whatever instance
 		return badField("import", "it was made for a lease, which will end it")
 	}
-	owed := false
-	err := b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
-		sought := e.State == statePending && e.Name == key.Handle.Name // all that is found under it is ended
-		owed = e.Target == t.name && (sought || e.Accessor == key.Accessor)
-		return !owed, nil
-	})
+	// What a static role lets go is owed before its state no longer has it: read in this order, it is met.
+	holders, err := users(ctx, s, b.staticNoun.table, "static role", func(r *staticRecord) bool { return r.Target == t.name })
 	if err != nil {
 		return err
 	}
-	if owed {
-		return badField("import", "it is about to be revoked")
-	}
-	holders, err := users(ctx, s, b.staticNoun.table, "static role", func(r *staticRecord) bool { return r.Target == t.name })
 	for _, holder := range holders {
 		other, _ := strings.CutPrefix(holder, "static role ")
 		state, err := staticTable.get(ctx, s, other)
@@ -89,6 +81,15 @@ func (b *engine) unclaimed(ctx context.Context, s logical.Storage, name string, 
 		if other != name && state != nil && state.has(key.Handle) {
 			return badField("import", "static role %q has it, or may end it", other)
 		}
+	}
+	owed := false
+	err = b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
+		sought := e.State == statePending && e.Name == key.Handle.Name // all that is found under it is ended
+		owed = e.Target == t.name && (sought || e.Accessor == key.Accessor)
+		return !owed, nil
+	})
+	if err == nil && owed {
+		return badField("import", "it is about to be revoked")
 	}
 	return err
 }

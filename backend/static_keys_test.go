@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -15,6 +16,7 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
 // Whoever goes back to the key before the last one keeps it.
@@ -66,6 +68,40 @@ func TestImportOfWhatIsHeldElsewhere(t *testing.T) {
 	resp, err := w.do(logical.UpdateOperation, "static-roles/own", map[string]any{"import": w.credential("gitlab")})
 	if err != nil || !resp.IsError() || !strings.HasPrefix(resp.Error().Error(), "bad_request: import: it is the engine's own") {
 		t.Errorf("the engine's credential: %v %v", resp, err)
+	}
+}
+
+// A key that another role lets go just then is met all the same: in that role's state, or in the ledger.
+func TestImportBesideAHandover(t *testing.T) {
+	for _, between := range []string{"list " + openEntries, "get " + staticStates + "widget"} {
+		w := newWorld(t)
+		w.withStaticGitLab()
+		w.write("static-roles/widget", map[string]any{"overlap": "1h"})
+		w.write("rotate-role/widget", nil)
+		w.clock.advance(time.Hour)
+		state, err := staticTable.get(t.Context(), w.store, "widget")
+		if err != nil || len(state.Old) != 1 {
+			t.Fatal(state, err)
+		}
+		over := target.Key{Accessor: state.Old[0].Handle.Accessor, Handle: state.Old[0].Handle}
+		gitlab, err := w.target(t.Context(), w.store, "gitlab")
+		if err != nil {
+			t.Fatal(err)
+		}
+		handed := sync.OnceFunc(func() {
+			if err := w.tendStatic(t.Context(), w.store, "widget"); err != nil || len(w.ledgerEntries()) == 0 {
+				t.Error(err, w.ledgerEntries())
+			}
+		})
+		slow := &slowStorage{Storage: w.store, after: func(op, key string) {
+			if op+" "+key == between {
+				handed()
+			}
+		}}
+		if err := w.unclaimed(t.Context(), slow, "other", gitlab, over); err == nil {
+			t.Errorf("after %s: it is taken", between)
+		}
+		handed()
 	}
 }
 

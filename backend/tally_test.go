@@ -273,6 +273,12 @@ func (s *slowStorage) Get(ctx context.Context, key string) (*logical.StorageEntr
 	return e, err
 }
 
+func (s *slowStorage) List(ctx context.Context, prefix string) ([]string, error) {
+	names, err := s.Storage.List(ctx, prefix)
+	s.after("list", prefix)
+	return names, err
+}
+
 func (s *slowStorage) Delete(ctx context.Context, key string) error {
 	s.after("delete", key)
 	return s.Storage.Delete(ctx, key)
