@@ -36,7 +36,7 @@ type verdict int
 const (
 	unmatched verdict = iota
 	matched
-	unjudged // unknown: a claim that the filter needs was not recorded with the key
+	unjudged // unknown: what the filter needs was not recorded with the key, a claim or when it was issued
 )
 
 // filterTexts are the conditions that compare one string of the entry exactly, by field name.
@@ -122,7 +122,7 @@ func (f *filter) given() map[string]any {
 	return given
 }
 
-// judge compares a key with the filter. It never guesses: if a claim was not recorded, the key is unjudged, unless another
+// judge compares a key with the filter. It never guesses: if something was not recorded, the key is unjudged, unless another
 // condition rules it out.
 func (f *filter) judge(e *entry) verdict {
 	for _, text := range filterTexts {
@@ -130,15 +130,19 @@ func (f *filter) judge(e *entry) verdict {
 			return unmatched
 		}
 	}
+	timed := !e.IssuedAt.IsZero()                                           // unless a target's list or a static role brought it in
 	shown := func(t time.Time) time.Time { return t.Truncate(time.Second) } // as reads show times, from where operators copy them
 	switch {
 	case f.RevisionBefore > 0 && e.Revision >= f.RevisionBefore,
-		f.IssuedBefore != nil && !shown(e.IssuedAt).Before(shown(*f.IssuedBefore)),
-		f.IssuedAfter != nil && !shown(e.IssuedAt).After(shown(*f.IssuedAfter)),
+		timed && f.IssuedBefore != nil && !shown(e.IssuedAt).Before(shown(*f.IssuedBefore)),
+		timed && f.IssuedAfter != nil && !shown(e.IssuedAt).After(shown(*f.IssuedAfter)),
 		len(f.Claim) > 0 && e.Claims == nil: // the key of a login, which has no claims
 		return unmatched
 	}
 	result := matched
+	if !timed && (f.IssuedBefore != nil || f.IssuedAfter != nil) {
+		result = unjudged
+	}
 	for name, want := range f.Claim {
 		value, _ := trust.Lookup(e.Claims, name)
 		switch {

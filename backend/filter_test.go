@@ -85,21 +85,51 @@ func TestFilterByTheTimeThatIsShown(t *testing.T) {
 	}
 }
 
-// Of a key that the ledger has lost and its lease has brought back no claim is known: it is not taken for a login's.
+// Of a key that the ledger has lost and its lease has brought back no claim is known: it is not taken for a login's. When it was
+// issued Vault knows.
 func TestFilterJudgesNoRestoredKey(t *testing.T) {
 	w := newWorld(t)
 	resp := w.issue("deploy")
-	for _, key := range w.ledgerEntries() {
-		if err := w.store.Storage.Delete(t.Context(), key); err != nil {
-			t.Fatal(err)
-		}
-	}
+	before := w.clock.now().Add(-time.Minute).Format(time.RFC3339)
+	w.emptyLedger()
 	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 500})
 	if _, err := w.lease(logical.RevokeOperation, resp); err == nil {
 		t.Fatal("revoking works although the target is down")
 	}
-	found, err := w.do(logical.ReadOperation, "keys", map[string]any{"claim": "repository=acme/widget"})
-	if err != nil || found.Data["matched"] != 0 || found.Data["unrecorded"] != 1 {
-		t.Errorf("%v %v; want the key to be unrecorded", err, found)
+	w.wantFound(map[string]any{"claim": "repository=acme/widget"}, 0, 1)
+	w.wantFound(map[string]any{"issued_after": before}, 1, 0)
+	w.wantFound(map[string]any{"issued_before": before}, 0, 0)
+}
+
+// Nor is it guessed when a key was issued of which nobody knows.
+func TestFilterGuessesNoTime(t *testing.T) {
+	w := newWorld(t).withStatic()
+	w.write("static-roles/ci", map[string]any{"overlap": 0})
+	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 500})
+	w.write("rotate-role/ci", nil)
+	w.pass(2 * time.Minute) // what was replaced is owed
+	now := w.clock.now().Format(time.RFC3339)
+	for _, field := range []string{"issued_after", "issued_before"} {
+		w.wantFound(map[string]any{field: now}, 0, 1)
+		w.wantFound(map[string]any{field: now, "role": "other"}, 0, 0)
+	}
+}
+
+// emptyLedger takes out all that the ledger has.
+func (w *world) emptyLedger() {
+	w.t.Helper()
+	for _, key := range w.ledgerEntries() {
+		if err := w.store.Storage.Delete(w.t.Context(), key); err != nil {
+			w.t.Fatal(err)
+		}
+	}
+}
+
+// wantFound wants so many keys to match a filter, and so many not to be judged by it.
+func (w *world) wantFound(filter map[string]any, matched, unrecorded int) {
+	w.t.Helper()
+	found, err := w.do(logical.ReadOperation, "keys", filter)
+	if err != nil || found.IsError() || found.Data["matched"] != matched || found.Data["unrecorded"] != unrecorded {
+		w.t.Errorf("%v: %v %v; want %d matched, %d unrecorded", filter, err, found, matched, unrecorded)
 	}
 }

@@ -43,6 +43,7 @@ type lease struct {
 	Handle                          target.Handle
 	ExpiresAt                       time.Time // the key's own expiry; zero = never
 	LastEnd                         time.Time // the latest time to which the lease can be renewed, fixed at issue
+	IssuedAt                        time.Time // when Vault registered the lease, which Vault itself keeps; zero = not yet
 }
 
 // internal encodes the lease as strings only, because Vault returns numbers with a different type than was stored.
@@ -65,14 +66,14 @@ func formatTime(t time.Time) string {
 	return t.UTC().Format(time.RFC3339Nano)
 }
 
-func parseLease(internal map[string]any) (lease, error) {
-	text := func(name string) string { s, _ := internal[name].(string); return s }
+func parseLease(secret *logical.Secret) (lease, error) {
+	text := func(name string) string { s, _ := secret.InternalData[name].(string); return s }
 	if version := text("version"); version != "1" {
 		return lease{}, fmt.Errorf("lease has version %q; this plugin knows 1, so run the plugin that wrote it", version)
 	}
 	l := lease{
 		ID: text("id"), Role: text("role"), Target: text("target"), Trust: text("trust"), Issuer: text("issuer"),
-		Revocable: text("revocable") == "true",
+		Revocable: text("revocable") == "true", IssuedAt: secret.IssueTime.UTC(),
 	}
 	if err := decodeJSON([]byte(text("handle")), &l.Handle); err != nil {
 		return lease{}, fmt.Errorf("decoding the lease's handle: %w", err)
@@ -119,7 +120,7 @@ func (b *engine) renew(ctx context.Context, req *logical.Request, _ *framework.F
 }
 
 func (b *engine) renewed(ctx context.Context, req *logical.Request) (*logical.Response, error) {
-	l, err := parseLease(req.Secret.InternalData)
+	l, err := parseLease(req.Secret)
 	if err != nil {
 		return nil, err
 	}
@@ -254,7 +255,7 @@ func (p *policy) knowsAll(e *entry) error {
 func (b *engine) revoke(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 	ctx, cancel := context.WithTimeout(ctx, revokeTimeout)
 	defer cancel()
-	l, err := parseLease(req.Secret.InternalData)
+	l, err := parseLease(req.Secret)
 	if err != nil {
 		return nil, errors.New("the lease's data cannot be decoded")
 	}
@@ -349,7 +350,7 @@ func (b *engine) ensureDebt(ctx context.Context, s logical.Storage, l lease) (si
 func (l lease) entry(now time.Time) *entry {
 	return &entry{
 		ID: l.ID, Name: l.Handle.Name, State: stateIssued, Role: l.Role, Target: l.Target, Trust: l.Trust, Issuer: l.Issuer,
-		Accessor: l.Handle.Accessor, Revocable: l.Revocable, NotAfter: now, ExpiresAt: l.ExpiresAt, Handle: l.Handle,
+		Accessor: l.Handle.Accessor, Revocable: l.Revocable, IssuedAt: l.IssuedAt, NotAfter: now, ExpiresAt: l.ExpiresAt, Handle: l.Handle,
 		Claims: map[string]any{}, // unknown; nil would mean a login, which has no claims
 	}
 }

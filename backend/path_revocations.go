@@ -24,7 +24,7 @@ func (b *engine) revocationPaths() []*framework.Path {
 	fields := filterFields(pagination())
 	fields["dry_run"] = &framework.FieldSchema{Type: framework.TypeBool, Default: true, Description: "true (default): only tell what would be revoked. false: revoke."}
 	fields["block"] = &framework.FieldSchema{Type: framework.TypeBool, Default: true, Description: "Write a block for the same filter first, so that nothing new is issued or renewed (default true)."}
-	fields["include_unrecorded"] = &framework.FieldSchema{Type: framework.TypeBool, Description: "Revoke also keys that the filter cannot judge, because a claim that it names was not recorded with them (default false)."}
+	fields["include_unrecorded"] = &framework.FieldSchema{Type: framework.TypeBool, Description: "Revoke also keys that the filter cannot judge, because a claim that it names, or when they were issued, was not recorded with them (default false)."}
 	id := map[string]*framework.FieldSchema{"id": {Type: framework.TypeString, Required: true, Description: "Id of the revocation, as its start returned and list shows it."}}
 	return []*framework.Path{{
 		Pattern: "revocations/?$",
@@ -35,7 +35,7 @@ func (b *engine) revocationPaths() []*framework.Path {
 		},
 		HelpSynopsis: "Revoke keys by role, target, subject, issuer, claim and the like.",
 		HelpDescription: "A revocation ends every key that its filter matches and that was asked for before; all conditions that are given must match, and one that gives none is refused. " +
-			"A dry run answers matched, unrecorded (keys that it cannot judge, because a claim was not recorded with them), exposed (of those matched, the ones whose target cannot revoke) and prefixes (of the leases concerned, for vault lease revoke -prefix). " +
+			"A dry run answers matched, unrecorded (keys that it cannot judge, because a claim, or when they were issued, was not recorded with them), exposed (of those matched, the ones whose target cannot revoke) and prefixes (of the leases concerned, for vault lease revoke -prefix). " +
 			"With dry_run=false it starts, and answers its id: first a block for the same filter stands, then it goes through the ledger in the background, target by target at once, also after a restart or failover. " +
 			"The ledger is that of the cluster that is asked. Vault's leases of the keys end by themselves later, harmlessly.",
 	}, {

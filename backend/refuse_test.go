@@ -364,7 +364,7 @@ func TestLeaseSurvivesStorage(t *testing.T) {
 			t.Errorf("%s is %T; want a text", name, value)
 		}
 	}
-	l, err := parseLease(back)
+	l, err := parseLease(&logical.Secret{InternalData: back})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -374,7 +374,7 @@ func TestLeaseSurvivesStorage(t *testing.T) {
 		t.Error(diff)
 	}
 	back["version"] = "2"
-	if _, err := parseLease(back); err == nil || !strings.Contains(err.Error(), "version") {
+	if _, err := parseLease(&logical.Secret{InternalData: back}); err == nil || !strings.Contains(err.Error(), "version") {
 		t.Errorf("a lease of a later version: %v", err)
 	}
 }
