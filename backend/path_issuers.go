@@ -5,6 +5,7 @@ package backend
 
 import (
 	"context"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -80,7 +81,7 @@ func (i *issuer) id() string {
 }
 
 var issuerFields = described(map[string]*framework.FieldSchema{
-	"type":                   {Type: framework.TypeString, Description: "oidc (default): tokens of an OpenID provider. spiffe: JWT-SVIDs of a SPIFFE trust domain. login: the caller's Vault login. It cannot be changed."},
+	"type":                   {Type: framework.TypeString, Description: "oidc (default): tokens of an OpenID provider. spiffe: JWT-SVIDs of a SPIFFE trust domain. login: the caller's Vault login. It cannot be changed. A field that has no effect for the type is refused."},
 	"issuer":                 {Type: framework.TypeString, Description: "The exact iss of its tokens; default the discovery URL. Unique in the mount. spiffe: may be left out; if set, an iss that a token has must be this."},
 	"trust_domain":           {Type: framework.TypeString, Description: "spiffe: name of the trust domain whose workloads it vouches for, such as example.org. Unique in the mount."},
 	"workload_api":           {Type: framework.TypeBool, Description: "spiffe: key source: the SPIFFE Workload API at SPIFFE_ENDPOINT_SOCKET in the plugin's registered environment, a Unix socket."},
@@ -149,8 +150,11 @@ func (b *engine) newIssuerNoun() noun[issuerRecord] {
 
 // probeIssuer fetches the issuer's keys if the request asks for that.
 func (b *engine) probeIssuer(ctx context.Context, s logical.Storage, record *issuerRecord, d *framework.FieldData) error {
-	if record.Type == issuerLogin || !d.Get("verify").(bool) {
+	if !d.Get("verify").(bool) {
 		return nil
+	}
+	if record.Type == issuerLogin {
+		return badField("verify", "an issuer of type login has no keys")
 	}
 	conf, err := b.config(ctx, s)
 	if err != nil {
@@ -170,15 +174,14 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 	if old != nil && old.Type != record.Type {
 		return nil, badField("type", "cannot be changed; make another issuer")
 	}
+	if err := record.checkFields(old, d); err != nil {
+		return nil, err
+	}
+	record.standardize()
 	_, named := d.Raw["issuer"]
 	followed := old != nil && old.Issuer == old.OIDCDiscoveryURL && !named // it was never written
 	if (record.Issuer == "" || followed && record.OIDCDiscoveryURL != "") && record.Type != issuerLogin {
 		record.Issuer = record.OIDCDiscoveryURL
-	}
-	if record.Type == issuerSPIFFE {
-		if err := record.standardize(d); err != nil {
-			return nil, err
-		}
 	}
 	conf, err := b.config(ctx, s)
 	if err != nil {
@@ -208,18 +211,59 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 	return warnings, nil
 }
 
-// standardize sets what the JWT-SVID standard decides, and refuses other wishes.
-func (r *issuerRecord) standardize(d *framework.FieldData) error {
-	for _, field := range []string{"allowed_types", "jti_claim"} {
-		if d.Raw[field] != nil {
-			return badField(field, "is for issuers of type oidc")
+// fieldsOfTypes says which fields are for which types of issuers alone; the others are for all.
+var fieldsOfTypes = []struct{ types, fields []string }{
+	{[]string{issuerOIDC, issuerSPIFFE}, []string{
+		"issuer", "oidc_discovery_url", "jwks_url", "jwt_validation_pubkeys", "ca_pem", "proxy_url", "jwks_hosts",
+		"jwt_supported_algs", "clock_skew_leeway", "max_age", "max_token_lifetime", "record_claims", "forward_to",
+	}},
+	{[]string{issuerOIDC}, []string{"allowed_types", "single_use", "jti_claim"}},
+	{[]string{issuerSPIFFE}, []string{"trust_domain", "workload_api"}},
+	{[]string{issuerLogin}, []string{"mount_accessor", "stable_metadata"}},
+}
+
+// checkFields refuses to set what would have no effect. What was read may be written back.
+func (r *issuerRecord) checkFields(old *issuerRecord, d *framework.FieldData) error {
+	if err := r.checkType(); err != nil {
+		return err
+	}
+	before := defaultIssuer()
+	if old != nil {
+		before = *old
+	}
+	before.Type = r.Type
+	before.standardize()
+	was, err := view(before, nil)
+	if err != nil {
+		return err
+	}
+	is, err := view(r, nil)
+	if err != nil {
+		return err
+	}
+	for _, part := range fieldsOfTypes {
+		for _, field := range part.fields {
+			if !slices.Contains(part.types, r.Type) && d.Raw[field] != nil && !reflect.DeepEqual(is[field], was[field]) {
+				return badField(field, "is for issuers of type %s", strings.Join(part.types, " or "))
+			}
 		}
 	}
-	if d.Raw["single_use"] != nil && r.SingleUse {
-		return badField("single_use", "an agent keeps a JWT-SVID and presents it until it expires, so it cannot be for one use")
-	}
-	r.AllowedTypes, r.JTIClaim, r.SingleUse = []string{identity.Absent, "JWT", "JOSE"}, "jti", false
 	return nil
+}
+
+func (r *issuerRecord) checkType() error {
+	if !slices.Contains([]string{issuerOIDC, issuerSPIFFE, issuerLogin}, r.Type) {
+		return badField("type", "%q is unknown; want oidc, spiffe or login", r.Type)
+	}
+	return nil
+}
+
+// standardize sets what the JWT-SVID standard decides. An agent keeps a JWT-SVID and presents it until it expires, so that none
+// is for one use.
+func (r *issuerRecord) standardize() {
+	if r.Type == issuerSPIFFE {
+		r.AllowedTypes, r.JTIClaim, r.SingleUse = []string{identity.Absent, "JWT", "JOSE"}, "jti", false
+	}
 }
 
 // uniqueIssuer refuses a second entry for the same iss, trust domain or auth mount: which of two sets of rules a caller met
@@ -256,22 +300,16 @@ func (b *engine) uniqueIssuer(ctx context.Context, s logical.Storage, name strin
 // newIssuer checks a record whole and makes it usable, without I/O.
 func newIssuer(name string, r *issuerRecord, conf *settings, b *engine) (*issuer, error) {
 	made := &issuer{issuerRecord: *r, name: name}
-	switch r.Type {
-	case issuerLogin:
-		return made, r.checkLogin()
-	case issuerOIDC, issuerSPIFFE:
-	default:
-		return nil, badField("type", "%q is unknown; want oidc, spiffe or login", r.Type)
+	if err := r.checkType(); err != nil {
+		return nil, err
 	}
 	switch {
+	case r.Type == issuerLogin && r.MountAccessor == "":
+		return nil, badField("mount_accessor", "missing; name the auth mount that vouches, see: vault auth list")
+	case r.Type == issuerLogin:
+		return made, nil
 	case r.Type == issuerSPIFFE && r.TrustDomain == "":
 		return nil, badField("trust_domain", "missing; want the name of the SPIFFE trust domain, such as example.org")
-	case r.Type != issuerSPIFFE && r.TrustDomain != "":
-		return nil, badField("trust_domain", "is for issuers of type spiffe")
-	case r.MountAccessor != "":
-		return nil, badField("mount_accessor", "is for issuers of type login")
-	case len(r.StableMetadata) > 0:
-		return nil, badField("stable_metadata", "is for issuers of type login")
 	case r.JTIClaim == "":
 		return nil, badField("jti_claim", "want the name of a claim")
 	}
@@ -297,23 +335,6 @@ func newIssuer(name string, r *issuerRecord, conf *settings, b *engine) (*issuer
 		return nil, namedField(err)
 	}
 	return made, nil
-}
-
-func (r *issuerRecord) checkLogin() error {
-	for field, set := range map[string]bool{
-		"issuer": r.Issuer != "", "oidc_discovery_url": r.OIDCDiscoveryURL != "", "jwks_url": r.JWKSURL != "",
-		"jwt_validation_pubkeys": len(r.JWTValidationPubkeys) > 0, "forward_to": len(r.ForwardTo) > 0,
-		"ca_pem": r.CAPEM != "", "proxy_url": r.ProxyURL != "", "jwks_hosts": len(r.JWKSHosts) > 0,
-		"trust_domain": r.TrustDomain != "", "workload_api": r.WorkloadAPI,
-	} {
-		if set {
-			return badField(field, "is not for issuers of type login")
-		}
-	}
-	if r.MountAccessor == "" {
-		return badField("mount_accessor", "missing; name the auth mount that vouches, see: vault auth list")
-	}
-	return nil
 }
 
 // issuer returns an issuer ready for use, or nil if there is none of that name.

@@ -312,7 +312,7 @@ func TestSPIFFEIssuerFields(t *testing.T) {
 		{domain("issuer", "spire"), "issuer"},
 		{domain("single_use", true), "single_use"},
 		{domain("allowed_types", "JWT"), "allowed_types"},
-		{domain("jti_claim", "jti"), "jti_claim"},
+		{domain("jti_claim", "uti"), "jti_claim"},
 		{domain("mount_accessor", "a"), "mount_accessor"},
 		{domain("stable_metadata", "a"), "stable_metadata"},
 		{domain("jwt_supported_algs", "HS256"), "jwt_supported_algs"},

@@ -57,7 +57,7 @@ func TestUnfitLogin(t *testing.T) {
 	w := newWorld(t)
 	record, err := w.issuerNoun.table.get(t.Context(), w.store.Storage, "people")
 	if err == nil {
-		record.ForwardTo = []string{"a.example"}
+		record.MountAccessor = ""
 		err = w.issuerNoun.table.put(t.Context(), w.store.Storage, "people", record)
 	}
 	if err != nil {
