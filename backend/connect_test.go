@@ -110,8 +110,7 @@ func TestConnectRefuses(t *testing.T) {
 	w.refuses("publish", token, reasonTargetBusy, http.StatusServiceUnavailable)
 	w.connect.Fault(lab.OpDiscovery, lab.Fault{Kind: lab.KindHTML, Count: 1})
 	w.refuses("publish", token, reasonTargetDenied, http.StatusUnprocessableEntity)
-	w.write("roles/publish", map[string]any{"parameters": "integration=i-1"})
-	w.refuses("publish", token, reasonParameter, http.StatusBadRequest)
+	w.refused("roles/publish", map[string]any{"parameters": "integration=i-1"}, "parameters.integration")
 	w.wantKeys()
 	if left := w.ledgerEntries(); len(left) != 0 || w.connect.Calls(lab.OpToken) != 1 {
 		t.Errorf("left are %v; %d exchanges were tried", left, w.connect.Calls(lab.OpToken))

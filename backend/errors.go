@@ -143,6 +143,14 @@ func storageError(err error) error {
 	return &refusal{reason: reasonStorage, detail: err.Error(), cause: err}
 }
 
+// asked is the error of a call that only asks. Whatever its outcome, it made no key and changed nothing, so it can be repeated.
+func asked(err error) error {
+	if errors.Is(err, target.ErrUnknown) {
+		return &refusal{reason: reasonTargetBusy, detail: err.Error(), cause: err}
+	}
+	return err
+}
+
 // asRefusal maps any error to a refusal; errors without a reason become reasonInternal.
 func asRefusal(err error) *refusal {
 	var (
@@ -205,7 +213,7 @@ func (b *engine) respond(req *logical.Request, err error) (*logical.Response, er
 		text += " (request " + req.ID + ")"
 	}
 	log("refused", "reason", r.reason, "detail", detail, "operation", req.Operation, "path", req.Path, "request_id", req.ID)
-	if known.Status == http.StatusBadRequest {
+	if known.Status == http.StatusBadRequest && req.Secret == nil { // of a renewal's response Vault would print the Go value
 		return logical.ErrorResponse(text), nil // as data, so that audit devices hash it: it may repeat what the caller sent
 	}
 	return nil, logical.CodedError(known.Status, text)

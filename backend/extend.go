@@ -60,10 +60,8 @@ func (b *engine) stillActive(ctx context.Context, s logical.Storage, t *openTarg
 			return storageError(fmt.Errorf("recording that key %q is no longer active", l.ID))
 		}
 		return refuse(reasonTrustChanged, "the target reports that key %q is no longer active", l.ID)
-	case errors.Is(err, target.ErrUnknown): // asking changes nothing, so the renewal can be repeated
-		return &refusal{reason: reasonTargetBusy, detail: err.Error(), cause: err}
 	case err != nil || end.IsZero() || end.Equal(l.ExpiresAt):
-		return err
+		return asked(err)
 	}
 	l.ExpiresAt = end.UTC()
 	return b.setExpiry(ctx, s, e.ID, l.ExpiresAt)

@@ -154,7 +154,7 @@ func normalize(req *logical.Request, path *framework.Path) error {
 				return badField(name, "%s", err)
 			}
 			if rounded(m) {
-				return badField(name, "has a number that Vault rounds on the way; write the map as a JSON text, as in %s='{…}'", name)
+				return badField(name, "has a number that Vault rounds on the way; write the map as a JSON string, as in %s='{…}'", name)
 			}
 			req.Data[name] = m
 			raw = m
@@ -308,6 +308,8 @@ func wanted(t framework.FieldType) string {
 		return "want a number"
 	case framework.TypeDurationSecond:
 		return "want a duration such as 15m, in whole seconds and at most 10 years"
+	case framework.TypeTime:
+		return "want a time such as 2026-01-31T15:04:05Z"
 	case framework.TypeCommaStringSlice:
 		return "want a list of strings"
 	case framework.TypeKVPairs:

@@ -144,9 +144,10 @@ func (b *engine) renewed(ctx context.Context, req *logical.Request) (*logical.Re
 	if err := b.unblocked(ctx, req.Storage, e); err != nil {
 		return nil, err
 	}
-	// Vault applies the client's increment to the TTL returned here, so only MaxTTL is a hard limit.
+	// Vault applies the client's increment to the TTL returned here, so only MaxTTL is a hard limit. It also warns of what that
+	// cuts off.
 	issued := req.Secret.IssueTime
-	ttl, warnings, err := framework.CalculateTTL(b.leaseTimes.of(b.System(), b.now()), req.Secret.Increment, r.TTL.duration(), 0, r.MaxTTL.duration(), 0, issued)
+	ttl, _, err := framework.CalculateTTL(b.leaseTimes.of(b.System(), b.now()), req.Secret.Increment, r.TTL.duration(), 0, r.MaxTTL.duration(), 0, issued)
 	if err != nil {
 		return nil, badField("increment", "%v", err)
 	}
@@ -159,7 +160,7 @@ func (b *engine) renewed(ctx context.Context, req *logical.Request) (*logical.Re
 	}
 	b.sendKeyEvent(ctx, eventRenewed, e)
 	// Return the whole Secret: Vault stores what a renewal returns, and revoke needs InternalData.
-	resp := &logical.Response{Secret: req.Secret, Warnings: warnings}
+	resp := &logical.Response{Secret: req.Secret}
 	resp.Secret.InternalData = l.internal()
 	resp.Secret.InternalData["secret_type"] = secretType
 	resp.Secret.TTL = min(ttl, left)

@@ -64,6 +64,27 @@ func (w *world) extended(resp *logical.Response, issued time.Time, increment tim
 	return ttl
 }
 
+// Vault prints a renewal's error as it is, but of a response that tells one its Go value; and it warns by itself of what an
+// increment asks for in vain.
+func TestWhatRenewingSays(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	resp := w.issue("deploy")
+	secret := *resp.Secret
+	secret.IssueTime, secret.Increment = w.clock.now(), 1000*time.Hour
+	renewed, err := w.HandleRequest(t.Context(), &logical.Request{Operation: logical.RenewOperation, Storage: w.store, Secret: &secret})
+	if err != nil || renewed.IsError() || len(renewed.Warnings) > 0 {
+		t.Errorf("renewing: %v %v", renewed, err)
+	}
+	if _, err := w.do(logical.DeleteOperation, "roles/deploy", nil); err != nil {
+		t.Fatal(err)
+	}
+	renewed, err = w.lease(logical.RenewOperation, resp)
+	if reason, status := reasonOf(renewed, err); renewed != nil || err == nil || reason != reasonUnknownRole || status != http.StatusBadRequest {
+		t.Errorf("renewing without the role: %v %v", renewed, err)
+	}
+}
+
 func TestIncrementNeverOutlivesTheKey(t *testing.T) {
 	w := newWorld(t)
 	issued := w.clock.now()

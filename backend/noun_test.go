@@ -67,6 +67,13 @@ func TestBadInputNamesItsField(t *testing.T) {
 		{"issuers/github", map[string]any{"forward_to": "Api.example"}, "forward_to"},
 		{"issuers/github", map[string]any{"forward_to": "api.example:443"}, "forward_to"},
 		{"issuers/github", map[string]any{"issuer": nil}, "issuer"},
+		{"issuers/i", map[string]any{"jwks_url": "https://i.example/keys"}, "issuer"},
+		{"issuers/github", map[string]any{"max_age": 0}, "max_age"}, // the default would hold, and a read would say 0
+		{"issuers/github", map[string]any{"max_token_lifetime": "0s"}, "max_token_lifetime"},
+		{"issuers/github", map[string]any{"jwt_supported_algs": []any{}}, "jwt_supported_algs"},
+		{"issuers/github", map[string]any{"allowed_types": ""}, "allowed_types"},
+		{"issuers/github", map[string]any{"record_claims": "repository,/kubernetes.io/pod"}, "record_claims"}, // members of the token alone are kept
+		{"issuers/github", map[string]any{"record_claims": []any{""}}, "record_claims"},
 		{"trust/p", map[string]any{}, "issuer"},
 		{"trust/p", map[string]any{"issuer": "none"}, "issuer"},
 		{"trust/p", map[string]any{"issuer": "github"}, "bound_audiences"},
@@ -100,6 +107,8 @@ func TestBadInputNamesItsField(t *testing.T) {
 		{"roles/r", map[string]any{"trust": "main", "target": "acme", "parameters": "project=x", "ttl": "2h", "max_ttl": "1h"}, "ttl"},
 		{"roles/r", map[string]any{"trust": "main", "target": "acme", "parameters": "project=x", "lease_path": "1"}, "lease_path"},
 		{"roles/r", map[string]any{"trust": "main", "target": "acme", "parameters_from": "project=claims."}, "parameters_from.project"},
+		{"roles/r", map[string]any{"trust": "main", "target": "acme", "parameters": "project=x", "allowed_parameters": "scopes,*"}, "allowed_parameters"},
+		{"roles/r", map[string]any{"trust": "main", "target": "acme", "parameters": "project=x", "parameters_from": "scope=claims.scope"}, "parameters_from.scope"},
 		{"roles/deploy", map[string]any{"lease_path": nil}, "lease_path"},
 		{"roles/r", map[string]any{"trust": "a..b", "target": "acme", "parameters": "project=x"}, "trust"},
 		{"roles/r", map[string]any{"trust": "main", "target": "a..b", "parameters": "project=x"}, "target"},
@@ -112,6 +121,7 @@ func TestBadInputNamesItsField(t *testing.T) {
 		{"blocks/b", map[string]any{"reason": "x"}, "subject"},
 		{"blocks/b", map[string]any{"subject": "s", "expires_at": "soon"}, "expires_at"},
 		{"blocks/b", map[string]any{"claim": "repository"}, "claim"},
+		{"blocks/b", map[string]any{"subject": "s", "issued_after": "1h"}, "issued_after"},
 		{"config", map[string]any{"allow_private": "ten"}, "allow_private"},
 		{"config", map[string]any{"egress_hosts": nil}, "egress_hosts"}, // the default would allow every public host
 		{"roles/deploy", map[string]any{"custom_metadata": map[string]any{"a": strings.Repeat("x", maxText)}}, "custom_metadata"},

@@ -10,14 +10,14 @@ import (
 	"slices"
 )
 
-// Vault makes floats of the numbers in a plugin's requests and responses. A float keeps whole numbers below maxWhole, and
-// whatever is written with maxDigits characters; of two ids beyond that it makes one, and a number like 1e400 ends the response.
+// Vault converts the numbers in a plugin's requests and responses to floats. A float is exact for whole numbers below maxWhole
+// and for what is written with maxDigits characters. Beyond that two ids become one, and a number like 1e400 fails the response.
 const (
 	maxWhole  = 1 << 53
 	maxDigits = 17
 )
 
-// rounded reports whether a value of a request has a number that may have been another one.
+// rounded reports whether a value of a request holds a number that may have been rounded on the way.
 func rounded(v any) bool {
 	switch v := v.(type) {
 	case float64:
@@ -30,20 +30,20 @@ func rounded(v any) bool {
 	return false
 }
 
-// carried returns a value as it gets through a response: its JSON text where a number in it would not. A field that is a map
-// takes that text in a write too.
+// carried returns a value as a response can hold it: as a JSON string if it has a number that would be rounded. A field that is
+// a map takes the same string in a write.
 func carried(v any) any {
 	if !tooLong(v) {
 		return v
 	}
 	text, err := json.Marshal(v)
 	if err != nil {
-		return v // nothing that came from JSON
+		return v // it did not come from JSON
 	}
 	return string(text)
 }
 
-// carriedEach is carried for each member of a map that is only read.
+// carriedEach applies carried to each member, for maps that are only read.
 func carriedEach(m map[string]any) map[string]any {
 	if m == nil {
 		return nil

@@ -5,6 +5,7 @@ package backend
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
@@ -45,7 +46,9 @@ func (b *engine) newBlockNoun() noun[blockRecord] {
 			"It does not end keys: revoke those too. A renewal is also refused if a block cannot judge it, because a claim was not recorded with the key.",
 		fields: blockFields,
 		check:  b.checkBlock,
-		clear:  func(field string) bool { return field == "reason" || field == "expires_at" || field == "description" },
+		clear: func(field string) bool {
+			return slices.Contains([]string{"reason", "expires_at", "description", "custom_metadata"}, field)
+		},
 		remove: func(context.Context, logical.Storage, string, *blockRecord, *framework.FieldData) ([]string, bool, error) {
 			return nil, false, nil
 		},

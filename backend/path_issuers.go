@@ -183,6 +183,9 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 	if (record.Issuer == "" || followed && record.OIDCDiscoveryURL != "") && record.Type != issuerLogin {
 		record.Issuer = record.OIDCDiscoveryURL
 	}
+	if err := record.checkGiven(d); err != nil {
+		return nil, err
+	}
 	conf, err := b.config(ctx, s)
 	if err != nil {
 		return nil, err
@@ -209,6 +212,28 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 		warnings = append(warnings, "single_use is off: whoever sees a token can use it until it expires; bind_caller in the trust policy narrows that")
 	}
 	return warnings, nil
+}
+
+// checkGiven refuses values that would not be followed: for none the default holds, which a read would not show, and only
+// top-level claims are recorded.
+func (r *issuerRecord) checkGiven(d *framework.FieldData) error {
+	for field, none := range map[string]bool{
+		"max_age": r.MaxAge == 0, "max_token_lifetime": r.MaxTokenLifetime == 0,
+		"jwt_supported_algs": len(r.JWTSupportedAlgs) == 0, "allowed_types": len(r.AllowedTypes) == 0,
+	} {
+		if none && d.Raw[field] != nil {
+			return badField(field, "want a value; null sets it to its default")
+		}
+	}
+	if d.Raw["record_claims"] == nil {
+		return nil
+	}
+	for _, name := range r.RecordClaims {
+		if name == "" || strings.HasPrefix(name, "/") {
+			return badField("record_claims", "%q is no claim of the token itself; name that which it lies in", name)
+		}
+	}
+	return nil
 }
 
 // fieldsOfTypes says which fields are for which types of issuers alone; the others are for all.
@@ -329,7 +354,7 @@ func newIssuer(name string, r *issuerRecord, conf *settings, b *engine) (*issuer
 		Now: b.now,
 	})
 	if err != nil {
-		if rest, isIssuer := strings.CutPrefix(err.Error(), "issuer:"); isIssuer && r.Issuer == r.OIDCDiscoveryURL {
+		if rest, isIssuer := strings.CutPrefix(err.Error(), "issuer:"); isIssuer && r.Issuer != "" && r.Issuer == r.OIDCDiscoveryURL {
 			return nil, badField("oidc_discovery_url", "%s", strings.TrimSpace(rest)) // where the issuer came from
 		}
 		return nil, namedField(err)

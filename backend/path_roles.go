@@ -95,7 +95,7 @@ func (b *engine) newRoleNoun() noun[roleRecord] {
 	}
 }
 
-func (b *engine) checkRole(ctx context.Context, s logical.Storage, name string, record, _ *roleRecord, _ *framework.FieldData) ([]string, error) {
+func (b *engine) checkRole(ctx context.Context, s logical.Storage, name string, record, old *roleRecord, _ *framework.FieldData) ([]string, error) {
 	if _, err := newRole(name, record); err != nil {
 		return nil, err
 	}
@@ -105,6 +105,9 @@ func (b *engine) checkRole(ctx context.Context, s logical.Storage, name string, 
 		} else if existing == nil {
 			return nil, badField("trust", "there is no trust policy %q", p)
 		}
+	}
+	if old != nil && !record.Enabled { // what is wrong with its target must not keep a role from being switched off
+		return nil, nil
 	}
 	existing, err := b.target(ctx, s, record.Target)
 	if err != nil {
@@ -116,6 +119,9 @@ func (b *engine) checkRole(ctx context.Context, s logical.Storage, name string, 
 	if record.OnLimit == onLimitRevoke && !existing.Caps().Revoke {
 		return nil, badField("on_limit", "target %q cannot revoke keys", record.Target)
 	}
+	if err := record.checkNames(existing); err != nil {
+		return nil, err
+	}
 	if len(record.ParametersFrom) == 0 && len(record.AllowedParameters) == 0 {
 		if _, err := existing.Params(record.Parameters); err != nil {
 			return nil, err
@@ -124,13 +130,33 @@ func (b *engine) checkRole(ctx context.Context, s logical.Storage, name string, 
 	return b.roleWarnings(name, record, existing), nil
 }
 
+// checkNames refuses parameters that the target does not have: nobody could set them, or nobody would get a key.
+func (r *roleRecord) checkNames(t *openTarget) error {
+	has := t.ParamNames()
+	for _, name := range r.AllowedParameters {
+		if !slices.Contains(has, name) {
+			return badField("allowed_parameters", "%q is no parameter of target %q; it has %q", name, r.Target, has)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(r.ParametersFrom)) {
+		if !slices.Contains(has, name) {
+			return badField("parameters_from."+name, "no parameter of target %q; it has %q", r.Target, has)
+		}
+	}
+	return nil
+}
+
 func (b *engine) roleWarnings(name string, record *roleRecord, t *openTarget) []string {
 	var warnings []string
 	warn := func(format string, args ...any) { warnings = append(warnings, fmt.Sprintf(format, args...)) }
 	if !t.allows(name) {
 		warn("target %q does not list this role in allowed_roles; issuing is refused until it does", record.Target)
 	}
-	if !t.Caps().Revoke {
+	switch {
+	case t.Caps().Revoke:
+	case record.RequireRevocable:
+		warn("target %q cannot revoke keys; issuing is refused, as require_revocable demands", record.Target)
+	default:
 		warn("target %q cannot revoke keys: a lease's end does not end the key, which lives until it expires by itself", record.Target)
 	}
 	limit := b.System().MaxLeaseTTL()

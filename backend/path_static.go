@@ -79,11 +79,12 @@ func (b *engine) checkStatic(ctx context.Context, s logical.Storage, name string
 		return nil, badField("overlap", "want at most %s", maxOverlap)
 	case !record.set():
 		return nil, badField("rotation_period", "missing; give rotation_period or rotation_schedule")
-	case record.RotationPeriod > 0 && record.Overlap >= record.RotationPeriod:
-		return nil, badField("overlap", "want less than rotation_period")
 	}
 	if err := record.check(); err != nil {
 		return nil, err
+	}
+	if record.RotationPeriod > 0 && record.Overlap >= record.RotationPeriod {
+		return nil, badField("overlap", "want less than rotation_period; the default is %s", seconds(defaultOverlap).duration())
 	}
 	if old != nil && !record.Enabled { // what is wrong with its target must not keep a role from being switched off
 		return nil, nil

@@ -6,6 +6,7 @@ package backend
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"net/url"
 	"path"
@@ -170,6 +171,9 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	record.URL = made.URL()
 	warnings, err := b.checkSelfSubject(ctx, s, made)
 	warnings = slices.Concat(warnings, made.Advice(), likeFiles(record.Credential))
+	if record.RequestTimeout > conf.RequestTimeout {
+		warnings = append(warnings, fmt.Sprintf("request_timeout is above config's of %s, which holds", conf.RequestTimeout.duration()))
+	}
 	if err != nil || old == nil {
 		return warnings, err
 	}

@@ -40,11 +40,11 @@ func (b *engine) imported(ctx context.Context, s logical.Storage, record *static
 		return nil, badField("import", "the target does not take it as a key")
 	}
 	if err != nil {
-		return nil, err
+		return nil, asked(err)
 	}
 	found, err := t.Find(ctx, key.Handle)
 	if err != nil {
-		return nil, err
+		return nil, asked(err)
 	}
 	if !slices.ContainsFunc(found, func(h target.Handle) bool { return h.Accessor == key.Handle.Accessor }) {
 		return nil, badField("import", "it is a key, but none of those that parameters name")

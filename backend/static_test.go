@@ -265,6 +265,14 @@ func TestImport(t *testing.T) {
 			t.Errorf("%s: %v %v", name, resp, err)
 		}
 	}
+	// A question makes no key, so nobody is told that one may live.
+	for _, op := range []string{lab.OpCheck, lab.OpFind} {
+		g.Fault(op, lab.Fault{Kind: lab.KindStatus, Status: 500, Count: 1})
+		resp, err := w.do(logical.UpdateOperation, "static-roles/own", map[string]any{"import": g.AddToken(1, 90, "read_api")})
+		if reason, _ := reasonOf(resp, err); reason != reasonTargetBusy {
+			t.Errorf("%s failed: %v %v; want %s", op, resp, err, reasonTargetBusy)
+		}
+	}
 	if strings.Contains(w.logs.String(), imported) {
 		t.Error("the imported key is in the log")
 	}
@@ -307,6 +315,7 @@ func TestStaticRolesThatAreRefused(t *testing.T) {
 	}{
 		"no target":             {map[string]any{"target": "nobody"}, "target"},
 		"no schedule":           {map[string]any{"rotation_period": 0}, "rotation_period"},
+		"a period too short":    {map[string]any{"rotation_period": "30s"}, "rotation_period"},
 		"a bad schedule":        {map[string]any{"rotation_period": 0, "rotation_schedule": "daily"}, "rotation_schedule"},
 		"overlap of a period":   {map[string]any{"overlap": "24h"}, "overlap"},
 		"parameters":            {map[string]any{"parameters": "name=widget"}, "parameters.name"},

@@ -52,7 +52,7 @@ func (c *Config) complete() error {
 		return nil
 	}
 	if c.Issuer == "" {
-		return errors.New("issuer: missing; want the exact iss of the tokens")
+		return errors.New("issuer: missing; want the exact iss of the tokens, or oidc_discovery_url if that is it")
 	}
 	if err := CheckIssuer(c.Issuer, c.Egress.AllowHTTPLoopback); err != nil {
 		return fmt.Errorf("issuer: %w", err)

@@ -59,6 +59,7 @@ func connectKind(c Config) (facts, func(*Target) driver, error) {
 			{name: "flow", kind: kindString, pattern: exactly(flowOAuth + "|" + flowFederation), def: flowOAuth},
 			{name: "integration", kind: kindString, pattern: exactly(guid)},
 		},
+		together: connectTogether,
 	}
 	if c.Credential["api_key"] == "" {
 		return kind, func(t *Target) driver {
@@ -73,6 +74,7 @@ func connectKind(c Config) (facts, func(*Target) driver, error) {
 		return facts{}, nil, err
 	}
 	kind.source, kind.audience, kind.wantsToken, kind.lifetime, kind.guessed = SourceNone, "", false, 0, false
+	kind.together = nil
 	kind.params = parameters{
 		{name: "flow", kind: kindString, pattern: exactly(flowUserKey), def: flowUserKey},
 		{name: "user", kind: kindString, required: true, pattern: exactly(guid)},
@@ -83,6 +85,13 @@ func connectKind(c Config) (facts, func(*Target) driver, error) {
 		d := &connectDriver{api: t.api, apiKey: t.credential["api_key"]}
 		return driver{exchange: d.create, revoke: d.delete, find: d.find, list: d.list, check: d.checkCredential}
 	}, nil
+}
+
+func connectTogether(params map[string]any) *FieldError {
+	if _, given := params["integration"]; given && params["flow"] != flowFederation {
+		return fieldErrorf("parameters.integration", "is for flow %s only", flowFederation)
+	}
+	return nil
 }
 
 // checkAPIKey refuses a credential that no header can hold, above all one with the line break of its file.
@@ -137,20 +146,16 @@ func (d *connectDriver) trade(ctx context.Context, r Request) (Key, error) {
 // exchangeCall makes the call that the token is sent with. Nothing was issued after an error.
 func (d *connectDriver) exchangeCall(ctx context.Context, op string, r Request) (call, error) {
 	flow, _ := r.Params["flow"].(string)
-	integration, _ := r.Params["integration"].(string)
 	form := url.Values{
 		"grant_type": {tokenExchangeGrant}, "subject_token_type": {idTokenType}, "subject_token": {r.SubjectToken},
 	}
 	c := d.call(op, http.MethodPost, "", "v1", "oauth", "integrations", "credentials")
 	if flow == flowFederation {
 		form.Set("requested_token_type", connectKeyType)
-		if integration != "" {
+		if integration, _ := r.Params["integration"].(string); integration != "" {
 			form.Set("audience", integration)
 		}
 	} else {
-		if integration != "" {
-			return call{}, unbuildable(op, "parameter integration is for flow %s alone", flowFederation)
-		}
 		endpoint, err := d.discover(ctx, op)
 		if err != nil {
 			return call{}, beforehand(err)

@@ -223,10 +223,9 @@ func TestConnectSuccess(t *testing.T) {
 func TestConnectIntegrationIsForFederation(t *testing.T) {
 	s := scripted(t, nil)
 	o := s.open(t, "", target.Config{Driver: "connect"})
-	_, err := o.Exchange(t.Context(), ask(t, o, "t0ken", map[string]any{"integration": "0b5a"}))
-	wantTold(t, err, "request cannot be made: parameter integration is for flow federation alone", false)
-	if got := s.requests(); got != "" {
-		t.Errorf("asked %s", got)
+	_, err := o.Params(map[string]any{"integration": "0b5a"})
+	if err == nil || err.Error() != "parameters.integration: is for flow federation only" {
+		t.Errorf("got %v", err)
 	}
 }
 

@@ -158,6 +158,9 @@ func (t *Target) Params(given map[string]any) (map[string]any, error) {
 	return out, nil
 }
 
+// ParamNames are the names of the parameters that the target has, sorted.
+func (t *Target) ParamNames() []string { return t.kind.params.names() }
+
 func (ps parameters) unknown(name string) *FieldError {
 	field := "parameters." + name
 	if !fieldName.MatchString(name) { // somebody else's text: not as it is
