@@ -430,7 +430,7 @@ func TestFieldGivenTwice(t *testing.T) {
 // An operator learns what a target takes for granted.
 func TestProfileThatTakesOnePageForAll(t *testing.T) {
 	w := newWorld(t)
-	for profile, want := range map[string]int{acme: 0, w.profile("  next: '{}'                      # the list is whole\n", ""): 1} {
+	for profile, want := range map[string]int{acme: 0, w.profile("  next: '{}'                      # there is only one page\n", ""): 1} {
 		if got := w.write("targets/acme", map[string]any{"profile": profile, "credential": "token=" + adminToken}); got == nil && want != 0 || got != nil && len(got.Warnings) != want {
 			t.Errorf("got %v; want %d warnings", got, want)
 		}

@@ -2,31 +2,33 @@
 # Copyright (c) the oidcexchange authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# GitLab as a target, to start from. It makes the roles
+# Makes GitLab a target; adapt it to your needs. It writes the roles
 #   gitlab-read     a project access token that reads one project's repository
 #   gitlab-deploy   a token of a service account of one group
-# for callers whom the trust policy TRUST accepts, which is there already.
+# for callers whom the trust policy TRUST accepts. The policy must exist already.
 #
 #   TRUST=widget-main                  a trust policy
-#   TOKEN_FILE=gitlab.token            the engine's token at GitLab, see below
+#   TOKEN_FILE=gitlab.token            file with the engine's credential at GitLab, see below
 #   PROJECT=7                          number of the project; a path works too, but changes when the project is moved
 #   GROUP=2 ACCOUNT=42                 numbers of the group and of its service account; ACCOUNT empty = no gitlab-deploy
-#   REVOKE_BY=self                     with ACCOUNT, before GitLab 17.11: the key ends itself, for nothing else can end it
+#   REVOKE_BY=self                     with ACCOUNT, before GitLab 17.11: the key revokes itself, as nothing else can revoke it
 #   GITLAB=https://gitlab.example.com  default https://gitlab.com
-#   MOUNT, CA_FILE                     default oidcexchange, and the system's authorities
+#   MOUNT, CA_FILE                     default oidcexchange, and the system's certificate authorities
 #
-# What the engine needs at GitLab is a personal access token with the scope api, of a user made for it alone:
-# - project tokens: a user with the role Maintainer in the project (Owner, for tokens with that level). It can make no token
-#   above its own level. On gitlab.com project and group tokens need Premium.
-# - group tokens and those of a service account: a user with the role Owner in the group.
+# The engine's credential at GitLab is a personal access token with the scope api, of a user made for the engine alone. What that
+# user needs depends on the keys:
+# - project tokens: the role Maintainer in the project (Owner, for tokens with that level). The user can make no token above its
+#   own level. On gitlab.com project and group tokens need Premium.
+# - group tokens and tokens of a service account: the role Owner in the group.
 # - personal and impersonation tokens: an administrator, who can become everybody. Give such a target its own condition, or
 #   better none of these roles.
-# GitLab ends the token on the day of its expires_at: rotation_period on the target, or rotate-root, replaces it before.
+# GitLab ends the credential on the day of its expires_at. Set rotation_period on the target, or use rotate-root, to replace it
+# before.
 set -euo pipefail
 mount=${MOUNT:-oidcexchange}
 
-# Whoever writes roles, this target gives nothing beyond the condition.
-printf '{"credential": {"token": "%s"}}' "$(<"$TOKEN_FILE")" | # by a pipe, for command lines are open to all of this machine
+# This target issues nothing beyond its condition, whoever writes roles.
+printf '{"credential": {"token": "%s"}}' "$(<"$TOKEN_FILE")" | # by a pipe: others can read command lines
 	vault write "$mount/targets/gitlab" - driver=gitlab ${GITLAB:+"url=$GITLAB"} ${CA_FILE:+"ca_pem=@$CA_FILE"} \
 	allowed_roles='gitlab-read,gitlab-deploy' \
 	condition='params.kind == "service_account" || params.kind == "project" && params.access_level in ["guest", "reporter", "developer"]'
