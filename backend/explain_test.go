@@ -244,6 +244,21 @@ func TestExplainShowsAllLogins(t *testing.T) {
 }
 
 // Sample claims are judged as a token with them would be, also for a target that wants that token.
+// Nobody can tell a misspelt accessor before a caller comes; then it stands beside those that the caller has.
+func TestMisspeltMountAccessor(t *testing.T) {
+	w := newWorld(t)
+	w.write("issuers/people", map[string]any{"mount_accessor": "auth_userpas_1"})
+	want := `entity "entity-1" has 0 aliases on an auth mount with the accessor of issuer "people", "auth_userpas_1"; want one. The accessors of its aliases: ["auth_userpass_1" "auth_jwt_1"]`
+	told := w.write("explain/deploy", nil).Data
+	if told["reason"] != reasonNoAlias || told["detail"] != want {
+		t.Errorf("explain: %v %v", told["reason"], told["detail"])
+	}
+	reason, _ := reasonOf(w.do(logical.ReadOperation, "creds/deploy", nil))
+	if reason != reasonNoAlias || !strings.Contains(w.logs.String(), `The accessors of its aliases: [\"auth_userpass_1\" \"auth_jwt_1\"]`) {
+		t.Errorf("creds: %q\n%s", reason, w.logs)
+	}
+}
+
 func TestExplainSampleForForwarding(t *testing.T) {
 	w := newWorld(t).withNuGet()
 	for aud, want := range map[any]string{"https://www.nuget.org": "", audience: reasonNotForwardable} {

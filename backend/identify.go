@@ -218,15 +218,21 @@ func (b *engine) loginSubject(iss *issuer, caller trust.Caller, entity *logical.
 	if err := iss.usable(); err != nil {
 		return nil, err
 	}
-	var found []*logical.Alias
+	var (
+		found  []*logical.Alias
+		mounts []string
+	)
 	for _, alias := range entity.Aliases {
+		mounts = append(mounts, alias.MountAccessor)
 		if alias.MountAccessor == iss.MountAccessor {
 			found = append(found, alias)
 		}
 	}
 	if len(found) != 1 {
-		// With several aliases on one mount, it is not known which one logged in.
-		return nil, refuse(reasonNoAlias, "entity %q has %d aliases on the mount of issuer %q; want one", entity.ID, len(found), iss.name)
+		// With several aliases on one mount, it is not known which one logged in. With none, the accessor may be misspelt: Vault
+		// tells no plugin which mounts there are.
+		return nil, refuse(reasonNoAlias, "entity %q has %d aliases on an auth mount with the accessor of issuer %q, %q; want one. The accessors of its aliases: %q",
+			entity.ID, len(found), iss.name, iss.MountAccessor, mounts)
 	}
 	alias := &trust.Alias{Name: found[0].Name, CustomMetadata: found[0].CustomMetadata, Metadata: map[string]string{}}
 	for _, key := range iss.StableMetadata {

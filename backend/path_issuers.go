@@ -100,7 +100,7 @@ var issuerFields = described(map[string]*framework.FieldSchema{
 	"jti_claim":              {Type: framework.TypeString, Description: "Claim that makes a token unique (default jti); without it the token's hash does."},
 	"record_claims":          {Type: framework.TypeCommaStringSlice, Description: "Claims kept with each key, beside those that the policy reads (default: well-known ids)."},
 	"forward_to":             {Type: framework.TypeCommaStringSlice, Description: "Hosts to which a caller's token may be forwarded (default none)."},
-	"mount_accessor":         {Type: framework.TypeString, Description: "login: accessor of the auth mount that vouches, see: vault auth list."},
+	"mount_accessor":         {Type: framework.TypeString, Description: "login: accessor of the auth mount that vouches, see: vault auth list. Whether there is such a mount no engine can know; explain by such a login tells."},
 	"stable_metadata":        {Type: framework.TypeCommaStringSlice, Description: "login: alias metadata that never changes for one alias and may be used in decisions."},
 	"enabled":                {Type: framework.TypeBool, Description: "Kill switch: false stops issue and renew; revoking goes on."},
 	"verify":                 {Type: framework.TypeBool, Description: "Fetch the issuer's keys before saving, and refuse if that fails."},
