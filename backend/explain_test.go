@@ -259,6 +259,27 @@ func TestMisspeltMountAccessor(t *testing.T) {
 	}
 }
 
+func TestExplainShowsWhatWasWanted(t *testing.T) {
+	w := newWorld(t)
+	w.write("trust/main", map[string]any{"condition": `claims.ref == "x"`, "bind_caller": "actor"})
+	token := w.token(map[string]any{"actor": "mallory", "repository": "acme/gadget"})
+	got := map[string]any{}
+	for _, p := range w.write("explain/deploy", map[string]any{"subject_token": token}).Data["policies"].([]map[string]any) {
+		for _, c := range p["conditions"].([]map[string]any) {
+			got[c["condition"].(string)] = []any{c["wanted"], c["saw"]}
+		}
+	}
+	want := map[string]any{
+		"bound_audiences":         []any{[]string{audience}, audience},
+		"bound_claims.repository": []any{"acme/widget", "acme/gadget"},
+		"condition":               []any{`claims.ref == "x"`, nil},
+		"bind_caller":             []any{[]string{"alice", "repo:acme/widget:ref:refs/heads/main"}, "mallory"},
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("wanted and saw (-want +got):\n%s", diff)
+	}
+}
+
 func TestExplainSampleForForwarding(t *testing.T) {
 	w := newWorld(t).withNuGet()
 	for aud, want := range map[any]string{"https://www.nuget.org": "", audience: reasonNotForwardable} {

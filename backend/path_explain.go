@@ -59,13 +59,13 @@ func (t *trail) add(p *policy, d trust.Decision) {
 	}
 }
 
-// view returns the policies' verdicts as operators read them: every condition, whether it holds, and what value it saw.
+// view returns the policies' verdicts as operators read them: every condition, whether it holds, what it wanted and what it saw.
 func (t *trail) view() []map[string]any {
 	all := []map[string]any{}
 	for _, j := range t.judged {
 		conditions := []map[string]any{}
 		for _, c := range j.Conditions {
-			conditions = append(conditions, map[string]any{"condition": c.Name, "holds": c.Holds, "saw": carried(c.Saw), "why": c.Why})
+			conditions = append(conditions, map[string]any{"condition": c.Name, "holds": c.Holds, "wanted": carried(c.Wanted), "saw": carried(c.Saw), "why": c.Why})
 		}
 		all = append(all, map[string]any{
 			"trust": j.policy.name, "issuer": j.policy.Issuer, "accepted": j.Allowed, "reason": j.Reason, "conditions": conditions,
@@ -143,7 +143,7 @@ func (b *engine) explainPath() *framework.Path {
 			},
 		},
 		HelpSynopsis: "Judge a token, sample claims or your own login, and say why.",
-		HelpDescription: "Answers what creds/<role> would decide: accepted or the reason, the unverified content of the token (times in seconds since 1970, next to now), every issuer with its verdict, every condition of every trust policy with the value that it saw, the ids that a policy should bind, the lease path and the parameters. " +
+		HelpDescription: "Answers what creds/<role> would decide: accepted or the reason, the unverified content of the token (times in seconds since 1970, next to now), every issuer with its verdict, every condition of every trust policy with what it wanted and the value that it saw, the ids that a policy should bind, the lease path and the parameters. " +
 			"Nothing is issued, written or used up. The answer has details that callers must not see, so grant this path separately.",
 	}
 }

@@ -18,13 +18,14 @@ import (
 // boundClaim is one entry of bound_claims: a claim, and the values of which one must match.
 type boundClaim struct {
 	name   string
+	wanted any   // as the policy has it
 	values []any // string, bool or json.Number
 	globs  []*regexp.Regexp
 	open   bool // one of the globs has nothing but stars and punctuation: it matches about everything
 }
 
 func newBoundClaim(name string, want any, glob bool) (boundClaim, error) {
-	bound := boundClaim{name: name}
+	bound := boundClaim{name: name, wanted: want}
 	if err := CheckName(name); err != nil {
 		return bound, err
 	}
@@ -66,7 +67,7 @@ func newBoundClaim(name string, want any, glob bool) (boundClaim, error) {
 // judge tells whether the claim has one of the wanted values. A claim that is a list holds if one of its elements
 // does. Types are not converted: the text "1" is not the number 1.
 func (b boundClaim) judge(claims map[string]any) Condition {
-	c := Condition{Name: "bound_claims." + b.name}
+	c := Condition{Name: "bound_claims." + b.name, Wanted: b.wanted}
 	actual, found := Lookup(claims, b.name)
 	if !found {
 		return c

@@ -147,7 +147,8 @@ func TestGlob(t *testing.T) {
 
 // Beside patterns a glob list may hold numbers and booleans, which are compared as they are.
 func TestGlobList(t *testing.T) {
-	bound, err := newBoundClaim("a", []any{"x*", json.Number("42"), true}, true)
+	list := []any{"x*", json.Number("42"), true}
+	bound, err := newBoundClaim("a", list, true)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -159,7 +160,7 @@ func TestGlobList(t *testing.T) {
 		{`"42"`, false}, {`"true"`, false}, {`"x*y/z"`, false}, {`false`, false}, {`[]`, false}, {`[["xy"]]`, false}, {`{"a": "xy"}`, false},
 	} {
 		claims := claimsOf(t, `{"a": `+c.claim+`}`)
-		want := Condition{Name: "bound_claims.a", Holds: c.want, Saw: claims["a"]}
+		want := Condition{Name: "bound_claims.a", Holds: c.want, Wanted: list, Saw: claims["a"]}
 		if diff := cmp.Diff(want, bound.judge(claims)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", c.claim, diff)
 		}

@@ -132,10 +132,11 @@ const (
 
 // Condition is the verdict on one condition of a policy.
 type Condition struct {
-	Name  string // field, and claim where the field is a map: "bound_claims.repository"
-	Holds bool
-	Saw   any    // the value that was looked at; nil if it is missing or if Name is "condition"
-	Why   string // of an expression that failed: why, without values
+	Name   string // field, and claim where the field is a map: "bound_claims.repository"
+	Holds  bool
+	Wanted any    // what the policy has in that field; of bind_caller the names that the claim could have
+	Saw    any    // the value that was looked at; nil if it is missing or if Name is "condition"
+	Why    string // of an expression that failed, or of what the values do not show: why, without values
 }
 
 // Unmet returns the names of the conditions that do not hold.
@@ -203,7 +204,7 @@ func (p *Policy) Evaluate(id *Identity, budget *expr.Budget) Decision {
 // Connect Core section 2) must be bound instead.
 func (p *Policy) audience(id *Identity) Condition {
 	audiences := audiences(id.Claims["aud"])
-	c := Condition{Name: "bound_audiences", Saw: id.Claims["aud"]}
+	c := Condition{Name: "bound_audiences", Wanted: p.spec.BoundAudiences, Saw: id.Claims["aud"]}
 	bound := func(a string) bool { return slices.Contains(p.spec.BoundAudiences, a) }
 	switch {
 	case len(audiences) == 1:
@@ -211,12 +212,17 @@ func (p *Policy) audience(id *Identity) Condition {
 	case len(audiences) > 1 && p.spec.AllowExtraAudiences:
 		azp, _ := id.Claims["azp"].(string)
 		c.Holds = slices.ContainsFunc(audiences, bound) && bound(azp)
+		if !bound(azp) {
+			c.Why = "of several audiences azp must be wanted too"
+		}
+	case len(audiences) > 1:
+		c.Why = "want one audience alone, unless allow_extra_audiences is on"
 	}
 	return c
 }
 
 func (p *Policy) subject(id *Identity) Condition {
-	c := Condition{Name: "bound_subject"}
+	c := Condition{Name: "bound_subject", Wanted: p.spec.BoundSubject}
 	if id.Subject != "" {
 		c.Saw, c.Holds = id.Subject, id.Subject == p.spec.BoundSubject
 	}
@@ -249,7 +255,7 @@ func audiences(aud any) []string {
 }
 
 func (p *Policy) judgeCondition(id *Identity, budget *expr.Budget) Condition {
-	c := Condition{Name: "condition"}
+	c := Condition{Name: "condition", Wanted: p.spec.Condition}
 	result, err := p.condition.Eval(budget, id.Values())
 	if err != nil {
 		c.Why = err.Error()
@@ -261,7 +267,7 @@ func (p *Policy) judgeCondition(id *Identity, budget *expr.Budget) Condition {
 
 // bindCaller ties the token to the Vault client that presents it: a stolen token is useless to another client.
 func (p *Policy) bindCaller(id *Identity) Condition {
-	c := Condition{Name: "bind_caller"}
+	c := Condition{Name: "bind_caller", Wanted: id.Caller.Aliases}
 	value, found := Lookup(id.Claims, p.spec.BindCaller)
 	name, isString := value.(string)
 	if found && isString && name != "" {

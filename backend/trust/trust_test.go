@@ -24,7 +24,7 @@ func mustNew(t testing.TB, spec Spec, kind Kind) *Policy {
 	return policy
 }
 
-// Every condition is weighed and told, in the order of the fields, with what it saw.
+// Every condition is weighed and told, in the order of the fields, with what it wanted and what it saw.
 func TestEvaluateTellsEveryCondition(t *testing.T) {
 	spec := Spec{
 		BoundAudiences: []string{"vault"},
@@ -32,6 +32,10 @@ func TestEvaluateTellsEveryCondition(t *testing.T) {
 		BoundClaims:    map[string]any{"b": json.Number("1"), "a": "x", "/deep/0": true},
 		Condition:      "claims.env != 'prod'",
 		BindCaller:     "actor",
+	}
+	wanted := map[string]any{
+		"bound_audiences": []string{"vault"}, "bound_subject": "s", "bound_claims./deep/0": true, "bound_claims.a": "x", "bound_claims.b": json.Number("1"),
+		"condition": "claims.env != 'prod'", "bind_caller": []string{"me"},
 	}
 	for name, c := range map[string]struct {
 		claims string
@@ -49,7 +53,7 @@ func TestEvaluateTellsEveryCondition(t *testing.T) {
 			}}},
 		"nothing holds": {`{"aud": ["a", "b"], "sub": "t", "a": ["y"], "b": "1", "deep": {"0": null}, "actor": "you"}`,
 			Decision{Reason: "audience", Conditions: []Condition{
-				{Name: "bound_audiences", Saw: []any{"a", "b"}},
+				{Name: "bound_audiences", Saw: []any{"a", "b"}, Why: "want one audience alone, unless allow_extra_audiences is on"},
 				{Name: "bound_subject", Saw: "t"},
 				{Name: "bound_claims./deep/0"},
 				{Name: "bound_claims.a", Saw: []any{"y"}},
@@ -76,11 +80,27 @@ func TestEvaluateTellsEveryCondition(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			id := tokenOf(claimsOf(t, c.claims))
 			id.Caller.Aliases = []string{"me"}
+			for i, condition := range c.want.Conditions {
+				c.want.Conditions[i].Wanted = wanted[condition.Name]
+			}
 			got := mustNew(t, spec, Token).Evaluate(id, expr.NewBudget())
 			if diff := cmp.Diff(c.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+// With several audiences the values alone do not show why they are refused.
+func TestEvaluateTellsWhyOfSeveralAudiences(t *testing.T) {
+	spec := Spec{BoundAudiences: []string{"vault"}, BoundSubject: "s", AllowExtraAudiences: true}
+	for azp, why := range map[string]string{"vault": "", "other": "of several audiences azp must be wanted too"} {
+		id := tokenOf(map[string]any{"aud": []any{"vault", "other"}, "azp": azp, "sub": "s"})
+		got := mustNew(t, spec, Token).Evaluate(id, expr.NewBudget()).Conditions[0]
+		want := Condition{Name: "bound_audiences", Holds: why == "", Wanted: spec.BoundAudiences, Saw: id.Claims["aud"], Why: why}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("azp %q (-want +got):\n%s", azp, diff)
+		}
 	}
 }
 
@@ -97,7 +117,7 @@ func TestZeroValuesRefuse(t *testing.T) {
 	anyLogin := mustNew(t, Spec{AcceptAnySubject: true}, Login)
 	good := func() *Identity { return tokenOf(map[string]any{"aud": "vault", "sub": "s"}) }
 	login := func() *Identity { return &Identity{Kind: Login, Subject: "me"} }
-	nobody := []Condition{{Name: "bound_audiences"}, {Name: "bound_subject"}}
+	nobody := []Condition{{Name: "bound_audiences", Wanted: open.BoundAudiences}, {Name: "bound_subject", Wanted: ""}}
 	for name, c := range map[string]struct {
 		policy *Policy
 		id     *Identity
@@ -114,7 +134,7 @@ func TestZeroValuesRefuse(t *testing.T) {
 		"token, policy: login": {anyLogin, good(), Decision{Reason: "not_trusted"}},
 		"another kind":         {anyToken, &Identity{Kind: 2, Subject: "s"}, Decision{Reason: "not_trusted"}},
 		"token as it should be": {anyToken, good(), Decision{Allowed: true, Conditions: []Condition{
-			{Name: "bound_audiences", Holds: true, Saw: "vault"}}}},
+			{Name: "bound_audiences", Holds: true, Wanted: open.BoundAudiences, Saw: "vault"}}}},
 		"login as it should be": {anyLogin, login(), Decision{Allowed: true}},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -132,7 +152,7 @@ func TestZeroValuesRefuse(t *testing.T) {
 func TestLoginHasNoAudience(t *testing.T) {
 	policy := mustNew(t, Spec{BoundSubject: "me"}, Login)
 	got := policy.Evaluate(&Identity{Kind: Login, Subject: "me", Claims: map[string]any{"aud": "other"}}, expr.NewBudget())
-	want := Decision{Allowed: true, Conditions: []Condition{{Name: "bound_subject", Holds: true, Saw: "me"}}}
+	want := Decision{Allowed: true, Conditions: []Condition{{Name: "bound_subject", Holds: true, Wanted: "me", Saw: "me"}}}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
@@ -141,7 +161,7 @@ func TestLoginHasNoAudience(t *testing.T) {
 func TestConditionThatFailsSaysWhyWithoutValues(t *testing.T) {
 	spec := Spec{BoundAudiences: []string{"vault"}, Condition: "int(claims.sub) == 1"}
 	got := mustNew(t, spec, Token).Evaluate(tokenOf(claimsOf(t, `{"aud": "vault", "sub": "hunter2"}`)), expr.NewBudget())
-	want := Condition{Name: "condition", Why: "a value is missing or of another type than the expression needs"}
+	want := Condition{Name: "condition", Wanted: spec.Condition, Why: "a value is missing or of another type than the expression needs"}
 	if diff := cmp.Diff(want, got.Conditions[1]); diff != "" || got.Allowed || got.Reason != NotTrusted {
 		t.Errorf("reason %q, condition (-want +got):\n%s", got.Reason, diff)
 	}
