@@ -1,13 +1,13 @@
-# Vault Agent that keeps an API key in a file. It logs in by itself, reads a key, renews its lease for as long as that can
-# be renewed, and then reads a new one. Run it in the directory of this file, with VAULT_ADDR set:
+# Vault Agent keeps an API key in a file. It logs in by itself, reads a key, renews its lease for as long as the lease can be
+# renewed, and then reads a new key. Run it in the directory of this file, with VAULT_ADDR set:
 #
 #   vault agent -config=agent.hcl
 #
-# README.md tells what it does while Vault or the API is away, and why these settings.
+# README.md says what Agent does while Vault or the API is away, and what the settings are for.
 
 vault {
   retry {
-    num_retries = 120 # in a row, of a read that fails: half an hour; the default ends the agent after six minutes
+    num_retries = 120 # tries in a row of a failing read: half an hour; with the default Agent ends after six minutes
   }
 }
 
@@ -28,9 +28,9 @@ template {
   source               = "key.ctmpl"
   destination          = "key.env"
   perms                = "0600"
-  error_on_missing_key = true # else a misspelt field is rendered as <no value>
+  error_on_missing_key = true # otherwise a misspelt field is rendered as <no value>
 }
 
 template_config {
-  exit_on_retry_failure = true # a lasting refusal ends the agent instead of hiding in its log
+  exit_on_retry_failure = true # a lasting refusal ends Agent; otherwise only its log shows it
 }

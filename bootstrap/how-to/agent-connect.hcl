@@ -34,5 +34,5 @@ EOT
 }
 
 template_config {
-  exit_on_retry_failure = true # a lasting refusal ends the agent instead of hiding in its log
+  exit_on_retry_failure = true # a lasting refusal ends Agent; otherwise only its log shows it
 }
