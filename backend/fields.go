@@ -173,8 +173,12 @@ func normalize(req *logical.Request, path *framework.Path) error {
 // twice returns a hint for a list where one value is wanted: Vault's CLI makes a list of a field that is both in @file and
 // beside it.
 func twice(raw any, t framework.FieldType) string {
-	if _, isList := raw.([]any); !isList || t == framework.TypeCommaStringSlice {
+	list, isList := raw.([]any)
+	switch {
+	case !isList || t == framework.TypeCommaStringSlice:
 		return ""
+	case slices.ContainsFunc(list, func(e any) bool { _, isObject := e.(map[string]any); return isObject }):
+		return "; write the list as a JSON string"
 	}
 	return "; this is a list, which vault write makes of a field that is given twice (in @file and beside it)"
 }

@@ -4,12 +4,16 @@
 package backend
 
 import (
+	"context"
 	"encoding/json"
+	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/vault/sdk/framework"
+	"github.com/hashicorp/vault/sdk/logical"
 
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
@@ -95,6 +99,32 @@ func (f *filter) check(raw map[string]any) error {
 		}
 	}
 	return nil
+}
+
+// unknownNames warns of names in a filter that nothing has: a mistyped one matches no key. It is not an error, because keys
+// outlive what was deleted.
+func (b *engine) unknownNames(ctx context.Context, s logical.Storage, f *filter) (warnings []string) {
+	for _, named := range []struct {
+		what, name string
+		has        func(context.Context, logical.Storage, string) (bool, error)
+	}{
+		{b.roleNoun.what, f.Role, b.roleNoun.table.has},
+		{b.targetNoun.what, f.Target, b.targetNoun.table.has},
+		{b.trustNoun.what, f.Trust, b.trustNoun.table.has},
+		{b.issuerNoun.what, f.Issuer, b.issuerNoun.table.has},
+	} {
+		if named.name == "" || strings.HasPrefix(named.name, staticPrefix) { // what static roles owe has their names
+			continue
+		}
+		switch found, err := named.has(ctx, s, named.name); {
+		case err != nil:
+			b.Logger().Error("looking up a name in a filter", "what", named.what, "name", named.name, "error", err)
+			warnings = append(warnings, fmt.Sprintf("%s %q could not be looked up", named.what, named.name))
+		case !found:
+			warnings = append(warnings, fmt.Sprintf("there is no %s %q; unless it was deleted, nothing matches", named.what, named.name))
+		}
+	}
+	return warnings
 }
 
 // empty reports whether the filter matches every key.

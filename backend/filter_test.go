@@ -4,6 +4,8 @@
 package backend
 
 import (
+	"maps"
+	"strings"
 	"testing"
 	"time"
 
@@ -131,5 +133,53 @@ func (w *world) wantFound(filter map[string]any, matched, unrecorded int) {
 	found, err := w.do(logical.ReadOperation, "keys", filter)
 	if err != nil || found.IsError() || found.Data["matched"] != matched || found.Data["unrecorded"] != unrecorded {
 		w.t.Errorf("%v: %v %v; want %d matched, %d unrecorded", filter, err, found, matched, unrecorded)
+	}
+}
+
+// In an emergency a mistyped name must not pass for "nothing is out".
+func TestMistypedNamesAreTold(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	w.issue("deploy")
+	for _, c := range []struct {
+		filter map[string]any
+		want   []string
+	}{
+		{map[string]any{"role": "deploy", "target": "acme", "trust": "main", "issuer": "github"}, nil},
+		{map[string]any{"role": "static/ci"}, nil},
+		{map[string]any{"role": "Deploy", "target": "acne"}, []string{`there is no role "Deploy"`, `there is no target "acne"`}},
+		{map[string]any{"trust": "mian", "issuer": "gihtub"}, []string{`there is no trust policy "mian"`, `there is no issuer "gihtub"`}},
+	} {
+		for path, op := range map[string]logical.Operation{"keys": logical.ReadOperation, "revocations": logical.UpdateOperation, "blocks/b": logical.UpdateOperation} {
+			resp, err := w.do(op, path, maps.Clone(c.filter))
+			if err != nil || resp.IsError() {
+				t.Fatalf("%s %v: %v %v", path, c.filter, resp, err)
+			}
+			var got []string
+			if resp != nil {
+				got = resp.Warnings
+			}
+			if len(got) != len(c.want) {
+				t.Errorf("%s %v warns %q; want %q", path, c.filter, got, c.want)
+				continue
+			}
+			for i, want := range c.want {
+				if !strings.HasPrefix(got[i], want) {
+					t.Errorf("%s %v warns %q; want %q", path, c.filter, got[i], want)
+				}
+			}
+		}
+		if _, err := w.do(logical.DeleteOperation, "blocks/b", nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+
+	// Keys outlive their role.
+	if _, err := w.do(logical.DeleteOperation, "roles/deploy", nil); err != nil {
+		t.Fatal(err)
+	}
+	resp, err := w.do(logical.UpdateOperation, "revocations", map[string]any{"role": "deploy"})
+	if err != nil || resp.Data["matched"] != 1 || len(resp.Warnings) != 1 {
+		t.Errorf("a role that was deleted: %v %v", resp, err)
 	}
 }

@@ -425,6 +425,10 @@ func TestFieldGivenTwice(t *testing.T) {
 		}
 	}
 	w.write("trust/main", map[string]any{"bound_audiences": []any{"a", "b"}})
+	resp, err := w.do(logical.UpdateOperation, "targets/acme", map[string]any{"chain": []any{map[string]any{"audience": "a"}}})
+	if err != nil || !resp.IsError() || !strings.Contains(resp.Error().Error(), "write the list as a JSON string") {
+		t.Errorf("a list of objects: %v %v", resp, err)
+	}
 }
 
 // An operator learns what a target takes for granted.

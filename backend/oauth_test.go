@@ -515,6 +515,7 @@ func TestOAuthFields(t *testing.T) {
 		{"login", map[string]any{"client_secret": nil}, "client_secret"},
 		{"login", map[string]any{"token_file": "/etc/shadow"}, "token_file"},
 		{"login", map[string]any{"chain": "[{]"}, "chain"},
+		{"login", map[string]any{"chain": []any{map[string]any{"audience": "a"}}}, "chain"},
 		{"login", map[string]any{"lifetime": -1}, "lifetime"},
 		{"login", map[string]any{"url": "https://other.example"}, "url"},
 		// Whoever may write targets cannot have the secret sent elsewhere.

@@ -65,7 +65,7 @@ func (b *engine) checkBlock(ctx context.Context, s logical.Storage, _ string, re
 			return nil, err
 		}
 	}
-	var warnings []string
+	warnings := b.unknownNames(ctx, s, &record.filter)
 	if record.ExpiresAt != nil && !b.now().Before(*record.ExpiresAt) {
 		warnings = append(warnings, "expires_at has passed: the block refuses nobody")
 	}

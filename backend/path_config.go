@@ -73,7 +73,7 @@ var configFields = map[string]*framework.FieldSchema{
 	"sweep_grace":         {Type: framework.TypeDurationSecond, Description: "Age at which the sweeper settles what an exchange left open (default 3m)."},
 	"allow_private":       {Type: framework.TypeCommaStringSlice, Description: "Private address ranges (CIDR) that may be dialled. Link-local and metadata addresses never are."},
 	"allow_http_loopback": {Type: framework.TypeBool, Description: "Allow issuers and targets on this machine's loopback, by http or https. For tests."},
-	"egress_hosts":        {Type: framework.TypeCommaStringSlice, Description: "Hosts that may be dialled (globs); empty allows any public host."},
+	"egress_hosts":        {Type: framework.TypeCommaStringSlice, Description: "Hosts that may be dialled (globs, in which a star stays within one label); empty allows any public host."},
 }
 
 func (b *engine) configPath() *framework.Path {

@@ -76,7 +76,8 @@ func (b *engine) findKeys(ctx context.Context, req *logical.Request, d *framewor
 	if err != nil {
 		return nil, err
 	}
-	return &logical.Response{Data: map[string]any{"keys": found, "matched": len(found), "unrecorded": unrecorded}}, nil
+	data := map[string]any{"keys": found, "matched": len(found), "unrecorded": unrecorded}
+	return &logical.Response{Data: data, Warnings: b.unknownNames(ctx, req.Storage, f)}, nil
 }
 
 // view returns an entry as operators read it, always without its handle.

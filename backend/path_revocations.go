@@ -68,7 +68,7 @@ func (b *engine) revokeByFilter(ctx context.Context, req *logical.Request, d *fr
 	case f.empty():
 		return nil, badField("role", "the filter is empty and would revoke every key; give a condition")
 	}
-	warnings := b.untouched(ctx, req.Storage, f)
+	warnings := append(b.unknownNames(ctx, req.Storage, f), b.untouched(ctx, req.Storage, f)...)
 	rec := &revocation{Filter: *f, IncludeUnrecorded: d.Get("include_unrecorded").(bool), State: runRunning, StartedAt: b.now().UTC()}
 	if d.Get("dry_run").(bool) {
 		if err := b.dryRun(ctx, req.Storage, rec); err != nil {

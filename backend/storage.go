@@ -47,6 +47,11 @@ func (t table[T]) get(ctx context.Context, s logical.Storage, name string) (*T, 
 	return record, nil
 }
 
+func (t table[T]) has(ctx context.Context, s logical.Storage, name string) (bool, error) {
+	record, err := t.get(ctx, s, name)
+	return record != nil, err
+}
+
 func (t table[T]) decode(value []byte) (*T, error) {
 	var e envelope
 	if err := json.Unmarshal(value, &e); err != nil {
