@@ -4,6 +4,7 @@
 package backend
 
 import (
+	"cmp"
 	"context"
 	"slices"
 	"time"
@@ -14,9 +15,12 @@ import (
 // count completes the tally with the entries that the ledger had before this process began. It adds them all at once,
 // because their order by age is known only when all were read. After an error nothing is added.
 func (l *ledger) count(ctx context.Context, s logical.Storage) error {
+	if name, fault := l.stuck(); name != "" && l.unreadable(ctx, s, name) {
+		return fault // going through all that can be read again would change nothing
+	}
 	var found []counted
-	var fault faults
-	err := l.each(ctx, s, "", func(id string, _ bool) (bool, error) {
+	var filed unread
+	open, err := l.each(ctx, s, "", func(id string, _ bool) (bool, error) {
 		if ctx.Err() != nil {
 			return false, ctx.Err()
 		}
@@ -27,17 +31,15 @@ func (l *ledger) count(ctx context.Context, s logical.Storage) error {
 		}
 		switch {
 		case err != nil:
-			fault.add(err)
+			filed.add(id, err)
 		case e != nil: // nil: it ended meanwhile
 			found = append(found, counted{newHeld(e), e.IssuedAt})
 		}
 		return true, nil
 	})
-	if err == nil {
-		err = fault.err()
-	}
-	if err != nil {
-		l.uncountable(err)
+	bad := open.and(filed)
+	if err = cmp.Or(err, bad.err()); err != nil {
+		l.uncountable(bad.name, err)
 		return err
 	}
 	l.complete(found)
@@ -62,14 +64,21 @@ func (t *tally) complete(found []counted) {
 			t.insert(c.held)
 		}
 	}
-	t.ready, t.fault, t.gone = true, nil, nil
+	t.ready, t.unread, t.fault, t.gone = true, "", nil, nil
 }
 
-// uncountable notes why a scan was not complete.
-func (t *tally) uncountable(fault error) {
+// uncountable notes why a scan was not complete, and the first record that it could not read, if that was the reason.
+func (t *tally) uncountable(unread string, fault error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.fault = fault
+	t.unread, t.fault = unread, fault
+}
+
+// stuck returns what uncountable has noted.
+func (t *tally) stuck() (unread string, fault error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.unread, t.fault
 }
 
 // counting reports whether the whole ledger is counted, and if not, what the last scan could not read.

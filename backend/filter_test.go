@@ -87,6 +87,39 @@ func TestFilterByTheTimeThatIsShown(t *testing.T) {
 	}
 }
 
+// One record that cannot be read hides no other, whether its key was delivered or not; and no answer looks whole without it.
+func TestFindKeysBesideAnUnreadableRecord(t *testing.T) {
+	w := newWorld(t)
+	bad := filedAt(w.deploys(3, nil)[1])
+	w.keys.Fault(lab.OpCreate, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
+	if reason, _ := reasonOf(w.exchange("deploy", w.token(nil))); reason != reasonOutcomeUnknown {
+		t.Fatalf("refused for %q", reason)
+	}
+	open := w.stored(openEntries)[0]
+	for _, keys := range [][]string{{bad}, {bad, open}} {
+		w.spoil(keys[len(keys)-1])
+		for _, counted := range []bool{true, false} {
+			if !counted {
+				w.engine.ledger.tally = tally{}
+			}
+			for field, value := range map[string]any{"claim": "repository=acme/widget", "accessor": "x", "limit": 2} {
+				resp, err := w.do(logical.ReadOperation, "keys", map[string]any{field: value})
+				matched := map[string]int{"claim": 4 - len(keys), "limit": 2}[field]
+				if err != nil || resp.IsError() {
+					t.Fatalf("%s: %v %v", field, resp, err)
+				}
+				if n := resp.Data["unreadable"]; resp.Data["matched"] != matched || n != len(keys) && field != "limit" || len(resp.Warnings) != min(n.(int), 1) {
+					t.Errorf("%s, %d unreadable, counted %v: %v", field, len(keys), counted, resp)
+				}
+			}
+		}
+	}
+	resp, err := w.do(logical.ListOperation, "keys/", nil)
+	if err != nil || len(resp.Data["keys"].([]string)) != 3 || len(resp.Warnings) != 1 { // the id of what is open is not known
+		t.Errorf("a list: %v %v", resp, err)
+	}
+}
+
 // Of a key that the ledger has lost and its lease has brought back no claim is known: it is not taken for a login's. When it was
 // issued Vault knows.
 func TestFilterJudgesNoRestoredKey(t *testing.T) {

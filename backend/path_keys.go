@@ -38,14 +38,18 @@ func (b *engine) keysPaths() []*framework.Path {
 
 func (b *engine) listKeys(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	ids, limit := []string{}, d.Get("limit").(int)
-	err := b.ledger.each(ctx, req.Storage, d.Get("after").(string), func(id string, _ bool) (bool, error) {
+	bad, err := b.ledger.each(ctx, req.Storage, d.Get("after").(string), func(id string, _ bool) (bool, error) {
 		ids = append(ids, id)
 		return len(ids) != limit, nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	return logical.ListResponse(ids), nil
+	resp := logical.ListResponse(ids)
+	if bad.n > 0 {
+		resp.AddWarning(warnUnread(bad.n, bad.name))
+	}
+	return resp, nil
 }
 
 func (b *engine) readKey(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
@@ -57,7 +61,7 @@ func (b *engine) readKey(ctx context.Context, req *logical.Request, d *framework
 }
 
 // findKeys answers with the keys that match a filter, and with the number of those that the filter cannot judge because a
-// claim was not recorded with them.
+// claim was not recorded with them, or because their record cannot be read.
 func (b *engine) findKeys(ctx context.Context, req *logical.Request, d *framework.FieldData) (*logical.Response, error) {
 	f, err := parseFilter(d)
 	if err != nil {
@@ -65,7 +69,7 @@ func (b *engine) findKeys(ctx context.Context, req *logical.Request, d *framewor
 	}
 	limit := d.Get("limit").(int)
 	found, unrecorded := []map[string]any{}, 0
-	err = b.ledger.scan(ctx, req.Storage, f, d.Get("after").(string), func(e *entry, v verdict) bool {
+	bad, err := b.ledger.scan(ctx, req.Storage, f, d.Get("after").(string), func(e *entry, v verdict) bool {
 		if v == unjudged {
 			unrecorded++
 			return true
@@ -76,8 +80,12 @@ func (b *engine) findKeys(ctx context.Context, req *logical.Request, d *framewor
 	if err != nil {
 		return nil, err
 	}
-	data := map[string]any{"keys": found, "matched": len(found), "unrecorded": unrecorded}
-	return &logical.Response{Data: data, Warnings: b.unknownNames(ctx, req.Storage, f)}, nil
+	data := map[string]any{"keys": found, "matched": len(found), "unrecorded": unrecorded, "unreadable": bad.n}
+	resp := &logical.Response{Data: data, Warnings: b.unknownNames(ctx, req.Storage, f)}
+	if bad.n > 0 {
+		resp.AddWarning(warnUnread(bad.n, bad.name))
+	}
+	return resp, nil
 }
 
 // view returns an entry as operators read it, always without its handle.

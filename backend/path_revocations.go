@@ -35,7 +35,7 @@ func (b *engine) revocationPaths() []*framework.Path {
 		},
 		HelpSynopsis: "Revoke keys by role, target, subject, issuer, claim and the like.",
 		HelpDescription: "A revocation ends every key that its filter matches and that was asked for before; all conditions that are given must match, and one that gives none is refused. " +
-			"A dry run answers matched, unrecorded (keys that it cannot judge, because a claim, or when they were issued, was not recorded with them), exposed (of those matched, the ones whose target cannot revoke) and prefixes (of the leases concerned, for vault lease revoke -prefix). " +
+			"A dry run answers matched, unrecorded (keys that it cannot judge, because a claim, or when they were issued, was not recorded with them), unreadable (records of the ledger that cannot be read: nothing is known of their keys), exposed (of those matched, the ones whose target cannot revoke) and prefixes (of the leases concerned, for vault lease revoke -prefix). " +
 			"With dry_run=false it starts, and answers its id: first a block for the same filter stands, then it goes through the ledger in the background, target by target at once, also after a restart or failover. " +
 			"The ledger is that of the cluster that is asked. Vault's leases of the keys end by themselves later, harmlessly.",
 	}, {
@@ -46,7 +46,7 @@ func (b *engine) revocationPaths() []*framework.Path {
 			logical.DeleteOperation: &framework.PathOperation{Callback: b.handle(b.deleteRevocation), Summary: "Stop a revocation, or delete the record of one that has ended. Its block stays.", DisplayAttrs: display("delete", "revocation"), ForwardPerformanceStandby: true},
 		},
 		HelpSynopsis: "Read how far a revocation is, or stop it.",
-		HelpDescription: "state is running, waiting (all was tried; debt is what could not be revoked yet, which the sweeper goes on trying), done or stopped. " +
+		HelpDescription: "state is running, waiting (all was tried; debt is what could not be revoked yet, which the sweeper goes on trying, and unreadable are records of the ledger that an operator must mend or take out first), done or stopped. " +
 			"matched is revoked, debt and exposed together: revoked live no more, debt must die and does not yet, exposed cannot be revoked and lives until it expires. exposed_until is when the last of debt and exposed has ended by itself; null if none is left, or if one never does. " +
 			"Deleting one that has not ended stops it: what is revoked or owed stays so. Deleting it again removes the record. The block that it wrote stays until it is deleted.",
 	}}
@@ -76,10 +76,10 @@ func (b *engine) revokeByFilter(ctx context.Context, req *logical.Request, d *fr
 		}
 		data := rec.view(req.MountPoint)
 		maps.DeleteFunc(data, func(name string, _ any) bool {
-			return !slices.Contains([]string{"filter", "include_unrecorded", "matched", "unrecorded", "exposed", "exposed_until", "prefixes"}, name)
+			return !slices.Contains([]string{"filter", "include_unrecorded", "matched", "unrecorded", "unreadable", "exposed", "exposed_until", "prefixes"}, name)
 		})
 		data["dry_run"] = true
-		return &logical.Response{Data: data, Warnings: warnings}, nil
+		return &logical.Response{Data: data, Warnings: append(warnings, rec.warnings()...)}, nil
 	}
 	id, err := b.startRevocation(ctx, req.Storage, rec, d.Get("block").(bool))
 	if err != nil {
@@ -87,7 +87,7 @@ func (b *engine) revokeByFilter(ctx context.Context, req *logical.Request, d *fr
 	}
 	resp, err := b.shown(ctx, req, id)
 	if resp != nil {
-		resp.Warnings = warnings
+		resp.Warnings = append(warnings, resp.Warnings...)
 	}
 	return resp, err
 }
@@ -110,7 +110,7 @@ func (b *engine) untouched(ctx context.Context, s logical.Storage, f *filter) []
 
 // dryRun counts what a revocation would end.
 func (b *engine) dryRun(ctx context.Context, s logical.Storage, rec *revocation) error {
-	return b.ledger.scan(ctx, s, &rec.Filter, "", func(e *entry, v verdict) bool {
+	bad, err := b.ledger.scan(ctx, s, &rec.Filter, "", func(e *entry, v verdict) bool {
 		switch {
 		case rec.means(e, v):
 			rec.Matched++
@@ -123,6 +123,8 @@ func (b *engine) dryRun(ctx context.Context, s logical.Storage, rec *revocation)
 		}
 		return true
 	})
+	rec.Unreadable, rec.Unread = bad.n, bad.name
+	return err
 }
 
 // startRevocation writes the block, then the record, and lets the work begin: in this order, so that whatever is decided
@@ -210,7 +212,15 @@ func (b *engine) shown(ctx context.Context, req *logical.Request, id string) (*l
 	}
 	data := rec.view(req.MountPoint)
 	data["id"] = id
-	return &logical.Response{Data: data}, nil
+	return &logical.Response{Data: data, Warnings: rec.warnings()}, nil
+}
+
+// warnings says what the counts leave out.
+func (c *census) warnings() []string {
+	if c.Unreadable == 0 {
+		return nil
+	}
+	return []string{warnUnread(c.Unreadable, c.Unread)}
 }
 
 // revocation returns a record as whoever works on it has it, or as it is stored.
@@ -266,7 +276,7 @@ func (r *revocation) view(mount string) map[string]any {
 	data := map[string]any{
 		"filter": r.Filter.given(), "include_unrecorded": r.IncludeUnrecorded, "block": r.Block, "state": r.State,
 		"started_at": timeOrNil(r.StartedAt), "finished_at": timeOrNil(r.FinishedAt),
-		"matched": r.Matched, "unrecorded": r.Unrecorded, "revoked": r.Revoked, "debt": r.Debt, "exposed": r.Exposed, "exposed_until": nil,
+		"matched": r.Matched, "unrecorded": r.Unrecorded, "unreadable": r.Unreadable, "revoked": r.Revoked, "debt": r.Debt, "exposed": r.Exposed, "exposed_until": nil,
 	}
 	if !r.Endless {
 		data["exposed_until"] = timeOrNil(r.Until)

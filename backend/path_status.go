@@ -4,6 +4,7 @@
 package backend
 
 import (
+	"cmp"
 	"context"
 	"time"
 
@@ -190,7 +191,7 @@ func (b *engine) backlog(ctx context.Context, s logical.Storage) (l backlog, err
 	if start, err := time.Parse(hourLayout, b.ledger.firstHour()); err == nil { // else there is none
 		due = earlier(due, start.Add(time.Hour+hourMargin))
 	}
-	l.fault = b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
+	bad, err := b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
 		next := e.NextTry
 		switch {
 		case e.State == stateDebt:
@@ -209,6 +210,7 @@ func (b *engine) backlog(ctx context.Context, s logical.Storage) (l backlog, err
 		due = earlier(due, next)
 		return true, nil
 	})
+	l.fault = cmp.Or(err, bad.err())
 	l.oldest, l.oldestDebt, l.lag = now.Sub(earlier(oldest, oldestDebt)), now.Sub(oldestDebt), now.Sub(due)
 	return l, nil
 }

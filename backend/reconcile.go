@@ -4,6 +4,7 @@
 package backend
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -98,7 +99,7 @@ func (r *reconciling) choosePlaces(ctx context.Context, given map[string]any) er
 		return err
 	}
 	read := 0
-	return r.ledger.scan(ctx, r.s, &filter{Target: r.target.name}, "", func(e *entry, _ verdict) bool {
+	bad, err := r.ledger.scan(ctx, r.s, &filter{Target: r.target.name}, "", func(e *entry, _ verdict) bool {
 		if p, ok := r.target.Place(e.Handle.Params); ok {
 			r.look(p)
 		}
@@ -106,6 +107,7 @@ func (r *reconciling) choosePlaces(ctx context.Context, given map[string]any) er
 		r.more = r.more || read == reconcileEntries
 		return read < reconcileEntries
 	})
+	return cmp.Or(err, bad.err())
 }
 
 // placesOfRoles adds the places that roles name, and notes the roles whose callers have a say in it.
@@ -163,20 +165,20 @@ func (r *reconciling) compare(ctx context.Context) error {
 	if err := r.staticNames(ctx, forget); err != nil {
 		return err
 	}
-	err := r.ledger.eachOpen(ctx, r.s, func(e *entry) (bool, error) {
+	bad, err := r.ledger.eachOpen(ctx, r.s, func(e *entry) (bool, error) {
 		forget(e.Name)
 		forget(e.Handle.Name)
 		return true, ctx.Err()
 	})
-	if err != nil {
+	if err = cmp.Or(err, bad.err()); err != nil {
 		return err
 	}
-	err = r.ledger.each(ctx, r.s, "", func(id string, _ bool) (bool, error) {
+	bad, err = r.ledger.each(ctx, r.s, "", func(id string, _ bool) (bool, error) {
 		_, rand, _ := splitID(id)
 		forget(leasedName + r.instance + "-" + rand)
 		return true, ctx.Err()
 	})
-	if err != nil {
+	if err = cmp.Or(err, bad.err()); err != nil {
 		return err
 	}
 	r.lost, r.strays = sorted(leased), sorted(static)

@@ -15,7 +15,7 @@ import (
 // The states of a revocation.
 const (
 	runRunning = "running" // goes through the ledger
-	runWaiting = "waiting" // all was tried; what is left is the sweeper's
+	runWaiting = "waiting" // all was tried; what is left is the sweeper's, or a record that cannot be read
 	runDone    = "done"    // nothing that could be revoked is left
 	runStopped = "stopped" // by an operator
 )
@@ -75,6 +75,7 @@ type run struct {
 	mu      sync.Mutex
 	rec     revocation
 	fault   faults // of this round
+	counts  bool   // it counts what matches
 	unsaved int
 }
 
@@ -146,7 +147,7 @@ func (r *run) state() string {
 func (r *run) round(ctx context.Context) error {
 	if r.state() == runWaiting {
 		r.pass(ctx, r.openScan)
-		if r.waits() {
+		if r.waits(ctx) {
 			return r.conclude(ctx)
 		}
 	}
@@ -154,11 +155,16 @@ func (r *run) round(ctx context.Context) error {
 	return r.conclude(ctx)
 }
 
-// waits reports whether anything is left that can be revoked.
-func (r *run) waits() bool {
+// waits reports whether going through the whole ledger would meet nothing new: what could not be read still cannot, or there is
+// still a debt.
+func (r *run) waits(ctx context.Context) bool {
 	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.rec.Debt > 0 || r.fault.n > 0
+	unread, left := r.rec.Unread, r.rec.Debt > 0 || r.fault.n > 0
+	r.mu.Unlock()
+	if unread != "" {
+		return r.ledger.unreadable(ctx, r.s, unread)
+	}
+	return left
 }
 
 // conclude counts, and stores, what a round has come to.
@@ -173,15 +179,15 @@ func (r *run) conclude(ctx context.Context) error {
 	r.rec.Matched = max(r.rec.Matched, r.rec.Debt+r.rec.Exposed)
 	r.rec.Revoked = r.rec.Matched - r.rec.Debt - r.rec.Exposed
 	switch {
-	case !r.rec.Counted || r.fault.n > 0: // what storage kept from being recorded is perhaps nowhere open
+	case r.fault.n > 0: // what storage kept from being recorded is perhaps nowhere open
 		r.rec.State = runRunning
-	case r.rec.Debt > 0:
+	case r.rec.Debt > 0 || r.rec.Unreadable > 0:
 		r.rec.State = runWaiting
 	default:
 		r.rec.State, r.rec.FinishedAt = runDone, r.now().UTC()
 	}
 	r.Logger().Info("a revocation has tried what was left", "revocation", r.id, "state", r.rec.State,
-		"matched", r.rec.Matched, "revoked", r.rec.Revoked, "debt", r.rec.Debt, "exposed", r.rec.Exposed, "unrecorded", r.rec.Unrecorded)
+		"matched", r.rec.Matched, "revoked", r.rec.Revoked, "debt", r.rec.Debt, "exposed", r.rec.Exposed, "unrecorded", r.rec.Unrecorded, "unreadable", r.rec.Unreadable)
 	err := r.save(ctx)
 	if state, counts := r.rec.State, r.rec.census; err == nil && state != r.was {
 		send = func() { r.sendRevocationEvent(ctx, r.id, state, &counts) }
@@ -192,16 +198,21 @@ func (r *run) conclude(ctx context.Context) error {
 // ledgerScan calls visit for all that the filter may mean, and openScan for what of it is not settled.
 func (r *run) ledgerScan(ctx context.Context, f *filter, visit func(*entry, verdict) bool) error {
 	r.resetCounts(false)
-	err := r.ledger.scan(ctx, r.s, f, "", visit)
+	bad, err := r.ledger.scan(ctx, r.s, f, "", visit)
+	if bad.n > 0 {
+		r.Logger().Error("records of the ledger cannot be read, and their keys not be revoked", "revocation", r.id, "records", bad.n, "error", bad.err())
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.rec.Counted = r.rec.Counted || err == nil
+	r.rec.Unreadable, r.rec.Unread = bad.n, bad.name
+	r.rec.Counted = r.rec.Counted || err == nil && bad.n == 0
 	return err
 }
 
 func (r *run) openScan(ctx context.Context, f *filter, visit func(*entry, verdict) bool) error {
 	r.resetCounts(true)
-	return r.ledger.eachOpen(ctx, r.s, func(e *entry) (bool, error) { return visit(e, f.judge(e)), ctx.Err() })
+	_, err := r.ledger.eachOpen(ctx, r.s, func(e *entry) (bool, error) { return visit(e, f.judge(e)), ctx.Err() })
+	return err // before a revocation is done, ledgerScan tells what cannot be read
 }
 
 // pass ends what a scan meets, target by target at once: one that does not answer holds up no other.
@@ -243,7 +254,7 @@ func (r *run) pass(ctx context.Context, scan func(context.Context, *filter, func
 func (r *run) resetCounts(openAlone bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.fault, r.rec.Debt = faults{}, 0
+	r.fault, r.rec.Debt, r.counts = faults{}, 0, !openAlone && !r.rec.Counted
 	if r.rec.State != runStopped {
 		r.rec.State = runRunning
 	}
@@ -251,7 +262,7 @@ func (r *run) resetCounts(openAlone bool) {
 		return
 	}
 	r.rec.Exposed, r.rec.Until, r.rec.Endless = 0, time.Time{}, false
-	if !r.rec.Counted {
+	if r.counts {
 		r.rec.Matched, r.rec.Unrecorded = r.rec.Revoked, 0
 	}
 }
@@ -263,11 +274,11 @@ func (r *run) countMet(e *entry, v verdict) bool {
 	switch {
 	case r.rec.means(e, v):
 		r.rec.addPrefix(e)
-		if !r.rec.Counted {
+		if r.counts {
 			r.rec.Matched++
 		}
 		return true
-	case v == unjudged && !r.rec.Counted && r.rec.precedes(e):
+	case v == unjudged && r.counts && r.rec.precedes(e):
 		r.rec.Unrecorded++
 	}
 	return false

@@ -570,24 +570,70 @@ func TestEmptyConditions(t *testing.T) {
 	}
 }
 
-// A record that cannot be read stops nothing, and the revocation does not call itself done.
+// A record that cannot be read stops nothing. The revocation does not call itself done, and goes through the ledger again only when
+// the record can be read: then its key is revoked, though another target still owes.
 func TestRevocationBesideAnUnreadableRecord(t *testing.T) {
 	w := newWorld(t)
-	w.deploys(5, nil)
-	bad := plainKeys + hourOf(w.clock.now()) + "/0"
-	if err := w.store.Storage.Put(t.Context(), &logical.StorageEntry{Key: bad, Value: []byte("rubbish")}); err != nil {
-		t.Fatal(err)
+	w.write("trust/main", map[string]any{"bound_claims": map[string]any{"repository": []string{"acme/widget", "acme/other"}}})
+	gamma := w.withGamma()
+	gamma.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 403})
+	w.issue("gamma")
+	spared := filedAt(w.deploys(1, map[string]any{"repository": "acme/other"})[0])
+	bad := filedAt(w.deploys(5, nil)[2])
+	mend := w.spoil(bad)
+	filter := map[string]any{"claim": "repository=acme/widget"}
+	if told := w.write("revocations", filter); told.Data["matched"] != 5 || told.Data["unreadable"] != 1 || len(told.Warnings) != 1 {
+		t.Errorf("a dry run: %v", told)
 	}
-	id := w.starts(map[string]any{"role": "deploy"})
-	w.wantRun(w.works(id), map[string]any{"state": runRunning, "matched": 5, "revoked": 5})
-	if len(w.keys.Live()) != 0 || !strings.Contains(w.logs.String(), "a revocation goes on with the next tick") {
-		t.Errorf("%d keys live\n%s", len(w.keys.Live()), w.logs)
+	id := w.starts(filter)
+	waits := map[string]any{"state": runWaiting, "matched": 5, "revoked": 4, "debt": 1, "unreadable": 1}
+	w.wantRun(w.works(id), waits)
+	resp, err := w.do(logical.ReadOperation, "revocations/"+id, nil)
+	_, rand, _ := strings.Cut(strings.TrimPrefix(bad, plainKeys), "/")
+	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], rand) || !strings.Contains(w.logs.String(), "and their keys not be revoked") {
+		t.Errorf("%v %v\n%s", resp, err, w.logs)
 	}
-	if err := w.store.Storage.Delete(t.Context(), bad); err != nil {
-		t.Fatal(err)
+	for range 2 {
+		w.store.set(nil)
+		w.pass(time.Minute)
+		w.wantRun(w.works(id), waits)
+		if slices.Contains(w.store.seen, "get "+spared) {
+			t.Error("it goes through the ledger again")
+		}
 	}
-	w.periodic()
-	w.wantRun(w.works(id), map[string]any{"state": runDone, "matched": 5, "revoked": 5})
+	mend()
+	w.pass(time.Minute)
+	w.wantRun(w.works(id), map[string]any{"state": runWaiting, "matched": 6, "revoked": 5, "debt": 1, "unreadable": 0})
+	if live := len(w.keys.Live()); live != 1 {
+		t.Errorf("%d keys live; want the one that does not match", live)
+	}
+	gamma.ClearFaults()
+	w.pass(2 * time.Hour)
+	w.wantRun(w.works(id), map[string]any{"state": runDone, "matched": 6, "revoked": 6, "debt": 0})
+}
+
+// filedAt is where the ledger has a key.
+func filedAt(resp *logical.Response) string {
+	hour, rand, _ := splitID(resp.Data["id"].(string))
+	return plainKeys + hour + "/" + rand
+}
+
+// spoil makes a stored record unreadable, until it is mended.
+func (w *world) spoil(key string) (mend func()) {
+	w.t.Helper()
+	kept, err := w.store.Storage.Get(w.t.Context(), key)
+	if err == nil {
+		err = w.store.Storage.Put(w.t.Context(), &logical.StorageEntry{Key: key, Value: []byte("rubbish")})
+	}
+	if err != nil || kept == nil {
+		w.t.Fatal(key, err)
+	}
+	return func() {
+		w.t.Helper()
+		if err := w.store.Storage.Put(w.t.Context(), kept); err != nil {
+			w.t.Fatal(err)
+		}
+	}
 }
 
 // What cannot be revoked is told, with the time at which it ends; an exchange whose outcome is not known is no success.

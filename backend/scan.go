@@ -4,6 +4,7 @@
 package backend
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -34,10 +35,15 @@ func (l *ledger) hours(ctx context.Context, s logical.Storage, sealed bool) ([]s
 
 // each calls visit for the id of every key in the ledger that sorts after the given id, in order, until visit returns false.
 // open says that the key may have a record in open/. It lists one hour at a time and reads no filed entry. If something
-// cannot be listed or read, it goes on with the rest and returns the error at the end.
-func (l *ledger) each(ctx context.Context, s logical.Storage, after string, visit func(id string, open bool) (bool, error)) error {
-	open, fault := l.openIDs(ctx, s) // first, so that a key that is open now and filed during the scan is not missed
-	hours := map[string][]string{}   // open ids by hour
+// cannot be listed, it goes on with the rest and returns the error at the end; unread are the records of open/ that it could
+// not read, and whose ids it does not know.
+func (l *ledger) each(ctx context.Context, s logical.Storage, after string, visit func(id string, open bool) (bool, error)) (bad unread, err error) {
+	open, bad, err := l.openIDs(ctx, s) // first, so that a key that is open now and filed during the scan is not missed
+	var fault faults
+	if err != nil {
+		fault.add(err)
+	}
+	hours := map[string][]string{} // open ids by hour
 	for id := range open {
 		hour, _, _ := splitID(id)
 		hours[hour] = append(hours[hour], id)
@@ -45,7 +51,7 @@ func (l *ledger) each(ctx context.Context, s logical.Storage, after string, visi
 	for _, sealed := range []bool{false, true} {
 		found, err := l.hours(ctx, s, sealed)
 		if err != nil {
-			return err
+			return bad, err
 		}
 		for _, hour := range found {
 			if _, known := hours[hour]; !known {
@@ -66,11 +72,11 @@ func (l *ledger) each(ctx context.Context, s logical.Storage, after string, visi
 				continue
 			}
 			if goOn, err := visit(id, open[id]); err != nil || !goOn {
-				return err
+				return bad, cmp.Or(err, fault.err())
 			}
 		}
 	}
-	return fault.err()
+	return bad, fault.err()
 }
 
 // idsOf lists the ids of the keys of one hour, in order; open are those that may not be filed yet.
@@ -90,56 +96,51 @@ func (l *ledger) idsOf(ctx context.Context, s logical.Storage, hour string, open
 }
 
 // openIDs lists the ids of all records in open/. It reads only the records of keys that are not in the tally yet.
-func (l *ledger) openIDs(ctx context.Context, s logical.Storage) (ids map[string]bool, fault faults) {
+func (l *ledger) openIDs(ctx context.Context, s logical.Storage) (ids map[string]bool, bad unread, err error) {
 	ids = map[string]bool{}
 	rands, err := openTable.list(ctx, s)
-	if err != nil {
-		fault.add(err)
-	}
 	for _, rand := range rands {
 		if id := l.id(rand); id != "" {
 			ids[id] = true
 			continue
 		}
 		if e, err := openTable.get(ctx, s, rand); err != nil {
-			fault.add(err)
+			bad.add(rand, err)
 		} else if e != nil { // nil: it was settled meanwhile
 			ids[e.ID] = true
 		}
 	}
-	return ids, fault
+	return ids, bad, err
 }
 
-// eachOpen calls visit for every record in open/, until visit returns false. If one cannot be read, it goes on with the rest
-// and returns the error at the end.
-func (l *ledger) eachOpen(ctx context.Context, s logical.Storage, visit func(*entry) (bool, error)) error {
+// eachOpen calls visit for every record in open/, until visit returns false. Those that it cannot read it returns.
+func (l *ledger) eachOpen(ctx context.Context, s logical.Storage, visit func(*entry) (bool, error)) (bad unread, err error) {
 	rands, err := openTable.list(ctx, s)
 	if err != nil {
-		return err
+		return bad, err
 	}
-	var fault faults
 	for _, rand := range rands {
 		e, err := openTable.get(ctx, s, rand)
 		if err != nil {
-			fault.add(err)
+			bad.add(rand, err)
 			continue
 		}
 		if e == nil {
 			continue
 		}
 		if goOn, err := visit(e); err != nil || !goOn {
-			return err
+			return bad, err
 		}
 	}
-	return fault.err()
+	return bad, nil
 }
 
 // scan calls visit for every key after the given id that a filter matches or cannot judge, in order, until visit returns
-// false. It does not read keys that the tally rules out. If one cannot be read, it goes on with the rest and returns the
-// error at the end.
-func (l *ledger) scan(ctx context.Context, s logical.Storage, f *filter, after string, visit func(*entry, verdict) bool) error {
-	var fault faults
-	err := l.each(ctx, s, after, func(id string, open bool) (bool, error) {
+// false. It does not read keys that the tally rules out. The records that it cannot read it returns: of their keys nothing is
+// known.
+func (l *ledger) scan(ctx context.Context, s logical.Storage, f *filter, after string, visit func(*entry, verdict) bool) (unread, error) {
+	var filed unread
+	open, err := l.each(ctx, s, after, func(id string, open bool) (bool, error) {
 		if ctx.Err() != nil {
 			return false, ctx.Err()
 		}
@@ -153,7 +154,7 @@ func (l *ledger) scan(ctx context.Context, s logical.Storage, f *filter, after s
 		e, err := read(ctx, s, id)
 		switch {
 		case err != nil:
-			fault.add(err)
+			filed.add(id, err)
 			return true, nil
 		case e == nil: // it ended meanwhile
 			return true, nil
@@ -163,10 +164,38 @@ func (l *ledger) scan(ctx context.Context, s logical.Storage, f *filter, after s
 		}
 		return true, nil
 	})
-	if err != nil {
-		return err
+	return open.and(filed), err
+}
+
+// unread are the records that a scan could not read.
+type unread struct {
+	faults
+	name string // of the first: its id, or its rand if it is in open/ and the id is not known
+}
+
+func (u *unread) add(name string, err error) {
+	u.name = cmp.Or(u.name, name)
+	u.faults.add(err)
+}
+
+func (u unread) and(more unread) unread {
+	return unread{faults{cmp.Or(u.first, more.first), u.n + more.n}, cmp.Or(u.name, more.name)}
+}
+
+// unreadable reports whether a record still cannot be read; name is that which unread has. While it cannot, another scan would
+// meet no more than the last one did.
+func (l *ledger) unreadable(ctx context.Context, s logical.Storage, name string) bool {
+	read := l.get
+	if _, _, isID := splitID(name); !isID {
+		read = openTable.get
 	}
-	return fault.err()
+	_, err := read(ctx, s, name)
+	return err != nil
+}
+
+// warnUnread is what an answer says that lacks what could not be read.
+func warnUnread(n int, first string) string {
+	return fmt.Sprintf("%d records of the ledger cannot be read, %s is the first: nothing is known of their keys, which are neither shown nor revoked; see \"A record that cannot be read\" in bootstrap/install.md", n, first)
 }
 
 // faults collects the errors of work that goes on after one: the first error, and how many there were.

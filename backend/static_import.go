@@ -4,6 +4,7 @@
 package backend
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"slices"
@@ -83,15 +84,15 @@ func (b *engine) unclaimed(ctx context.Context, s logical.Storage, name string, 
 		}
 	}
 	owed := false
-	err = b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
+	bad, err := b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {
 		sought := e.State == statePending && e.Name == key.Handle.Name // all that is found under it is ended
 		owed = e.Target == t.name && (sought || e.Accessor == key.Accessor)
 		return !owed, nil
 	})
-	if err == nil && owed {
+	if owed {
 		return badField("import", "it is about to be revoked")
 	}
-	return err
+	return cmp.Or(err, bad.err())
 }
 
 // adopt puts an imported key in use. One that it takes the place of is retired like any other.

@@ -36,6 +36,9 @@ matched=$(field matched "$would")
 if (($(field unrecorded "$would") > 0)); then
 	echo "Of the unrecorded it is not known whether the filter matches them: include_unrecorded=true takes them too."
 fi
+if (($(field unreadable "$would") > 0)); then
+	echo "Of the unreadable it is not known whose they are, and they are not revoked: see bootstrap/install.md."
+fi
 if ((matched == 0)); then
 	echo "No key matches. If one should, this is misspelt; what the ledger has shows: vault read -format=json $path/keys limit=20"
 fi
@@ -59,6 +62,7 @@ watch() {
 			[[ $line == "$last" ]] || printf "%s   $end" "$line"
 			last=$line
 			[[ $state == running || $state == waiting ]] || break
+			if [[ $state == waiting && $(field debt "$now") == 0 ]]; then break; fi # for a record that cannot be read
 		fi # else it goes on without us
 		sleep 1
 	done
@@ -66,10 +70,13 @@ watch() {
 	exposed=$(field exposed "$now")
 	until=$(field exposed_until "$now")
 	unrecorded=$(field unrecorded "$now")
+	unreadable=$(field unreadable "$now")
 }
 
 watch
-if [[ $state != "done" ]]; then
+if [[ $state == waiting ]]; then
+	echo "$unreadable records of the ledger cannot be read, and their keys live: see bootstrap/install.md."
+elif [[ $state != "done" ]]; then
 	echo "It was stopped by somebody; what is left lives."
 	exit 2
 fi
@@ -79,5 +86,5 @@ fi
 if ((unrecorded > 0)); then
 	echo "$unrecorded keys could not be judged, and live: ask by another claim, see bootstrap/runbook.md."
 fi
-((exposed == 0 && unrecorded == 0)) || exit 2
+((exposed == 0 && unrecorded == 0 && unreadable == 0)) || exit 2
 echo "Nothing is left."
