@@ -213,6 +213,17 @@ func (n *noun[T]) merge(ctx context.Context, req *logical.Request, d *framework.
 	return &record, warnings, err
 }
 
+// switchesOff reports whether a write sets enabled to false and nothing else. An existing record is then not checked: whatever is
+// wrong with it must not keep it from being switched off.
+func switchesOff(d *framework.FieldData) bool {
+	for field := range d.Raw {
+		if field != "name" && field != "enabled" {
+			return false
+		}
+	}
+	return d.Raw["enabled"] != nil && !d.Get("enabled").(bool)
+}
+
 // patch is a write that requires the record to exist: every write keeps the fields that it does not name.
 func (n *noun[T]) patch(b *engine) framework.OperationFunc {
 	write := n.write(b)

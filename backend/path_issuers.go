@@ -174,6 +174,9 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 	if old != nil && old.Type != record.Type {
 		return nil, badField("type", "cannot be changed; make another issuer")
 	}
+	if old != nil && switchesOff(d) {
+		return nil, nil
+	}
 	if err := record.checkFields(old, d); err != nil {
 		return nil, err
 	}

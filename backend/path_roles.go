@@ -95,7 +95,10 @@ func (b *engine) newRoleNoun() noun[roleRecord] {
 	}
 }
 
-func (b *engine) checkRole(ctx context.Context, s logical.Storage, name string, record, old *roleRecord, _ *framework.FieldData) ([]string, error) {
+func (b *engine) checkRole(ctx context.Context, s logical.Storage, name string, record, old *roleRecord, d *framework.FieldData) ([]string, error) {
+	if old != nil && switchesOff(d) {
+		return nil, nil
+	}
 	if _, err := newRole(name, record); err != nil {
 		return nil, err
 	}
@@ -105,9 +108,6 @@ func (b *engine) checkRole(ctx context.Context, s logical.Storage, name string, 
 		} else if existing == nil {
 			return nil, badField("trust", "there is no trust policy %q", p)
 		}
-	}
-	if old != nil && !record.Enabled { // what is wrong with its target must not keep a role from being switched off
-		return nil, nil
 	}
 	existing, err := b.target(ctx, s, record.Target)
 	if err != nil {

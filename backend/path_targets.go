@@ -139,6 +139,9 @@ func (b *engine) checkTarget(ctx context.Context, s logical.Storage, name string
 	if old != nil && old.Driver != record.Driver {
 		return nil, badField("driver", "cannot be changed; make another target")
 	}
+	if old != nil && switchesOff(d) {
+		return nil, nil
+	}
 	for _, pattern := range record.AllowedRoles {
 		if _, err := path.Match(pattern, ""); err != nil || pattern == "" {
 			return nil, badField("allowed_roles", "%q is no name or glob", pattern)

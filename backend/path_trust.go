@@ -93,10 +93,13 @@ func nextRevision(ctx context.Context, s logical.Storage, name string, old *trus
 	return former.Revision + 1, nil
 }
 
-func (b *engine) checkTrust(ctx context.Context, s logical.Storage, name string, record, old *trustRecord, _ *framework.FieldData) ([]string, error) {
+func (b *engine) checkTrust(ctx context.Context, s logical.Storage, name string, record, old *trustRecord, d *framework.FieldData) ([]string, error) {
 	var err error
 	if record.Revision, err = nextRevision(ctx, s, name, old); err != nil {
 		return nil, err
+	}
+	if old != nil && switchesOff(d) {
+		return nil, nil
 	}
 	if record.Issuer == "" {
 		return nil, badField("issuer", "missing; name an issuer, see: vault list <mount>/issuers")

@@ -4,6 +4,7 @@
 package backend
 
 import (
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -50,6 +51,29 @@ func TestUnfitIssuerRefusesItsOwnSubjectsAlone(t *testing.T) {
 	if got := w.write("explain/deploy", sample).Data; got["accepted"] != false || got["reason"] != reasonEgress {
 		t.Errorf("sample claims: %v", got)
 	}
+}
+
+// Whatever config says of an issuer or a target, it stays switched off when config is changed again.
+func TestUnfitIsSwitchedOff(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	paths := map[string]map[string]any{"issuers/github": {"oidc_discovery_url": w.issuerURL}, "targets/acme": {"url": w.keysURL}}
+	w.write("config", map[string]any{"egress_hosts": "nowhere.example"})
+	for path, other := range paths {
+		for field, value := range other {
+			w.refused(path, map[string]any{"enabled": false, field: value}, field) // what else is written is checked
+		}
+		w.write(path, map[string]any{"enabled": "false"})
+	}
+	w.write("config", map[string]any{"egress_hosts": []any{}})
+	for path := range paths {
+		if reason, _ := reasonOf(w.exchange("deploy", w.token(nil))); reason != reasonDisabled {
+			t.Errorf("before %s is switched on: %q; want %s", path, reason, reasonDisabled)
+		}
+		w.write(path, map[string]any{"enabled": true})
+	}
+	w.issue("deploy")
+	w.refused("targets/new", map[string]any{"enabled": false}, "driver")
 }
 
 // A login issuer can be unfit too: the rules of a later version may refuse what is stored.
@@ -114,6 +138,12 @@ func TestUnfitPolicyAndRole(t *testing.T) {
 		}
 		if reason, _ := reasonOf(w.lease(logical.RenewOperation, lease)); reason != reasonStorage {
 			t.Errorf("%s: renewing: %q", name, reason)
+		}
+		path := map[string]string{"policy": "trust/main", "role": "roles/deploy"}[name]
+		before := w.read(path)
+		w.write(path, map[string]any{"enabled": false})
+		if after := w.read(path); after["enabled"] != false || name == "policy" && fmt.Sprint(after["revision"]) == fmt.Sprint(before["revision"]) {
+			t.Errorf("%s: switched off: %v", name, after)
 		}
 		w.revoke(lease)
 	}
