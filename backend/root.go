@@ -212,7 +212,14 @@ func (r *root) end(ctx context.Context) error {
 		return err
 	}
 	defer t.Close()
-	return t.RetireCredential(ctx)
+	doubtful, err := t.RetireCredential(ctx)
+	if err != nil || !doubtful || !r.target.Caps().Check {
+		return err
+	}
+	if err := r.target.Check(ctx); err != nil {
+		return refuse(reasonTargetBusy, "target %q does not take the old credential, but the one in use fails too, so the old one may live: %v", r.name, err)
+	}
+	return nil
 }
 
 // retireNow ends the old credential, if it is to be retired.

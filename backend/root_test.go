@@ -204,13 +204,14 @@ type credentials struct {
 	retire int    // status of what ends itself; 0 = it does
 	during func() // while one is made; nil = nothing
 	strays int    // requests by a good one to no path of the API
+	proxy  bool   // something before the API lets nobody pass
 }
 
 func (c *credentials) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	mine := strings.TrimPrefix(r.Header.Get("Authorization"), "Bearer ")
-	if !slices.Contains(c.good, mine) {
+	if c.proxy || !slices.Contains(c.good, mine) {
 		w.WriteHeader(http.StatusUnauthorized)
 		return
 	}
@@ -311,6 +312,37 @@ func TestCredentialWithOverlap(t *testing.T) {
 	}
 	if reason, _ := reasonOf(w.do(logical.DeleteOperation, "targets/overlap", nil)); reason != "" || len(w.stored(rootStates)) != 0 {
 		t.Errorf("deleting it: %q, %q", reason, w.stored(rootStates))
+	}
+}
+
+// A proxy that lets nobody pass says of each credential what the API says of a dead one. It ends none.
+func TestProxyEndsNoCredential(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	c := w.withCredentials()
+	w.write("rotate-root/overlap", nil)
+	c.proxy = true
+	w.pass(time.Minute)
+	for _, again := range []string{"", "a rotation is asked for"} {
+		if again != "" {
+			_, _ = w.do(logical.UpdateOperation, "rotate-root/overlap", nil)
+		}
+		if reason, _ := reasonOf(w.do(logical.DeleteOperation, "targets/overlap", nil)); reason != reasonBadRequest {
+			t.Errorf("%s: deleting the target while the old credential may live: %q", again, reason)
+		}
+	}
+	c.proxy = false
+	w.pass(10 * time.Minute)
+	if diff := cmp.Diff([]string{w.credential("overlap")}, c.list()); diff != "" || c.strays != 0 {
+		t.Errorf("without the proxy, the credentials that live (-want +got):\n%s", diff)
+	}
+
+	// What ended meanwhile by other means is gone, for the one in use is good.
+	w.write("rotate-root/overlap", nil)
+	c.good = []string{w.credential("overlap")}
+	w.pass(time.Minute)
+	if reason, _ := reasonOf(w.do(logical.DeleteOperation, "targets/overlap", nil)); reason != "" {
+		t.Errorf("deleting the target: %q", reason)
 	}
 }
 

@@ -61,10 +61,10 @@ func (t *Target) RotateCredential(ctx context.Context, name string, notAfter tim
 }
 
 // RetireCredential ends the credential that this target was opened with. It may be called again: one that the target takes
-// no longer is success.
-func (t *Target) RetireCredential(ctx context.Context) error {
+// no longer is success, but a doubtful one, for a proxy that lets nobody pass says the same.
+func (t *Target) RetireCredential(ctx context.Context) (doubtful bool, err error) {
 	if t.driver.retire == nil {
-		return unsupported("retire_credential")
+		return false, unsupported("retire_credential")
 	}
 	return t.driver.retire(ctx)
 }
@@ -128,13 +128,13 @@ func (p *profileDriver) doRotateCredential(ctx context.Context, name string, not
 	return c, nil
 }
 
-func (p *profileDriver) doRetire(ctx context.Context) error {
+func (p *profileDriver) doRetire(ctx context.Context) (doubtful bool, err error) {
 	c, err := p.retire.call("retire_credential", expr.NewBudget(), map[string]any{"credential": p.credential})
 	if err != nil {
-		return err
+		return false, err
 	}
-	_, err = p.api.do(ctx, c)
-	return err
+	answered, err := p.api.do(ctx, c)
+	return err == nil && p.retire.onlyIf == nil && slices.Contains(p.retire.gone, answered.status), err
 }
 
 // ask makes a call whose answer is read, and tells when it was sent. The answer's reader sees what the request's expressions

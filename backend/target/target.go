@@ -55,7 +55,7 @@ type driver struct {
 	rotate           func(context.Context, Handle, time.Time) (Key, error)
 	identify         func(ctx context.Context, secret string, params map[string]any) (Key, error)
 	rotateCredential func(ctx context.Context, name string, notAfter time.Time) (Credential, error)
-	retire           func(context.Context) error
+	retire           func(context.Context) (doubtful bool, err error)
 }
 
 // facts are what is known of a kind of target without asking it.

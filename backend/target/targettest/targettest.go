@@ -334,7 +334,7 @@ func (b *bench) call(ctx context.Context, op Op, key target.Key) error {
 	case RotateCredential:
 		_, err = b.target.RotateCredential(ctx, fmt.Sprintf("oidcx-test-%d", b.names.Add(1)), b.clock.now().Add(3*time.Hour))
 	case Retire:
-		err = b.target.RetireCredential(ctx)
+		_, err = b.target.RetireCredential(ctx)
 	}
 	return err
 }
