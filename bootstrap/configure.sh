@@ -2,15 +2,15 @@
 # Copyright (c) the oidcexchange authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# Puts the plugin into a Vault that is already there: copies bin/PLUGIN_NAME (make dev) into PLUGIN_DIR, registers it with
-# its sha256 and version, and mounts it at PLUGIN_PATH. A mount that exists moves to this version and keeps its data. To be
-# run again at will. Nothing is disabled and no process is touched but the plugin's, which Vault itself restarts.
+# Installs the plugin in an existing Vault: copies bin/PLUGIN_NAME (make dev) into PLUGIN_DIR, registers it with its sha256 and
+# version, and mounts it at PLUGIN_PATH. A mount that exists moves to this version and keeps its data. The script can be run
+# again at any time. It disables nothing, and Vault restarts no process but the plugin's.
 #
-# The Vault is the one that VAULT_ADDR and VAULT_TOKEN name; the token needs sudo on sys/plugins/catalog and rights on
-# sys/mounts. Vault runs on this machine, or every one of its nodes has PLUGIN_DIR with the same binary.
+# VAULT_ADDR and VAULT_TOKEN name the Vault. The token needs sudo on sys/plugins/catalog and rights on sys/mounts. Vault runs on
+# this machine, or every node of Vault has PLUGIN_DIR with the same binary.
 #
-# PLUGIN_ENV, if set, holds words NAME=VALUE for the plugin's environment: PLUGIN_ENV="SPIFFE_ENDPOINT_SOCKET=unix:///run/agent.sock".
-# What a run does not name, the plugin loses.
+# PLUGIN_ENV, if set, holds words NAME=VALUE, the plugin's whole environment: PLUGIN_ENV="SPIFFE_ENDPOINT_SOCKET=unix:///run/agent.sock".
+# A run without a variable removes it.
 # PLUGIN_CONFIG, if set, holds words to write to the mount's config: PLUGIN_CONFIG="allow_private=10.0.0.0/8"
 set -euo pipefail
 
@@ -26,7 +26,7 @@ readonly dir=$1 name=$2 path=${3%/}
 binary=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/bin/$name
 readonly binary
 
-# check_vault makes sure that there is somebody to talk to, who lets us.
+# check_vault makes sure that Vault answers and that we are logged in.
 check_vault() {
 	command -v vault >/dev/null || die "the vault command is missing; put it on PATH"
 	local status=0
@@ -39,19 +39,19 @@ check_vault() {
 	vault token lookup >/dev/null 2>&1 || die "not logged in; set VAULT_TOKEN, or use vault login"
 }
 
-# check_dir compares PLUGIN_DIR with what Vault says, if it lets us see that.
+# check_dir compares PLUGIN_DIR with Vault's own plugin_directory, if Vault lets us read it.
 check_dir() {
-	[[ -d $dir ]] || die "PLUGIN_DIR $dir is no directory here; it must be the plugin_directory of Vault's configuration"
+	[[ -d $dir ]] || die "PLUGIN_DIR $dir is not a directory on this machine; it must be the plugin_directory of Vault's configuration"
 	local told
 	told=$(vault read -field=plugin_directory sys/config/state/sanitized 2>/dev/null) || return 0
-	# One from a dev server's flag is not told, and a relative one counts from where the server was started.
+	# Vault does not tell a directory from a dev server's flag, and a relative one counts from where the server was started.
 	[[ $told != /* || $(real "$told") == $(real "$dir") ]] ||
 		die "this Vault's plugin_directory is $told, not $dir; give that as PLUGIN_DIR"
 }
 
 real() { (cd "$1" 2>/dev/null && pwd -P) || printf '%s\n' "$1"; }
 
-# copy puts the binary in place at once: a running plugin keeps the file that it was started from.
+# copy replaces the file in one step: a running plugin keeps the file that it was started from.
 copy() {
 	cp "$binary" "$dir/.$command.$$" || die "cannot write to $dir"
 	chmod 0755 "$dir/.$command.$$"
@@ -69,7 +69,7 @@ register() {
 		env+=("-env=$word")
 	done
 	vault plugin register -sha256="$(sha256 "$binary")" -version="$version" -command="$command" ${env[@]+"${env[@]}"} secret "$name" ||
-		die "Vault did not take the plugin, see above; is $dir the plugin_directory of its configuration?"
+		die "Vault did not accept the plugin, see above; is $dir the plugin_directory of its configuration?"
 }
 
 mount_plugin() {
@@ -95,7 +95,7 @@ check_vault
 check_dir
 version=$("$binary" -version) || die "bin/$name does not run on this machine; build it here: make dev"
 read -r _ version _ <<<"$version" # NAME VERSION (commit …, go…)
-# Each version has a file of its own, so that mounts of another version go on finding theirs.
+# Each version has a file of its own, so that mounts of another version still find theirs.
 command=${name}_$version
 copy
 register
