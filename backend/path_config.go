@@ -18,7 +18,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
 )
 
-// configRecord holds the limits of the mount and where it may connect.
+// configRecord has the limits of the mount, and the rules for where it may connect.
 type configRecord struct {
 	Instance          string   `json:"instance"`
 	MaxTokenBytes     int      `json:"max_token_bytes"`
@@ -60,39 +60,39 @@ type settings struct {
 }
 
 var configFields = map[string]*framework.FieldSchema{
-	"instance":            {Type: framework.TypeString, Description: "Name of this mount in the names of its keys at targets; random when the mount is first used. Set another one on a restored copy before its first use."},
-	"max_token_bytes":     {Type: framework.TypeInt, Description: "Longest subject token, in bytes (default 16384)."},
-	"max_claims":          {Type: framework.TypeInt, Description: "Most members of a token's claims, all depths together (default 256)."},
-	"max_jwks_bytes":      {Type: framework.TypeInt, Description: "Longest key set of an issuer, in bytes (default 524288)."},
-	"jwks_min_refresh":    {Type: framework.TypeDurationSecond, Description: "Least time between two fetches of one issuer's keys (default 30s)."},
+	"instance":            {Type: framework.TypeString, Description: "Part of the names of this mount's keys at targets; chosen at random when the mount is first used. On a copy of a Vault, set another one before the copy is used."},
+	"max_token_bytes":     {Type: framework.TypeInt, Description: "Maximum size of a subject token, in bytes (default 16384)."},
+	"max_claims":          {Type: framework.TypeInt, Description: "Maximum number of members in a token's claims, all levels together (default 256)."},
+	"max_jwks_bytes":      {Type: framework.TypeInt, Description: "Maximum size of an issuer's key set, in bytes (default 524288)."},
+	"jwks_min_refresh":    {Type: framework.TypeDurationSecond, Description: "Minimum time between two fetches of an issuer's keys (default 30s)."},
 	"jwks_max_age":        {Type: framework.TypeDurationSecond, Description: "Age at which an issuer's keys are fetched again (default 10m)."},
-	"jwks_max_stale":      {Type: framework.TypeDurationSecond, Description: "How long known keys are used while fetching fails (default 1h)."},
-	"http_timeout":        {Type: framework.TypeDurationSecond, Description: "Limit of one call to an issuer (default 10s)."},
-	"request_timeout":     {Type: framework.TypeDurationSecond, Description: "Limit of one call to a target (default 20s)."},
-	"max_response_bytes":  {Type: framework.TypeInt, Description: "Longest answer of a target, in bytes (default 1048576)."},
-	"sweep_grace":         {Type: framework.TypeDurationSecond, Description: "Age at which the sweeper settles what an exchange left open (default 3m)."},
-	"allow_private":       {Type: framework.TypeCommaStringSlice, Description: "Private address ranges (CIDR) that may be dialled. Link-local and metadata addresses never are."},
+	"jwks_max_stale":      {Type: framework.TypeDurationSecond, Description: "How long an issuer's keys stay in use while fetching them fails (default 1h)."},
+	"http_timeout":        {Type: framework.TypeDurationSecond, Description: "Timeout of one call to an issuer (default 10s)."},
+	"request_timeout":     {Type: framework.TypeDurationSecond, Description: "Timeout of one call to a target (default 20s)."},
+	"max_response_bytes":  {Type: framework.TypeInt, Description: "Maximum size of a target's answer, in bytes (default 1048576)."},
+	"sweep_grace":         {Type: framework.TypeDurationSecond, Description: "Age at which the sweeper settles an exchange whose outcome was not recorded (default 3m)."},
+	"allow_private":       {Type: framework.TypeCommaStringSlice, Description: "Private address ranges (CIDR) to which the engine may connect. Link-local and metadata addresses are always refused."},
 	"allow_http_loopback": {Type: framework.TypeBool, Description: "Allow issuers and targets on this machine's loopback, by http or https. For tests."},
-	"egress_hosts":        {Type: framework.TypeCommaStringSlice, Description: "Hosts that may be dialled (globs, in which a star stays within one label); empty allows any public host."},
+	"egress_hosts":        {Type: framework.TypeCommaStringSlice, Description: "Hosts to which the engine may connect (globs; a star matches within one label); empty allows every public host."},
 }
 
 func (b *engine) configPath() *framework.Path {
 	display := func(verb string) *framework.DisplayAttributes {
 		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: "configuration"}
 	}
-	write := &framework.PathOperation{Callback: b.handle(b.writeConfig), Summary: "Change limits and egress; what is not named stays.", DisplayAttrs: display("write"), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true}
+	write := &framework.PathOperation{Callback: b.handle(b.writeConfig), Summary: "Change limits and egress rules; fields that are not named keep their value.", DisplayAttrs: display("write"), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true}
 	patch := *write
 	patch.DisplayAttrs = display("patch")
 	return &framework.Path{
 		Pattern: "config$",
 		Fields:  configFields,
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(b.readConfig), Summary: "Read limits and egress.", DisplayAttrs: display("read")},
+			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(b.readConfig), Summary: "Read limits and egress rules.", DisplayAttrs: display("read")},
 			logical.UpdateOperation: write,
 			logical.PatchOperation:  &patch,
 		},
 		HelpSynopsis:    "Limits of this mount, and where it may connect.",
-		HelpDescription: "All limits have defaults; null sets a field back to its default. Public hosts are reached by https alone; what is private must be listed in allow_private.",
+		HelpDescription: "All limits have defaults; null resets a field to its default. Public hosts are called by https only; private addresses must be listed in allow_private.",
 	}
 }
 
@@ -121,7 +121,7 @@ func (b *engine) writeConfig(ctx context.Context, req *logical.Request, d *frame
 		old = &fresh
 	}
 	reset := defaultConfig()
-	reset.Instance = old.Instance // it has no default: keys at targets bear it
+	reset.Instance = old.Instance // null keeps it: the names of keys at targets contain it
 	if given, named := d.Raw["egress_hosts"]; named && given == nil {
 		return nil, badField("egress_hosts", "null would allow every public host; write an empty list if that is meant")
 	}
@@ -132,7 +132,7 @@ func (b *engine) writeConfig(ctx context.Context, req *logical.Request, d *frame
 	if err := record.check(); err != nil {
 		return nil, err
 	}
-	defer b.configChanged() // whatever storage says of it, the write may have been done
+	defer b.configChanged() // even after an error: the write may have been done
 	if err := configTable.put(ctx, req.Storage, configName, &record); err != nil {
 		return nil, err
 	}
@@ -141,10 +141,10 @@ func (b *engine) writeConfig(ctx context.Context, req *logical.Request, d *frame
 		resp.AddWarning("allow_http_loopback lets issuers and targets be reached without TLS on this machine; it is meant for tests")
 	}
 	if record.SweepGrace < 60 {
-		resp.AddWarning("sweep_grace is shorter than an issue can take: after a failover the sweeper may look for a key that is not made yet")
+		resp.AddWarning("sweep_grace is shorter than an issue can take: after a failover the sweeper may look for a key that does not exist yet")
 	}
 	if record.Instance != old.Instance {
-		resp.AddWarning("keys that were issued under the former instance keep its name at their targets; reconcile looks for those of the present one alone")
+		resp.AddWarning("keys that were issued under the former instance keep it in their names at targets; reconcile finds only keys of the present instance")
 	}
 	if len(resp.Warnings) == 0 {
 		return nil, nil
@@ -189,7 +189,7 @@ func (c *configRecord) egress() (egress.Policy, error) {
 	for _, text := range c.AllowPrivate {
 		prefix, err := netip.ParsePrefix(text)
 		if err != nil {
-			return p, badField("allow_private", "%q is no address range; want for example 10.0.0.0/8", text)
+			return p, badField("allow_private", "%q is not an address range; want for example 10.0.0.0/8", text)
 		}
 		p.AllowPrivate = append(p.AllowPrivate, prefix.Masked())
 	}
@@ -219,7 +219,7 @@ func (b *engine) config(ctx context.Context, s logical.Storage) (*settings, erro
 	return loaded, err
 }
 
-// configWithInstance returns the settings of a mount that is in use: its instance is made when it is first needed.
+// configWithInstance returns the settings, and first makes the mount's instance if it has none yet.
 func (b *engine) configWithInstance(ctx context.Context, s logical.Storage) (*settings, error) {
 	conf, err := b.config(ctx, s)
 	if err != nil || conf.Instance != "" {

@@ -50,21 +50,21 @@ type issuerRecord struct {
 	CustomMetadata       map[string]string `json:"custom_metadata"`
 }
 
-// issuer is an issuer as the engine uses it; verifier is nil for a login issuer, and for one that is unfit.
+// issuer is an issuer as the engine uses it; verifier is nil for a login issuer, and if unfit is set.
 type issuer struct {
 	issuerRecord
 	name     string
 	verifier *identity.Verifier
-	unfit    error // why it vouches for nobody: config has changed since it was written
+	unfit    error // why its subjects are refused: config was changed and no longer permits the record
 }
 
-// rules are the entry without its switch, which is looked at by itself, and without what only describes it.
+// rules returns the record without enabled, which is checked separately, and without fields that only describe it.
 func (r issuerRecord) rules() issuerRecord {
 	r.Enabled, r.Description, r.CustomMetadata = false, "", nil
 	return r
 }
 
-// claimedBy says whether a token that claims c says to be of this issuer.
+// claimedBy reports whether a token with the unverified content c claims to come from this issuer.
 func (i *issuer) claimedBy(c identity.Claimed) bool {
 	if i.Type == issuerLogin {
 		return false
@@ -72,41 +72,41 @@ func (i *issuer) claimedBy(c identity.Claimed) bool {
 	return (&identity.Config{Issuer: i.Issuer, TrustDomain: i.TrustDomain}).ClaimedBy(c)
 }
 
-// id is what targets are told of who vouched.
+// id returns the identifier of the issuer that targets are given.
 func (i *issuer) id() string {
 	if i.Type == issuerSPIFFE {
-		return "spiffe://" + i.TrustDomain // the token's iss may be anything, or missing
+		return "spiffe://" + i.TrustDomain // an SVID's iss may have any value, or be missing
 	}
 	return i.Issuer
 }
 
 var issuerFields = described(map[string]*framework.FieldSchema{
 	"type":                   {Type: framework.TypeString, Description: "oidc (default): tokens of an OpenID provider. spiffe: JWT-SVIDs of a SPIFFE trust domain. login: the caller's Vault login. It cannot be changed. A field that has no effect for the type is refused."},
-	"issuer":                 {Type: framework.TypeString, Description: "The exact iss of its tokens; default the discovery URL. Unique in the mount. spiffe: may be left out; if set, an iss that a token has must be this."},
+	"issuer":                 {Type: framework.TypeString, Description: "The exact iss of its tokens; default the discovery URL. Unique in the mount. spiffe: optional; if set, a token that has an iss must have this one."},
 	"trust_domain":           {Type: framework.TypeString, Description: "spiffe: name of the trust domain whose workloads it vouches for, such as example.org. Unique in the mount."},
 	"workload_api":           {Type: framework.TypeBool, Description: "spiffe: key source: the SPIFFE Workload API at SPIFFE_ENDPOINT_SOCKET in the plugin's registered environment, a Unix socket."},
 	"oidc_discovery_url":     {Type: framework.TypeString, Description: "Key source: the issuer's base URL, without /.well-known."},
-	"jwks_url":               {Type: framework.TypeString, Description: "Key source: the URL of its key set."},
+	"jwks_url":               {Type: framework.TypeString, Description: "Key source: the URL of the key set (JWKS)."},
 	"jwt_validation_pubkeys": {Type: framework.TypeCommaStringSlice, Description: "Key source: public keys in PEM."},
-	"ca_pem":                 {Type: framework.TypeString, Description: "Certificate authorities of the issuer's server, in place of the system's."},
+	"ca_pem":                 {Type: framework.TypeString, Description: "Certificate authorities to trust for the issuer's server, instead of the system's (PEM)."},
 	"proxy_url":              {Type: framework.TypeString, Description: "HTTP proxy to reach the issuer; the environment's proxy variables are not used."},
 	"jwks_hosts":             {Type: framework.TypeCommaStringSlice, Description: "Further hosts that may serve the keys, beside the issuer's own."},
-	"jwt_supported_algs":     {Type: framework.TypeCommaStringSlice, Description: "Signature algorithms that are accepted, asymmetric ones only (default RS256, ES256)."},
-	"allowed_types":          {Type: framework.TypeCommaStringSlice, Description: "Values of the typ header that are accepted, absent among them for a token without one (default absent, JWT). For spiffe always absent, JWT, JOSE."},
+	"jwt_supported_algs":     {Type: framework.TypeCommaStringSlice, Description: "Accepted signature algorithms, only asymmetric ones (default RS256, ES256)."},
+	"allowed_types":          {Type: framework.TypeCommaStringSlice, Description: "Accepted values of the typ header; the value absent accepts tokens without one (default absent, JWT). For spiffe always absent, JWT, JOSE."},
 	"clock_skew_leeway":      {Type: framework.TypeDurationSecond, Description: "How far the issuer's clock may be off (default 30s)."},
-	"max_age":                {Type: framework.TypeDurationSecond, Description: "Oldest token that is accepted, from its iat (default 1h)."},
-	"max_token_lifetime":     {Type: framework.TypeDurationSecond, Description: "Longest life of a token that is accepted, exp less iat (default 24h)."},
-	"single_use":             {Type: framework.TypeBool, Description: "A token works once (default true). Switch off only for tokens that are meant to be presented again. For spiffe always off: agents present an SVID until it expires."},
-	"jti_claim":              {Type: framework.TypeString, Description: "Claim that makes a token unique (default jti); without it the token's hash does."},
-	"record_claims":          {Type: framework.TypeCommaStringSlice, Description: "Claims kept with each key, beside those that the policy reads (default: well-known ids)."},
+	"max_age":                {Type: framework.TypeDurationSecond, Description: "Maximum age of a token, counted from its iat (default 1h)."},
+	"max_token_lifetime":     {Type: framework.TypeDurationSecond, Description: "Maximum lifetime of a token, exp minus iat (default 24h)."},
+	"single_use":             {Type: framework.TypeBool, Description: "A token works only once (default true). Set false only for tokens that are meant to be presented repeatedly. For spiffe always false: agents present an SVID until it expires."},
+	"jti_claim":              {Type: framework.TypeString, Description: "Claim that identifies a token (default jti); a token without this claim is identified by its hash."},
+	"record_claims":          {Type: framework.TypeCommaStringSlice, Description: "Claims to record with each key, in addition to those that the policy reads (default: well-known ids)."},
 	"forward_to":             {Type: framework.TypeCommaStringSlice, Description: "Hosts to which a caller's token may be forwarded (default none)."},
-	"mount_accessor":         {Type: framework.TypeString, Description: "login: accessor of the auth mount that vouches, see: vault auth list. Whether there is such a mount no engine can know; explain by such a login tells."},
-	"stable_metadata":        {Type: framework.TypeCommaStringSlice, Description: "login: alias metadata that never changes for one alias and may be used in decisions."},
+	"mount_accessor":         {Type: framework.TypeString, Description: "login: accessor of the auth mount where callers log in, see: vault auth list. The engine cannot check that it exists; explain with such a login shows it."},
+	"stable_metadata":        {Type: framework.TypeCommaStringSlice, Description: "login: alias metadata that never changes for an alias, and so may be used in decisions."},
 	"enabled":                {Type: framework.TypeBool, Description: "Kill switch: false stops issue and renew; revoking goes on."},
 	"verify":                 {Type: framework.TypeBool, Description: "Fetch the issuer's keys before saving, and refuse if that fails."},
 })
 
-// defaultRecordClaims are the ids that say later whose key a key is.
+// defaultRecordClaims are ids that later show whose a key was.
 var defaultRecordClaims = []string{
 	"actor_id", "environment", "job_id", "job_workflow_ref", "namespace_id", "namespace_path", "oid", "organization_id",
 	"pipeline_id", "project_id", "project_path", "ref", "repository", "repository_id", "repository_owner_id", "run_id",
@@ -143,7 +143,7 @@ func (b *engine) newIssuerNoun() noun[issuerRecord] {
 		},
 		changed: func(name string) {
 			b.issuers.drop(name)
-			b.policies.clear() // a policy's kind is its issuer's
+			b.policies.clear() // a compiled policy depends on its issuer's type
 		},
 	}
 }
@@ -165,7 +165,7 @@ func (b *engine) probeIssuer(ctx context.Context, s logical.Storage, record *iss
 		return err
 	}
 	if err := made.verifier.Probe(ctx); err != nil {
-		return badField("verify", "the issuer's keys cannot be had: %v", err)
+		return badField("verify", "fetching the issuer's keys: %v", err)
 	}
 	return nil
 }
@@ -182,7 +182,7 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 	}
 	record.standardize()
 	_, named := d.Raw["issuer"]
-	followed := old != nil && old.Issuer == old.OIDCDiscoveryURL && !named // it was never written
+	followed := old != nil && old.Issuer == old.OIDCDiscoveryURL && !named // issuer has its default, so it follows a new discovery URL
 	if (record.Issuer == "" || followed && record.OIDCDiscoveryURL != "") && record.Type != issuerLogin {
 		record.Issuer = record.OIDCDiscoveryURL
 	}
@@ -199,7 +199,7 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 	if err := identity.CheckHosts(record.ForwardTo); err != nil {
 		return nil, badField("forward_to", "%v", err)
 	}
-	if record.WorkloadAPI { // what is stored stays good on a node without one: there its keys cannot be had
+	if record.WorkloadAPI { // checked only here, not in newIssuer: a stored issuer stays valid on a node without a Workload API
 		if err := b.workload.check(); err != nil {
 			return nil, badField("workload_api", "%v", err)
 		}
@@ -212,13 +212,13 @@ func (b *engine) checkIssuer(ctx context.Context, s logical.Storage, name string
 	}
 	var warnings []string
 	if record.Type == issuerOIDC && !record.SingleUse {
-		warnings = append(warnings, "single_use is off: whoever sees a token can use it until it expires; bind_caller in the trust policy narrows that")
+		warnings = append(warnings, "single_use is off: whoever gets hold of a token can use it until it expires; bind_caller in the trust policy limits that")
 	}
 	return warnings, nil
 }
 
-// checkGiven refuses values that would not be followed: for none the default holds, which a read would not show, and only
-// top-level claims are recorded.
+// checkGiven refuses values that would have no effect: an empty value means the default, which a read would not show, and only
+// top-level claims can be recorded.
 func (r *issuerRecord) checkGiven(d *framework.FieldData) error {
 	for field, none := range map[string]bool{
 		"max_age": r.MaxAge == 0, "max_token_lifetime": r.MaxTokenLifetime == 0,
@@ -233,13 +233,13 @@ func (r *issuerRecord) checkGiven(d *framework.FieldData) error {
 	}
 	for _, name := range r.RecordClaims {
 		if name == "" || strings.HasPrefix(name, "/") {
-			return badField("record_claims", "%q is no claim of the token itself; name that which it lies in", name)
+			return badField("record_claims", "%q is not a top-level claim; name the top-level claim that contains it", name)
 		}
 	}
 	return nil
 }
 
-// fieldsOfTypes says which fields are for which types of issuers alone; the others are for all.
+// fieldsOfTypes lists the fields that only some types of issuers use; all types use the others.
 var fieldsOfTypes = []struct{ types, fields []string }{
 	{[]string{issuerOIDC, issuerSPIFFE}, []string{
 		"issuer", "oidc_discovery_url", "jwks_url", "jwt_validation_pubkeys", "ca_pem", "proxy_url", "jwks_hosts",
@@ -250,7 +250,8 @@ var fieldsOfTypes = []struct{ types, fields []string }{
 	{[]string{issuerLogin}, []string{"mount_accessor", "stable_metadata"}},
 }
 
-// checkFields refuses to set what would have no effect. What was read may be written back.
+// checkFields refuses a value for a field that the issuer's type does not use, unless that is the value which a read shows, so
+// that what was read can be written back. old is nil for a new record.
 func (r *issuerRecord) checkFields(old *issuerRecord, d *framework.FieldData) error {
 	if err := r.checkType(); err != nil {
 		return err
@@ -286,16 +287,16 @@ func (r *issuerRecord) checkType() error {
 	return nil
 }
 
-// standardize sets what the JWT-SVID standard decides. An agent keeps a JWT-SVID and presents it until it expires, so that none
-// is for one use.
+// standardize sets the fields that the JWT-SVID standard fixes. An agent presents the same JWT-SVID until it expires, so it
+// cannot be single-use.
 func (r *issuerRecord) standardize() {
 	if r.Type == issuerSPIFFE {
 		r.AllowedTypes, r.JTIClaim, r.SingleUse = []string{identity.Absent, "JWT", "JOSE"}, "jti", false
 	}
 }
 
-// uniqueIssuer refuses a second entry for the same iss, trust domain or auth mount: which of two sets of rules a caller met
-// would be chance.
+// uniqueIssuer refuses a second issuer with the same iss, trust domain or auth mount: it would be random which of the two sets
+// of rules applies to a caller.
 func (b *engine) uniqueIssuer(ctx context.Context, s logical.Storage, name string, record *issuerRecord) error {
 	all, err := b.issuerNoun.table.list(ctx, s)
 	if err != nil {
@@ -325,7 +326,7 @@ func (b *engine) uniqueIssuer(ctx context.Context, s logical.Storage, name strin
 	return nil
 }
 
-// newIssuer checks a record whole and makes it usable, without I/O.
+// newIssuer checks a record and makes an issuer of it, without I/O. Errors name the field.
 func newIssuer(name string, r *issuerRecord, conf *settings, b *engine) (*issuer, error) {
 	made := &issuer{issuerRecord: *r, name: name}
 	if err := r.checkType(); err != nil {
@@ -333,7 +334,7 @@ func newIssuer(name string, r *issuerRecord, conf *settings, b *engine) (*issuer
 	}
 	switch {
 	case r.Type == issuerLogin && r.MountAccessor == "":
-		return nil, badField("mount_accessor", "missing; name the auth mount that vouches, see: vault auth list")
+		return nil, badField("mount_accessor", "missing; want the accessor of an auth mount, see: vault auth list")
 	case r.Type == issuerLogin:
 		return made, nil
 	case r.Type == issuerSPIFFE && r.TrustDomain == "":
@@ -358,7 +359,7 @@ func newIssuer(name string, r *issuerRecord, conf *settings, b *engine) (*issuer
 	})
 	if err != nil {
 		if rest, isIssuer := strings.CutPrefix(err.Error(), "issuer:"); isIssuer && r.Issuer != "" && r.Issuer == r.OIDCDiscoveryURL {
-			return nil, badField("oidc_discovery_url", "%s", strings.TrimSpace(rest)) // where the issuer came from
+			return nil, badField("oidc_discovery_url", "%s", strings.TrimSpace(rest)) // the field that the operator wrote
 		}
 		return nil, namedField(err)
 	}
@@ -377,7 +378,7 @@ func (b *engine) issuer(ctx context.Context, s logical.Storage, name string) (*i
 			return nil, false, err
 		}
 		made, err := newIssuer(name, record, conf, b)
-		if err != nil { // it was sound when it was written, by the rules of that time; roles have other issuers too
+		if err != nil { // it was valid when it was written. An issuer that refuses, instead of an error, because roles may have other issuers too
 			b.Logger().Warn("an issuer no longer fits config, so that its subjects are refused", "issuer", name, "error", err)
 			made = &issuer{issuerRecord: *record, name: name, unfit: refuse(reasonEgress, "issuer %q no longer fits config: %v", name, err)}
 		}

@@ -20,13 +20,13 @@ func (b *engine) metricsPath() *framework.Path {
 		Pattern: "metrics$",
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.ReadOperation: &framework.PathOperation{
-				Callback: b.handle(b.metrics), Summary: "Read counters and gauges as Prometheus takes them.", ForwardPerformanceStandby: true,
+				Callback: b.handle(b.metrics), Summary: "Read counters and gauges in Prometheus' text format.", ForwardPerformanceStandby: true,
 				DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: "read", OperationSuffix: "metrics"},
 			},
 		},
 		HelpSynopsis: "Counters and gauges in Prometheus' text format.",
-		HelpDescription: "What status tells, as numbers, and what was done since the plugin's process began on this node: keys issued, refusals by reason, calls of each target by outcome and time. go_ and process_ are of the process, which all mounts of the plugin's version share. " +
-			"Prometheus asks /v1/<mount>/metrics with a Vault token (authorization: Bearer). Labels are names that operators wrote and codes of the plugin's own.",
+		HelpDescription: "The contents of status as numbers, and what this node has done since its plugin process began: keys issued, refusals by reason, calls of each target by outcome and duration. Metrics with the prefix go_ or process_ are about the process, which all mounts of one plugin version share. " +
+			"Prometheus scrapes /v1/<mount>/metrics with a Vault token (authorization: Bearer). Labels are names that operators have written, and codes of the plugin.",
 	}
 }
 
@@ -56,10 +56,10 @@ func (b *engine) metrics(ctx context.Context, req *logical.Request, _ *framework
 	}}, nil
 }
 
-// readings are metrics that were taken at one moment, as a prometheus.Collector.
+// readings are metrics read at one moment, as a prometheus.Collector.
 type readings []prometheus.Metric
 
-// Describe implements prometheus.Collector; none described means that they are not checked.
+// Describe implements prometheus.Collector. It describes nothing, which makes the collector an unchecked one.
 func (readings) Describe(chan<- *prometheus.Desc) {}
 
 // Collect implements prometheus.Collector.
@@ -69,27 +69,27 @@ func (r readings) Collect(out chan<- prometheus.Metric) {
 	}
 }
 
-// The gauges, and the counters that others keep.
+// Gauges, and counters that are kept elsewhere; meters has the other counters.
 var (
 	versionGauge  = desc("info", "The plugin's version; always 1.", "version")
-	keysGauge     = desc("ledger_keys", "Keys that the ledger has, by target.", "target")
-	countedGauge  = desc("ledger_counted", "Whether the ledger has been counted since the start; until then roles with ceilings refuse.")
-	openGauge     = desc("ledger_open", "What is not settled: pending, in_flight, debt.", "state")
-	oldestGauge   = desc("ledger_open_oldest_seconds", "Age of the oldest that is not settled; 0 if there is none.")
+	keysGauge     = desc("ledger_keys", "Keys in the ledger, by target.", "target")
+	countedGauge  = desc("ledger_counted", "Whether the ledger was counted since the start; until then, roles with ceilings refuse.")
+	openGauge     = desc("ledger_open", "Unsettled entries of the ledger: pending, in_flight, debt.", "state")
+	oldestGauge   = desc("ledger_open_oldest_seconds", "Age of the oldest unsettled entry; 0 if there is none.")
 	sweptGauge    = desc("sweep_last_run_timestamp_seconds", "When the sweeper last ran on this node.")
-	lagGauge      = desc("sweep_lag_seconds", "How long the sweeper is late with what it has come to least; 0 if it is not.")
-	completeGauge = desc("sweep_complete", "Whether the last sweep got through everything without a fault.")
-	breakerGauge  = desc("target_breaker_open", "Whether a target failed so often that it is asked only now and then.", "target")
+	lagGauge      = desc("sweep_lag_seconds", "How long the most overdue work of the sweeper has been due; 0 if none is.")
+	completeGauge = desc("sweep_complete", "Whether the last sweep completed without an error.")
+	breakerGauge  = desc("target_breaker_open", "Whether a target has failed so often that it is called only now and then.", "target")
 	pausedGauge   = desc("target_paused", "Whether a target has asked to be left alone for a while.", "target")
-	runningGauge  = desc("target_calls_running", "Calls to a target that are under way; its concurrency bounds them.", "target")
-	waitingGauge  = desc("target_calls_waiting", "Calls to a target that wait for their turn, because of its rate or concurrency.", "target")
-	runsGauge     = desc("revocations", "Revocations by filter that the mount remembers: running, waiting for what could not be revoked yet, done, stopped.", "state")
+	runningGauge  = desc("target_calls_running", "Calls to a target that are under way, at most its concurrency.", "target")
+	waitingGauge  = desc("target_calls_waiting", "Calls to a target that wait because of its rate or concurrency.", "target")
+	runsGauge     = desc("revocations", "Revocations by filter in storage: running, waiting (some keys could not be revoked yet), done, stopped.", "state")
 	issuerKeys    = desc("issuer_keys", "Usable keys of an issuer.", "issuer")
-	issuerFetched = desc("issuer_keys_fetched_timestamp_seconds", "When the keys in use were asked for.", "issuer")
+	issuerFetched = desc("issuer_keys_fetched_timestamp_seconds", "When the keys in use were fetched.", "issuer")
 	rotatedGauge  = desc("rotation_last_timestamp_seconds", "When a static role's key, or a target's credential (named by its target), was last rotated.", "kind", "name", "target")
-	dueGauge      = desc("rotation_due_timestamp_seconds", "When it is to be rotated next; none for what is not rotated by itself, or is switched off.", "kind", "name", "target")
-	unknownGauge  = desc("rotation_unknown", "Whether the outcome of its last rotation is unknown: none follows until an operator acts.", "kind", "name", "target")
-	issuerFetches = desc("issuer_fetches_total", "Fetches of an issuer's keys, since its entry was last written.", "issuer", "outcome")
+	dueGauge      = desc("rotation_due_timestamp_seconds", "When its next rotation is due; absent if it is not rotated automatically, or is disabled.", "kind", "name", "target")
+	unknownGauge  = desc("rotation_unknown", "Whether the outcome of its last rotation is unknown: it is not rotated again until an operator acts.", "kind", "name", "target")
+	issuerFetches = desc("issuer_fetches_total", "Fetches of an issuer's keys, since the issuer was last written.", "issuer", "outcome")
 )
 
 func desc(name, help string, labels ...string) *prometheus.Desc {
@@ -111,7 +111,7 @@ func boolean(holds bool) float64 {
 	return 0
 }
 
-// gauges reads what is so now; like status, it asks no issuer and no target.
+// gauges reads the present values. Like status, it calls no issuer and no target.
 func (b *engine) gauges(ctx context.Context, s logical.Storage) (readings, error) {
 	var r readings
 	r.gauge(versionGauge, 1, Version)
@@ -119,7 +119,7 @@ func (b *engine) gauges(ctx context.Context, s logical.Storage) (readings, error
 	if err != nil {
 		return nil, err
 	}
-	if open.fault == nil { // else it is not known, and status says why
+	if open.fault == nil { // otherwise the numbers are unknown, and status says why
 		r.gauge(openGauge, float64(open.pending), "pending")
 		r.gauge(openGauge, float64(open.inFlight), "in_flight")
 		r.gauge(openGauge, float64(open.debt), "debt")
@@ -149,7 +149,7 @@ func (b *engine) targetReadings(ctx context.Context, s logical.Storage, r *readi
 		return err
 	}
 	for _, name := range names {
-		if t, err := b.target(ctx, s, name); err == nil && t != nil { // else status says what is wrong with it
+		if t, err := b.target(ctx, s, name); err == nil && t != nil { // status reports the error
 			met := t.State()
 			r.gauge(breakerGauge, boolean(met.Open), name)
 			r.gauge(pausedGauge, boolean(met.Paused), name)
@@ -160,7 +160,8 @@ func (b *engine) targetReadings(ctx context.Context, s logical.Storage, r *readi
 	return nil
 }
 
-// rotationReadings tells of all that is rotated. What is wrong with one is for status to say.
+// rotationReadings reads the state of every secret that the engine rotates. It skips one that cannot be read; status reports
+// the error.
 func (b *engine) rotationReadings(ctx context.Context, s logical.Storage, r *readings) error {
 	roots, err := b.targetNoun.table.list(ctx, s)
 	if err != nil {
@@ -219,7 +220,7 @@ func (b *engine) issuerReadings(ctx context.Context, s logical.Storage, r *readi
 	for _, name := range names {
 		iss, err := b.issuer(ctx, s, name)
 		if err != nil || iss == nil || iss.verifier == nil {
-			continue // status says what is wrong with it
+			continue // status reports the error
 		}
 		known := iss.verifier.Status()
 		r.gauge(issuerKeys, float64(known.Keys), name)

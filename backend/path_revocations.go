@@ -14,41 +14,40 @@ import (
 	"github.com/hashicorp/vault/sdk/logical"
 )
 
-// maxRevocations bounds the records that are kept: the oldest that has ended makes room.
-const maxRevocations = 100
+const maxRevocations = 100 // records kept; a new revocation deletes the oldest that have ended
 
 func (b *engine) revocationPaths() []*framework.Path {
 	display := func(verb, suffix string) *framework.DisplayAttributes {
 		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix}
 	}
 	fields := filterFields(pagination())
-	fields["dry_run"] = &framework.FieldSchema{Type: framework.TypeBool, Default: true, Description: "true (default): only tell what would be revoked. false: revoke."}
-	fields["block"] = &framework.FieldSchema{Type: framework.TypeBool, Default: true, Description: "Write a block for the same filter first, so that nothing new is issued or renewed (default true)."}
-	fields["include_unrecorded"] = &framework.FieldSchema{Type: framework.TypeBool, Description: "Revoke also keys that the filter cannot judge, because a claim that it names, or when they were issued, was not recorded with them (default false)."}
-	id := map[string]*framework.FieldSchema{"id": {Type: framework.TypeString, Required: true, Description: "Id of the revocation, as its start returned and list shows it."}}
+	fields["dry_run"] = &framework.FieldSchema{Type: framework.TypeBool, Default: true, Description: "true (default): only report what would be revoked. false: revoke."}
+	fields["block"] = &framework.FieldSchema{Type: framework.TypeBool, Default: true, Description: "First write a block with the same filter, so that no more matching keys are issued or renewed (default true)."}
+	fields["include_unrecorded"] = &framework.FieldSchema{Type: framework.TypeBool, Description: "Also revoke keys that the filter cannot judge, because a claim that it names, or their time of issue, was not recorded (default false)."}
+	id := map[string]*framework.FieldSchema{"id": {Type: framework.TypeString, Required: true, Description: "Id of the revocation, as returned at its start and by list."}}
 	return []*framework.Path{{
 		Pattern: "revocations/?$",
 		Fields:  fields,
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.UpdateOperation: &framework.PathOperation{Callback: b.handle(b.revokeByFilter), Summary: "Tell which keys a filter matches (dry_run, the default), or revoke them.", DisplayAttrs: display("start", "revocation"), ForwardPerformanceStandby: true},
+			logical.UpdateOperation: &framework.PathOperation{Callback: b.handle(b.revokeByFilter), Summary: "Report which keys a filter matches (dry_run, the default), or revoke them.", DisplayAttrs: display("start", "revocation"), ForwardPerformanceStandby: true},
 			logical.ListOperation:   &framework.PathOperation{Callback: b.handle(b.listRevocations), Summary: "List the ids of revocations, oldest first.", DisplayAttrs: display("list", "revocations")},
 		},
 		HelpSynopsis: "Revoke keys by role, target, subject, issuer, claim and the like.",
-		HelpDescription: "A revocation ends every key that its filter matches and that was asked for before; all conditions that are given must match, and one that gives none is refused. " +
-			"A dry run answers matched, unrecorded (keys that it cannot judge, because a claim, or when they were issued, was not recorded with them), unreadable (records of the ledger that cannot be read: nothing is known of their keys), exposed (of those matched, the ones whose target cannot revoke) and prefixes (of the leases concerned, for vault lease revoke -prefix). " +
-			"With dry_run=false it starts, and answers its id: first a block for the same filter stands, then it goes through the ledger in the background, target by target at once, also after a restart or failover. " +
-			"The ledger is that of the cluster that is asked. Vault's leases of the keys end by themselves later, harmlessly.",
+		HelpDescription: "A revocation ends every key that its filter matches and that was requested before the revocation started. All conditions that are given must match, and a filter without conditions is refused. " +
+			"A dry run answers matched, unrecorded (keys that it cannot judge, because a claim, or their time of issue, was not recorded), unreadable (records of the ledger that cannot be read, so that nothing is known about their keys), exposed (matched keys whose target cannot revoke) and prefixes (of the leases concerned, for vault lease revoke -prefix). " +
+			"With dry_run=false the revocation starts and answers its id. It first writes a block with the same filter, then goes through the ledger in the background, with all targets in parallel. It continues after a restart or failover. " +
+			"It covers the ledger of the cluster that serves the request. The keys' leases stay until they end; ending them is then harmless.",
 	}, {
 		Pattern: "revocations/(?P<id>[^/]+)$",
 		Fields:  id,
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(b.readRevocation), Summary: "Read how far a revocation is.", DisplayAttrs: display("read", "revocation"), ForwardPerformanceStandby: true},
+			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(b.readRevocation), Summary: "Read the progress of a revocation.", DisplayAttrs: display("read", "revocation"), ForwardPerformanceStandby: true},
 			logical.DeleteOperation: &framework.PathOperation{Callback: b.handle(b.deleteRevocation), Summary: "Stop a revocation, or delete the record of one that has ended. Its block stays.", DisplayAttrs: display("delete", "revocation"), ForwardPerformanceStandby: true},
 		},
-		HelpSynopsis: "Read how far a revocation is, or stop it.",
-		HelpDescription: "state is running, waiting (all was tried; debt is what could not be revoked yet, which the sweeper goes on trying, and unreadable are records of the ledger that an operator must mend or take out first), done or stopped. " +
-			"matched is revoked, debt and exposed together: revoked live no more, debt must die and does not yet, exposed cannot be revoked and lives until it expires. exposed_until is when the last of debt and exposed has ended by itself; null if none is left, or if one never does. " +
-			"Deleting one that has not ended stops it: what is revoked or owed stays so. Deleting it again removes the record. The block that it wrote stays until it is deleted.",
+		HelpSynopsis: "Read the progress of a revocation, or stop it.",
+		HelpDescription: "state is running, waiting (every key was tried; the sweeper retries those that could not be revoked, and an operator must first repair or remove the records of the ledger that are unreadable), done or stopped. " +
+			"matched is the sum of revoked, debt (keys that could not be revoked yet) and exposed (keys that cannot be revoked and stay valid until they expire). exposed_until is when the last key of debt and exposed expires; null if there is none, or if one never expires. " +
+			"Deleting a revocation that has not ended stops it: keys that were revoked stay revoked, debts stay debts. Deleting it again removes the record. The block that it wrote stays until it is deleted.",
 	}}
 }
 
@@ -58,7 +57,7 @@ func (b *engine) revokeByFilter(ctx context.Context, req *logical.Request, d *fr
 			return nil, badField(field, "null is refused; leave the field out")
 		}
 		if field == "after" || field == "limit" {
-			return nil, badField(field, "is for lists; a revocation takes every key that its filter matches")
+			return nil, badField(field, "is only for lists; a revocation covers every key that its filter matches")
 		}
 	}
 	f, err := parseFilter(d)
@@ -92,7 +91,8 @@ func (b *engine) revokeByFilter(ctx context.Context, req *logical.Request, d *fr
 	return resp, err
 }
 
-// untouched warns of keys at a filter's target that no revocation ends. What cannot be read keeps no revocation from starting.
+// untouched warns of keys of static roles at the filter's target, which no revocation ends. An error becomes a warning too: it
+// must not prevent a revocation.
 func (b *engine) untouched(ctx context.Context, s logical.Storage, f *filter) []string {
 	if f.Target == "" {
 		return nil
@@ -101,11 +101,11 @@ func (b *engine) untouched(ctx context.Context, s logical.Storage, f *filter) []
 	switch {
 	case err != nil:
 		b.Logger().Error("looking for static roles of a revocation's target", "target", f.Target, "error", err)
-		return []string{"static roles could not be looked at: the keys of those that have this target live on"}
+		return []string{"static roles could not be read: keys of static roles of this target are not revoked"}
 	case len(shared) == 0:
 		return nil
 	}
-	return []string{"the keys of static roles live on: rotate or disable " + strings.Join(shared, ", ")}
+	return []string{"keys of static roles are not revoked: rotate or disable " + strings.Join(shared, ", ")}
 }
 
 // dryRun counts what a revocation would end.
@@ -127,8 +127,8 @@ func (b *engine) dryRun(ctx context.Context, s logical.Storage, rec *revocation)
 	return err
 }
 
-// startRevocation writes the block, then the record, and lets the work begin: in this order, so that whatever is decided
-// after the ledger is looked at is refused.
+// startRevocation writes the block, then the record, and starts the work. The order matters: once the ledger is scanned, the
+// block must refuse every key that is not in it yet.
 func (b *engine) startRevocation(ctx context.Context, s logical.Storage, rec *revocation, blocks bool) (id string, err error) {
 	id = rec.StartedAt.Format("20060102t150405") + "-" + strings.ToLower(rand.Text()[:8])
 	if err := b.makeRoom(ctx, s); err != nil {
@@ -140,7 +140,7 @@ func (b *engine) startRevocation(ctx context.Context, s logical.Storage, rec *re
 			return "", err
 		}
 	}
-	rec.StartedAt = b.now().UTC() // anew: what was asked for until the block stood is meant
+	rec.StartedAt = b.now().UTC() // again: the revocation covers keys requested until the block took effect
 	if err := revocationTable.put(ctx, s, id, rec); err != nil {
 		return "", err
 	}
@@ -149,10 +149,10 @@ func (b *engine) startRevocation(ctx context.Context, s logical.Storage, rec *re
 	return id, b.work(ctx, s, id)
 }
 
-// standBlock writes a block that takes effect before it returns.
+// standBlock writes a block, which is in effect when it returns.
 func (b *engine) standBlock(ctx context.Context, s logical.Storage, name string, record *blockRecord) error {
 	if !b.WriteSafeReplicationState() {
-		return badField("block", "blocks are written on the primary cluster; write one there, and start here with block=false")
+		return badField("block", "blocks can be written only on the primary cluster; write one there, then start here with block=false")
 	}
 	b.writes.Lock()
 	defer b.writes.Unlock()
@@ -163,7 +163,7 @@ func (b *engine) standBlock(ctx context.Context, s logical.Storage, name string,
 	return b.blockNoun.table.put(ctx, s, name, record)
 }
 
-// makeRoom deletes the oldest records that are too many, of those that have ended.
+// makeRoom deletes as many of the oldest ended revocations as are above the limit.
 func (b *engine) makeRoom(ctx context.Context, s logical.Storage) error {
 	ids, err := revocationTable.list(ctx, s)
 	if err != nil {
@@ -187,7 +187,7 @@ func (b *engine) makeRoom(ctx context.Context, s logical.Storage) error {
 		over--
 	}
 	if over > 0 {
-		return badField("dry_run", "%d revocations have not ended, and no more are allowed; stop one", maxRevocations)
+		return badField("dry_run", "%d revocations have not ended, which is the limit; stop one", maxRevocations)
 	}
 	return nil
 }
@@ -204,7 +204,7 @@ func (b *engine) readRevocation(ctx context.Context, req *logical.Request, d *fr
 	return b.shown(ctx, req, d.Get("id").(string))
 }
 
-// shown answers with a revocation as it now is, or with nothing if there is none.
+// shown answers with the present state of a revocation, or with nothing if there is none.
 func (b *engine) shown(ctx context.Context, req *logical.Request, id string) (*logical.Response, error) {
 	rec, err := b.revocation(ctx, req.Storage, id)
 	if err != nil || rec == nil {
@@ -215,7 +215,7 @@ func (b *engine) shown(ctx context.Context, req *logical.Request, id string) (*l
 	return &logical.Response{Data: data, Warnings: rec.warnings()}, nil
 }
 
-// warnings says what the counts leave out.
+// warnings says what the counts do not include.
 func (c *census) warnings() []string {
 	if c.Unreadable == 0 {
 		return nil
@@ -223,7 +223,8 @@ func (c *census) warnings() []string {
 	return []string{warnUnread(c.Unreadable, c.Unread)}
 }
 
-// revocation returns a record as whoever works on it has it, or as it is stored.
+// revocation returns the record of a revocation: from the run that works on it, whose counts are newer, or else from storage.
+// nil if there is none.
 func (b *engine) revocation(ctx context.Context, s logical.Storage, id string) (*revocation, error) {
 	b.runs.mu.Lock()
 	defer b.runs.mu.Unlock()
@@ -249,13 +250,14 @@ func (b *engine) deleteRevocation(ctx context.Context, req *logical.Request, d *
 	}
 	b.sendRevocationEvent(ctx, id, runStopped, &stopped.census)
 	resp := &logical.Response{}
-	resp.AddWarning("the revocation was stopped: what it has revoked or owes stays so, and its block stands. Delete it again to remove its record")
+	resp.AddWarning("the revocation was stopped: revoked keys stay revoked, debts and its block remain. Delete it again to remove its record")
 	return resp, nil
 }
 
-// endRevocation stops a revocation and returns its record, or removes that of one which is over.
+// endRevocation stops a revocation and returns its record. If the revocation has ended before, it deletes the record and
+// returns nil.
 func (b *engine) endRevocation(ctx context.Context, s logical.Storage, id string) (stopped *revocation, err error) {
-	b.runs.mu.Lock() // nobody begins to work on it meanwhile
+	b.runs.mu.Lock() // so that no run of it starts meanwhile
 	defer b.runs.mu.Unlock()
 	if r := b.runs.active[id]; r != nil {
 		return r.halt(ctx)
@@ -271,7 +273,7 @@ func (b *engine) endRevocation(ctx context.Context, s logical.Storage, id string
 	return rec, revocationTable.put(ctx, s, id, rec)
 }
 
-// view is a revocation as readers see it.
+// view returns a revocation as operators read it. mount precedes the lease prefixes.
 func (r *revocation) view(mount string) map[string]any {
 	data := map[string]any{
 		"filter": r.Filter.given(), "include_unrecorded": r.IncludeUnrecorded, "block": r.Block, "state": r.State,

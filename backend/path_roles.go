@@ -55,18 +55,18 @@ const (
 )
 
 var roleFields = described(map[string]*framework.FieldSchema{
-	"trust":                {Type: framework.TypeCommaStringSlice, Description: "Trust policies; the first that accepts the caller decides."},
+	"trust":                {Type: framework.TypeCommaStringSlice, Description: "Trust policies that may use this role; the first that accepts the caller counts."},
 	"target":               {Type: framework.TypeString, Description: "Target that issues the keys; it must list the role in allowed_roles."},
-	"parameters":           {Type: framework.TypeMap, Description: "What to ask the target for: fixed, or a default for what allowed_parameters names too."},
-	"parameters_from":      {Type: framework.TypeKVPairs, Description: "Parameter -> CEL expression over claims, vault and now that yields its value."},
-	"allowed_parameters":   {Type: framework.TypeCommaStringSlice, Description: "Parameters that a request may set (default none), in place of the value in parameters if that has one."},
-	"ttl":                  {Type: framework.TypeDurationSecond, Description: "Lease of a key; default the mount's."},
-	"max_ttl":              {Type: framework.TypeDurationSecond, Description: "Longest lease of a key, renewals included; default the mount's."},
-	"lease_path":           {Type: framework.TypeString, Description: "CEL expression that yields the path which a request must carry after creds/<role>, and so the lease's prefix."},
-	"max_keys":             {Type: framework.TypeInt, Description: "Keys that the role may have at a time, those that must die and have not yet among them; 0 (default) = any number."},
-	"max_keys_per_subject": {Type: framework.TypeInt, Description: "Keys that one subject of one issuer may have by this role at a time; 0 (default) = any number."},
-	"on_limit":             {Type: framework.TypeString, Description: "At a ceiling: refuse (default), or revoke_oldest: the oldest key is revoked before the new one is asked for."},
-	"require_revocable":    {Type: framework.TypeBool, Description: "Refuse to issue where the target cannot revoke."},
+	"parameters":           {Type: framework.TypeMap, Description: "Parameters to send to the target. They are fixed, except that those which allowed_parameters also lists are defaults."},
+	"parameters_from":      {Type: framework.TypeKVPairs, Description: "Parameter -> CEL expression over claims, vault and now that computes its value."},
+	"allowed_parameters":   {Type: framework.TypeCommaStringSlice, Description: "Parameters that a request may set (default none). The request's value takes precedence over parameters."},
+	"ttl":                  {Type: framework.TypeDurationSecond, Description: "Lease duration of a key; default the mount's."},
+	"max_ttl":              {Type: framework.TypeDurationSecond, Description: "Maximum lease duration of a key, renewals included; default the mount's."},
+	"lease_path":           {Type: framework.TypeString, Description: "CEL expression that computes the path which a request must have after creds/<role>, and so the prefix of its lease."},
+	"max_keys":             {Type: framework.TypeInt, Description: "Maximum number of keys of this role at a time, including keys that could not be revoked yet; 0 (default) = no limit."},
+	"max_keys_per_subject": {Type: framework.TypeInt, Description: "Maximum number of keys of this role that one subject of one issuer may have at a time; 0 (default) = no limit."},
+	"on_limit":             {Type: framework.TypeString, Description: "What to do when max_keys or max_keys_per_subject is reached: refuse (default), or revoke_oldest, which revokes the oldest key before it requests the new one."},
+	"require_revocable":    {Type: framework.TypeBool, Description: "Refuse to issue keys if the target cannot revoke them."},
 	"enabled":              {Type: framework.TypeBool, Description: "Kill switch: false stops issue and renew; revoking goes on."},
 })
 
@@ -81,8 +81,8 @@ func (b *engine) newRoleNoun() noun[roleRecord] {
 		what:   "role",
 		suffix: "role",
 		plural: "roles",
-		help: "A role joins trust policies and a target: reading creds/<role> issues a key there to whom one of the policies accepts. " +
-			"Changing or deleting a role does not touch the keys that it has issued.",
+		help: "A role combines trust policies and a target: reading creds/<role> issues a key of the target to a caller whom one of the policies accepts. " +
+			"Changing or deleting a role does not affect keys that were already issued.",
 		fields: roleFields,
 		check:  b.checkRole,
 		clear: func(field string) bool {
@@ -162,14 +162,14 @@ func (b *engine) roleWarnings(name string, record *roleRecord, t *openTarget) []
 	limit := b.System().MaxLeaseTTL()
 	for field, ttl := range map[string]seconds{"ttl": record.TTL, "max_ttl": record.MaxTTL} {
 		if ttl.duration() > limit {
-			warn("%s is above the mount's maximum of %s, which holds", field, limit)
+			warn("%s is above the mount's maximum of %s, which applies", field, limit)
 		}
 	}
 	slices.Sort(warnings)
 	return warnings
 }
 
-// newRole checks what can be checked of a role by itself and compiles its expressions.
+// newRole checks a record as far as that is possible without other records, and compiles its expressions.
 func newRole(name string, r *roleRecord) (*role, error) {
 	made := &role{roleRecord: *r, name: name, parametersFrom: map[string]*expr.Program{}}
 	switch {
@@ -182,9 +182,9 @@ func newRole(name string, r *roleRecord) (*role, error) {
 	case r.MaxTTL > 0 && r.TTL > r.MaxTTL:
 		return nil, badField("ttl", "is above max_ttl")
 	case r.MaxKeys < 0:
-		return nil, badField("max_keys", "is negative; 0 means any number")
+		return nil, badField("max_keys", "is negative; 0 means no limit")
 	case r.MaxKeysPerSubject < 0:
-		return nil, badField("max_keys_per_subject", "is negative; 0 means any number")
+		return nil, badField("max_keys_per_subject", "is negative; 0 means no limit")
 	case r.OnLimit != onLimitRefuse && r.OnLimit != onLimitRevoke:
 		return nil, badField("on_limit", "want %s or %s", onLimitRefuse, onLimitRevoke)
 	case r.OnLimit == onLimitRevoke && r.MaxKeys == 0 && r.MaxKeysPerSubject == 0:
@@ -205,7 +205,7 @@ func newRole(name string, r *roleRecord) (*role, error) {
 			return nil, badField("parameters_from."+param, "%v", err)
 		}
 		if _, fixed := r.Parameters[param]; fixed {
-			return nil, badField("parameters_from."+param, "parameters has it too; give it once")
+			return nil, badField("parameters_from."+param, "is also in parameters; give it in one of them")
 		}
 		made.parametersFrom[param] = program
 	}
@@ -221,7 +221,7 @@ func (r *role) ceilings() ceilings {
 	return ceilings{role: r.MaxKeys, subject: r.MaxKeysPerSubject, replace: r.OnLimit == onLimitRevoke}
 }
 
-// programs are the role's expressions over who asks.
+// programs returns the role's expressions, all of which may read the caller's claims.
 func (r *role) programs() []*expr.Program {
 	all := slices.Collect(maps.Values(r.parametersFrom))
 	if r.leasePath != nil {
@@ -242,8 +242,8 @@ func (b *engine) role(ctx context.Context, s logical.Storage, name string) (*rol
 			return nil, false, err
 		}
 		made, err := newRole(name, record)
-		if err != nil { // it was sound when it was written, by the rules of that time
-			return nil, false, storageError(fmt.Errorf("role %q no longer fits this version, write it anew: %v", name, err))
+		if err != nil { // it was valid when it was written
+			return nil, false, storageError(fmt.Errorf("role %q is not valid in this version of the plugin, write it again: %v", name, err))
 		}
 		return made, true, nil
 	})

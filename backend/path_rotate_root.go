@@ -23,7 +23,7 @@ func (b *engine) rotateRootPath() *framework.Path {
 			},
 		},
 		HelpSynopsis: "Rotate the engine's credential at a target now.",
-		HelpDescription: "From then on nobody but the engine knows the credential. Where the target lets two live, the new one is tried before it is used, and the old one is ended a minute later; else the old one is dead at once. " +
+		HelpDescription: "Afterwards only the engine knows the credential. If the target allows two credentials at a time, the new one is tried before it is used, and the old one is ended a minute later; otherwise the old one is invalid at once. " +
 			"A rotation whose outcome is unknown is not repeated: write a new credential to the target.",
 	}
 }
@@ -37,7 +37,7 @@ func (b *engine) rotateRoot(ctx context.Context, req *logical.Request, d *framew
 	}
 	release, ok := b.nameLocks.try(rootPrefix + name)
 	if !ok {
-		return nil, refuse(reasonTargetBusy, "a rotation of the credential of target %q is under way", name)
+		return nil, refuse(reasonTargetBusy, "the credential of target %q is being rotated", name)
 	}
 	defer release()
 	r, err := b.openRoot(ctx, req.Storage, name)
@@ -56,7 +56,7 @@ func (b *engine) rotateRoot(ctx context.Context, req *logical.Request, d *framew
 	return &logical.Response{Data: r.view()}, nil
 }
 
-// noRotation says why there is nothing to rotate at a target.
+// noRotation returns why the credential of a target cannot be rotated.
 func (b *engine) noRotation(ctx context.Context, s logical.Storage, name string) error {
 	switch t, err := b.target(ctx, s, name); {
 	case err != nil:
@@ -64,5 +64,5 @@ func (b *engine) noRotation(ctx context.Context, s logical.Storage, name string)
 	case t == nil || t.record.DeletedUntil != nil:
 		return badField("target", "there is no target %q", name)
 	}
-	return badField("target", "the engine cannot rotate the credential of target %q: make one at the API and write it to the target", name)
+	return badField("target", "the engine cannot rotate the credential of target %q; create a new one at the API and write it to the target", name)
 }

@@ -18,7 +18,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
 )
 
-// selfRecord is this mount as an OpenID provider: settings and keys in one record, so that no crash parts them.
+// selfRecord is this mount as an OpenID provider. Settings and keys share one record, so that a crash cannot leave them
+// inconsistent.
 type selfRecord struct {
 	selfSettings
 	Ring ring `json:"ring"`
@@ -47,42 +48,42 @@ func defaultSelf() selfRecord {
 }
 
 var selfFields = map[string]*framework.FieldSchema{
-	"issuer_url":      {Type: framework.TypeString, Description: "Public address of this mount's oidc/, such as https://vault.example.com:8200/v1/oidcexchange/oidc: the iss of its tokens. Empty switches it off and forgets its keys."},
-	"algorithm":       {Type: framework.TypeString, Description: "ES256 (default), RS256 or EdDSA. A change takes effect when its key was published for 10 minutes."},
+	"issuer_url":      {Type: framework.TypeString, Description: "Public address of this mount's oidc/, such as https://vault.example.com:8200/v1/oidcexchange/oidc: the iss of its tokens. Empty switches the provider off and deletes its keys."},
+	"algorithm":       {Type: framework.TypeString, Description: "ES256 (default), RS256 or EdDSA. A change takes effect once a key for it has been published for 10 minutes."},
 	"rotation_period": {Type: framework.TypeDurationSecond, Description: "How long a key signs, and how long it is published before that (default 24h; 10m to 365 days)."},
-	"ttl":             {Type: framework.TypeDurationSecond, Description: "Life of a token (default and maximum 5m, at least 30s)."},
+	"ttl":             {Type: framework.TypeDurationSecond, Description: "Lifetime of a token (default and maximum 5m, at least 30s)."},
 }
 
 func (b *engine) selfPaths() []*framework.Path {
 	display := func(verb, suffix string) *framework.DisplayAttributes {
 		return &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: verb, OperationSuffix: suffix}
 	}
-	write := &framework.PathOperation{Callback: b.handle(b.writeSelf), Summary: "Switch it on or off, or change it; what is not named stays.", DisplayAttrs: display("write", "self"), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true}
+	write := &framework.PathOperation{Callback: b.handle(b.writeSelf), Summary: "Switch the provider on or off, or change it; fields that are not named keep their value.", DisplayAttrs: display("write", "self"), ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true}
 	patch := *write
 	patch.DisplayAttrs = display("patch", "self")
 	document := func(name, suffix, what string, of func(*provider) []byte) *framework.Path {
 		return &framework.Path{
 			Pattern: strings.ReplaceAll("oidc"+name, ".", `\.`) + "$",
-			// Clients add queries against caches; refusing them would let anybody fill the log.
+			// Clients add query parameters to bypass caches; refusing them would let anybody fill the log.
 			TakesArbitraryInput: true,
 			Operations: map[logical.Operation]framework.OperationHandler{
 				logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.publish(of)), Summary: "Read the " + what + ".", DisplayAttrs: display("read", suffix)},
 			},
 			HelpSynopsis:    "The " + what + " of this mount as an OpenID provider.",
-			HelpDescription: "Plain JSON, for anybody: no Vault token is asked for. 404 while self has no issuer_url.",
+			HelpDescription: "Plain JSON, readable without a Vault token. 404 while self has no issuer_url.",
 		}
 	}
 	return []*framework.Path{{
 		Pattern: "self$",
 		Fields:  selfFields,
 		Operations: map[logical.Operation]framework.OperationHandler{
-			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(b.readSelf), Summary: "Read the settings, key_ids (those that are published, the one that signs first) and next_rotation.", DisplayAttrs: display("read", "self")},
+			logical.ReadOperation:   &framework.PathOperation{Callback: b.handle(b.readSelf), Summary: "Read the settings, key_ids (the published keys, the one that signs first) and next_rotation.", DisplayAttrs: display("read", "self")},
 			logical.UpdateOperation: write,
 			logical.PatchOperation:  &patch,
 		},
 		HelpSynopsis: "This mount as an OpenID provider.",
-		HelpDescription: "With an issuer_url, this mount signs a short token for the caller wherever a target has subject_token_source=self. The target verifies it as that of any OpenID provider. " +
-			"Its claims are fixed: no role, request or template changes them. Keys rotate by themselves and are never shown. This mount accepts no token of its own.",
+		HelpDescription: "With an issuer_url, this mount signs a short-lived token for the caller if the target has subject_token_source=self. The target verifies it like the token of any OpenID provider. " +
+			"The set of claims is fixed: no role, request or template changes it. Keys rotate automatically and are never shown. This mount accepts no token of its own.",
 	},
 		document(discoveryPath, "openid-configuration", "discovery document", func(p *provider) []byte { return p.discovery }),
 		document(keysPath, "openid-keys", "key set", func(p *provider) []byte { return p.keys }),
@@ -102,7 +103,7 @@ func (b *engine) readSelf(ctx context.Context, req *logical.Request, _ *framewor
 	return &logical.Response{Data: data}, nil
 }
 
-// health is what is known of this mount as an OpenID provider.
+// health returns the state of the provider as operators read it.
 func (p *provider) health() map[string]any {
 	ids := []string{}
 	for _, key := range p.Ring.published() {
@@ -123,7 +124,7 @@ func (b *engine) writeSelf(ctx context.Context, req *logical.Request, d *framewo
 		return nil, err
 	}
 	if given, named := d.Raw["issuer_url"]; named && given == nil {
-		return nil, badField("issuer_url", "null would forget the keys; write an empty text if that is meant")
+		return nil, badField("issuer_url", "null would delete the keys; write an empty string if that is meant")
 	}
 	record, err := overlay(*old, defaultSelf(), d)
 	if err != nil {
@@ -138,7 +139,7 @@ func (b *engine) writeSelf(ctx context.Context, req *logical.Request, d *framewo
 	} else if _, err := record.Ring.turn(record.Algorithm, record.RotationPeriod.duration(), now); err != nil {
 		return nil, err
 	}
-	defer b.self.clear() // whatever storage says of it, the write may have been done
+	defer b.self.clear() // even after an error: the write may have been done
 	if err := selfTable.put(ctx, req.Storage, selfName, &record); err != nil {
 		return nil, err
 	}
@@ -174,7 +175,7 @@ func (b *engine) checkSelf(ctx context.Context, s logical.Storage, r *selfSettin
 		return err
 	}
 	if len(entries) > 0 {
-		return badField("issuer_url", "%s has it, and this mount accepts no token of its own", strings.Join(entries, ", "))
+		return badField("issuer_url", "%s has it; this mount accepts no token of its own", strings.Join(entries, ", "))
 	}
 	return nil
 }
@@ -185,17 +186,17 @@ func (r *selfRecord) warnings() []string {
 	}
 	var all []string
 	if !strings.HasSuffix(r.IssuerURL, "/oidc") {
-		all = append(all, "issuer_url does not end in /oidc, so something in front of Vault must lead there: verifiers fetch "+r.IssuerURL+discoveryPath)
+		all = append(all, "issuer_url does not end in /oidc, so a proxy in front of Vault must map it there: verifiers fetch "+r.IssuerURL+discoveryPath)
 	}
 	if now, next := r.Ring.Current.Key.Algorithm, r.Ring.Next.Key.Algorithm; now != next {
-		all = append(all, fmt.Sprintf("tokens are signed with %s until %s, for the key for %s must be published before it signs",
+		all = append(all, fmt.Sprintf("tokens are signed with %s until %s, because the key for %s must be published before it signs",
 			now, r.Ring.due(0).Format(time.RFC3339), next))
 	}
 	return all
 }
 
-// publish answers with a document of the provider. It is read without a Vault token, so it costs no storage and writes
-// nothing.
+// publish answers with a document of the provider. Anybody may read it without a Vault token, so it comes from memory and
+// writes nothing.
 func (b *engine) publish(document func(*provider) []byte) framework.OperationFunc {
 	return func(ctx context.Context, req *logical.Request, _ *framework.FieldData) (*logical.Response, error) {
 		p, err := b.provider(ctx, req.Storage)
@@ -204,7 +205,7 @@ func (b *engine) publish(document func(*provider) []byte) framework.OperationFun
 		}
 		status, body, caching := http.StatusOK, document(p), fmt.Sprintf("public, max-age=%d", int(keysMaxAge/time.Second))
 		if !p.on() {
-			status, body, caching = http.StatusNotFound, []byte(`{"errors":["this mount is no OpenID provider: self has no issuer_url"]}`), "no-store"
+			status, body, caching = http.StatusNotFound, []byte(`{"errors":["this mount is not an OpenID provider: self has no issuer_url"]}`), "no-store"
 		}
 		return &logical.Response{Data: map[string]any{
 			logical.HTTPContentType: "application/json", logical.HTTPStatusCode: status, logical.HTTPRawBody: body, logical.HTTPCacheControlHeader: caching,

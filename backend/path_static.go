@@ -17,7 +17,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// staticRecord is a static role as its operator writes it: which key, and when it is rotated.
+// staticRecord is a static role as its operator writes it: which key to keep, and when to rotate it.
 type staticRecord struct {
 	Target         string            `json:"target"`
 	Parameters     map[string]any    `json:"parameters"`
@@ -33,16 +33,16 @@ type staticRecord struct {
 const (
 	defaultOverlap = 10 * 60
 	maxOverlap     = 30 * 24 * time.Hour
-	leastTTL       = 10 * time.Second // of a read while a rotation is overdue: readers come again after it
+	leastTTL       = 10 * time.Second // the ttl of reads while a rotation is overdue, so that readers come back soon
 )
 
 var staticFields = scheduled("the key", described(map[string]*framework.FieldSchema{
-	"target":           {Type: framework.TypeString, Description: "Target that has the key; it must list static/<name> in allowed_roles. It cannot be changed."},
-	"parameters":       {Type: framework.TypeMap, Description: "Which key: what to ask the target for. What is changed here comes with the next rotation."},
-	"import":           {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "The key's present value, where it exists already; it is not rotated before that is due. Default: the engine has one made. Never read back."},
-	"overlap":          {Type: framework.TypeDurationSecond, Description: "How long the old key lives on after a rotation, but not beyond the next one; default 10m. 0: the target's own rotation replaces it at once, where it has one; else it is revoked within a minute or two."},
-	"revoke_on_delete": {Type: framework.TypeBool, Description: "Revoke the key when the static role is deleted; default false: it lives on at the target."},
-	"enabled":          {Type: framework.TypeBool, Description: "Kill switch: false stops reading and rotating. The key lives on."},
+	"target":           {Type: framework.TypeString, Description: "Target of the key; it must list static/<name> in allowed_roles. Cannot be changed."},
+	"parameters":       {Type: framework.TypeMap, Description: "Parameters to send to the target for the key. A change takes effect with the next rotation."},
+	"import":           {Type: framework.TypeString, DisplayAttrs: &framework.DisplayAttributes{Sensitive: true}, Description: "The value of a key that already exists; it is rotated when that is due. Default: a new key is made. Never read back."},
+	"overlap":          {Type: framework.TypeDurationSecond, Description: "How long the old key stays valid after a rotation, but not beyond the next one; default 10m. 0: the target replaces the key at once if it can; otherwise the old key is revoked within a minute or two."},
+	"revoke_on_delete": {Type: framework.TypeBool, Description: "Revoke the key when the static role is deleted; default false: it stays valid at the target."},
+	"enabled":          {Type: framework.TypeBool, Description: "Kill switch: false stops reading and rotating. The key stays valid."},
 }))
 
 func (b *engine) newStaticNoun() noun[staticRecord] {
@@ -53,8 +53,8 @@ func (b *engine) newStaticNoun() noun[staticRecord] {
 		what:   "static role",
 		suffix: "static-role",
 		plural: "static-roles",
-		help: "A static role has one long-lived key of a target, which the engine rotates by rotation_period or rotation_schedule. Whom Vault's policies let read static-creds/<name> gets it: no trust policy is asked. " +
-			"For a caller of its own each, and a key that ends with its lease, see roles.",
+		help: "A static role has one long-lived key of a target, which the engine rotates by rotation_period or rotation_schedule. Everybody whom Vault's policies allow to read static-creds/<name> gets this key: trust policies do not apply. " +
+			"For a key per caller that ends with its lease, see roles.",
 		fields: staticFields,
 		check:  b.checkStatic,
 		probe: func(ctx context.Context, s logical.Storage, record *staticRecord, d *framework.FieldData) error {
@@ -86,7 +86,7 @@ func (b *engine) checkStatic(ctx context.Context, s logical.Storage, name string
 	if record.RotationPeriod > 0 && record.Overlap >= record.RotationPeriod {
 		return nil, badField("overlap", "want less than rotation_period; the default is %s", seconds(defaultOverlap).duration())
 	}
-	if old != nil && !record.Enabled { // what is wrong with its target must not keep a role from being switched off
+	if old != nil && !record.Enabled { // a role can be disabled whatever is wrong with its target
 		return nil, nil
 	}
 	t, err := b.target(ctx, s, record.Target)
@@ -106,8 +106,8 @@ func (b *engine) checkStatic(ctx context.Context, s logical.Storage, name string
 	return nil, err
 }
 
-// savedStatic sees to it that the role has a key: the one that is imported, or a new one. That none could be had now is a
-// warning, for the engine tries again.
+// savedStatic makes sure that the role has a key: the imported one, or else a new one. If making one fails, it returns a
+// warning, because the engine tries again.
 func (b *engine) savedStatic(ctx context.Context, s logical.Storage, name string, d *framework.FieldData) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
 	defer cancel()
@@ -133,18 +133,19 @@ func (b *engine) savedStatic(ctx context.Context, s logical.Storage, name string
 		return nil, r.adopt(ctx, key)
 	case r.state.Current != nil:
 		return nil, nil
-	case isNew: // the tick may go on from here
+	case isNew: // with stored state, the tick retries if the rotation below fails
 		if err := r.save(ctx); err != nil {
 			return nil, err
 		}
 	}
 	if err := b.rotate(ctx, r); err != nil {
-		return []string{"there is no key yet, the engine tries again: " + asRefusal(err).Error()}, nil
+		return []string{"there is no key yet; the engine will try again: " + asRefusal(err).Error()}, nil
 	}
 	return nil, nil
 }
 
-// removeStatic lets the role go. What it has at the target and nobody shall have is handed to the sweeper.
+// removeStatic deletes the role's state. It leaves to the sweeper every key of the role that may be valid at the target, except
+// the current one without revoke_on_delete.
 func (b *engine) removeStatic(ctx context.Context, s logical.Storage, name string, record *staticRecord, _ *framework.FieldData) ([]string, bool, error) {
 	r, err := b.openStatic(ctx, s, name)
 	if err != nil || r == nil || r.state == nil {
@@ -186,7 +187,7 @@ func (b *engine) staticPaths() []*framework.Path {
 		},
 		HelpSynopsis: "Read the key of a static role.",
 		HelpDescription: "api_key is the key, accessor its public id, predecessor that of the key before it. ttl says in how many seconds the next rotation is due, as Vault Agent and the Vault Secrets Operator want it; rotation_period is 0 with a rotation_schedule. " +
-			"All but ttl changes with the key alone; how its rotation is doing is in status. There is no lease: whoever may read this has the key until its rotation.",
+			"All fields but ttl change only when the key does; the state of its rotation is in status. There is no lease: whoever has read the key can use it until its rotation.",
 	}, &framework.Path{
 		Pattern: "rotate-role/(?P<name>[^/]+)$",
 		Fields:  name,
@@ -194,7 +195,7 @@ func (b *engine) staticPaths() []*framework.Path {
 			logical.UpdateOperation: &framework.PathOperation{Callback: b.handle(b.rotateRole), Summary: "Rotate the key of a static role now.", ForwardPerformanceStandby: true, ForwardPerformanceSecondary: true, DisplayAttrs: display("rotate", "static-role")},
 		},
 		HelpSynopsis:    "Rotate the key of a static role now.",
-		HelpDescription: "The next rotation by itself is due a period later, or at the schedule's next time. A rotation whose outcome is unknown is not repeated.",
+		HelpDescription: "The next automatic rotation is due one period later, or at the schedule's next time. A rotation whose outcome is unknown is not repeated.",
 	})
 }
 
@@ -207,14 +208,14 @@ func (b *engine) readStatic(ctx context.Context, req *logical.Request, d *framew
 		return nil, err
 	}
 	if r.state == nil || r.state.Current == nil {
-		return nil, &refusal{reason: reasonTargetBusy, text: "the static role has no key yet; its operator finds why in status", detail: r.what() + " has no key yet"}
+		return nil, &refusal{reason: reasonTargetBusy, text: "the static role has no key yet; status says why", detail: r.what() + " has no key yet"}
 	}
 	key, due := r.state.Current, r.due()
 	data := map[string]any{}
 	for field, value := range key.Fields {
 		data[field] = value
 	}
-	// Operators of Kubernetes write anew, and restart, whenever what is read changes: it changes with the key alone, but for ttl.
+	// Secret operators for Kubernetes restart workloads whenever this answer changes, so everything but ttl changes only with the key.
 	data["target"], data["api_key"], data["accessor"], data["expires_at"] = r.record.Target, key.Secret, key.Accessor, timeOrNil(key.Expiry)
 	data["predecessor"], data["last_vault_rotation"] = r.state.Predecessor, timeOrNil(r.state.Turn.LastRotation)
 	if key.Header != "" {
@@ -233,7 +234,7 @@ func (b *engine) readStatic(ctx context.Context, req *logical.Request, d *framew
 	return resp, nil
 }
 
-// view is what is told of a static role's key to all who may see that there is one.
+// view returns the state of the role's key without the key, for status.
 func (r *staticRole) view() map[string]any {
 	known := map[string]any{"target": r.record.Target, "rotation": "none yet"}
 	if r.state == nil {
@@ -267,7 +268,7 @@ func (b *engine) rotateRole(ctx context.Context, req *logical.Request, d *framew
 	defer cancel()
 	release, ok := b.nameLocks.try(staticPrefix + d.Get("name").(string))
 	if !ok {
-		return nil, refuse(reasonTargetBusy, "a rotation of static role %q is under way", d.Get("name"))
+		return nil, refuse(reasonTargetBusy, "static role %q is being rotated", d.Get("name"))
 	}
 	defer release()
 	r, err := b.staticOf(ctx, req, d)
@@ -277,8 +278,8 @@ func (b *engine) rotateRole(ctx context.Context, req *logical.Request, d *framew
 	if err := r.usable(); err != nil {
 		return nil, err
 	}
-	if r.state == nil { // its write was cut off, or it is being deleted: a key made now might belong to nobody
-		return nil, badField("name", "static role %q was not written to its end; write it once more", r.name)
+	if r.state == nil { // its write was interrupted, or it is being deleted: a key made now could belong to no role
+		return nil, badField("name", "writing static role %q was interrupted; write it again", r.name)
 	}
 	if err := b.rotate(ctx, r); err != nil {
 		return nil, err
@@ -286,7 +287,7 @@ func (b *engine) rotateRole(ctx context.Context, req *logical.Request, d *framew
 	return &logical.Response{Data: r.view()}, nil
 }
 
-// plainJSON is a value as it comes back from storage.
+// plainJSON returns a value with the types that it has after it was stored and read back.
 func plainJSON(v any) any {
 	raw, err := json.Marshal(v)
 	if err != nil {

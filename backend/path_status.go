@@ -22,13 +22,13 @@ func (b *engine) statusPaths() []*framework.Path {
 			logical.ReadOperation: &framework.PathOperation{Callback: b.handle(b.status), Summary: "Read the health of issuers, targets, ledger and sweeper.", DisplayAttrs: display("read", "status"), ForwardPerformanceStandby: true},
 		},
 		HelpSynopsis: "Health of issuers, targets, static roles, ledger and sweeper.",
-		HelpDescription: "Of each issuer: when its keys were last fetched and tried, their ids, what of its key set is not used, and why the last fetch brought nothing. Of each target: what it can do, how many keys the ledger has there, how many calls are under way (calls_running) and wait for their turn (calls_waiting), how many in a row had no answer or a gateway's error (failures), whether there were so many that it is asked only now and then (breaker_open), and until when it is left alone (next_call_at). " +
-			"Of a target's credential and of each static role: when it was last rotated and is due, and how far a rotation is (rotation). " +
-			"Of self: the ids of the keys that it publishes, and when they rotate. Of ledger and sweeper: what is not settled, and since when; whether the ledger has been counted since the start (counted), and which record cannot be read (last_error). It asks nobody; it is about the node that answers, since its start.",
+		HelpDescription: "For each issuer: when its keys were last fetched and when that was last tried, their ids, which keys of its key set are not used and why, and why the last fetch failed. For each target: what it can do, how many keys the ledger has there, how many calls are under way (calls_running) or wait for their turn (calls_waiting), how many calls in a row got no answer or a gateway's error (failures), whether there were so many that it is called only now and then (breaker_open), and until when it is not called (next_call_at). " +
+			"For a target's credential and for each static role: when it was last rotated, when that is due, and the state of a rotation under way (rotation). " +
+			"For self: the ids of its published keys, and when they rotate. For ledger and sweeper: what is not settled, and for how long; whether the ledger was counted since the start (counted), and which record cannot be read (last_error). No issuer or target is called; the answer is about the node that serves the request, since its start.",
 	}, {
 		Pattern: "refresh/(?P<issuer>[^/]+)$",
 		Fields: map[string]*framework.FieldSchema{
-			"issuer": {Type: framework.TypeString, Required: true, Description: "Issuer whose keys to drop and fetch."},
+			"issuer": {Type: framework.TypeString, Required: true, Description: "Issuer whose keys to drop and fetch again."},
 		},
 		Operations: map[logical.Operation]framework.OperationHandler{
 			logical.UpdateOperation: &framework.PathOperation{Callback: b.handle(b.refresh), Summary: "Drop an issuer's keys now, and fetch them.", DisplayAttrs: display("refresh", "issuer"), ForwardPerformanceStandby: true},
@@ -58,7 +58,7 @@ func (b *engine) refresh(ctx context.Context, req *logical.Request, d *framework
 	return &logical.Response{Data: iss.health()}, nil
 }
 
-// health is what is known of an issuer's keys.
+// health returns the state of an issuer's keys as operators read it.
 func (i *issuer) health() map[string]any {
 	known := map[string]any{"type": i.Type, "enabled": i.Enabled}
 	if i.unfit != nil {
@@ -149,7 +149,8 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 	}}, nil
 }
 
-// healthOf describes each record of a table; describe returns nil for what is no more. What keeps one from being used is its own health, not the answer's.
+// healthOf describes each record of a table. describe returns nil for a record that was deleted meanwhile; its error becomes
+// the record's last_error, so that one bad record does not spoil the answer.
 func healthOf[T any](ctx context.Context, s logical.Storage, t table[T], describe func(string, *T) (map[string]any, error)) (map[string]any, error) {
 	names, err := t.list(ctx, s)
 	if err != nil {
@@ -165,22 +166,22 @@ func healthOf[T any](ctx context.Context, s logical.Storage, t table[T], describ
 		if err != nil {
 			known = map[string]any{"last_error": asRefusal(err).Error()}
 		}
-		if known != nil { // else it was deleted meanwhile
+		if known != nil { // nil: it was deleted meanwhile
 			all[name] = known
 		}
 	}
 	return all, nil
 }
 
-// backlog is what is not settled, and since when.
+// backlog says what in the ledger is not settled, and for how long.
 type backlog struct {
 	pending, inFlight, debt int
-	oldest, oldestDebt      time.Duration // their age; 0 if there is none
-	lag                     time.Duration // how long the sweeper is late with what it has come to least: a try that was due, or an hour that has passed
-	fault                   error         // of what could not be read, which is left out
+	oldest, oldestDebt      time.Duration // age of the oldest entry, and of the oldest debt; 0 if there is none
+	lag                     time.Duration // how long the sweeper's most overdue work has been due: a retry, or an hour that has passed
+	fault                   error         // of records that could not be read, which are not counted
 }
 
-// backlog looks at what is open, and at nothing that is filed: the hours are known from memory.
+// backlog reads the records in open/, and no filed ones: the tally knows their hours.
 func (b *engine) backlog(ctx context.Context, s logical.Storage) (l backlog, err error) {
 	conf, err := b.config(ctx, s)
 	if err != nil {
@@ -188,7 +189,7 @@ func (b *engine) backlog(ctx context.Context, s logical.Storage) (l backlog, err
 	}
 	now := b.now()
 	oldest, oldestDebt, due := now, now, now
-	if start, err := time.Parse(hourLayout, b.ledger.firstHour()); err == nil { // else there is none
+	if start, err := time.Parse(hourLayout, b.ledger.firstHour()); err == nil { // an error: no hour has keys
 		due = earlier(due, start.Add(time.Hour+hourMargin))
 	}
 	bad, err := b.ledger.eachOpen(ctx, s, func(e *entry) (bool, error) {

@@ -19,8 +19,8 @@ func (b *engine) sweepPath() *framework.Path {
 				DisplayAttrs: &framework.DisplayAttributes{OperationPrefix: operationPrefix, OperationVerb: "sweep"},
 			},
 		},
-		HelpSynopsis:    "Run the sweeper now, and see what is still open.",
-		HelpDescription: "The sweeper settles exchanges whose outcome is not known, and revokes keys that must die. It runs by itself about once a minute; what is younger than config's sweep_grace is left alone.",
+		HelpSynopsis:    "Run the sweeper now, and read what is still open.",
+		HelpDescription: "The sweeper settles exchanges whose outcome is unknown, and retries revocations that have failed. It runs automatically about once a minute. It does not touch exchanges younger than config's sweep_grace.",
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/trust"
 )
 
-// trustRecord is a trust policy as written.
+// trustRecord is a trust policy as its operator writes it.
 type trustRecord struct {
 	Issuer              string            `json:"issuer"`
 	BoundAudiences      []string          `json:"bound_audiences"`
@@ -40,14 +40,14 @@ type policy struct {
 
 var trustFields = described(map[string]*framework.FieldSchema{
 	"issuer":                {Type: framework.TypeString, Description: "Name of the issuer whose subjects this policy judges."},
-	"bound_audiences":       {Type: framework.TypeCommaStringSlice, Description: "Values of aud that are accepted; a token must have exactly one of them. Required for tokens."},
-	"allow_extra_audiences": {Type: framework.TypeBool, Description: "Accept tokens with further audiences; their azp must then be among bound_audiences."},
+	"bound_audiences":       {Type: framework.TypeCommaStringSlice, Description: "Accepted values of aud; a token must have exactly one audience, and it must be listed here. Required for issuers of tokens."},
+	"allow_extra_audiences": {Type: framework.TypeBool, Description: "Accept tokens that have further audiences too; their azp must then be listed in bound_audiences."},
 	"bound_subject":         {Type: framework.TypeString, Description: "The exact subject: the token's sub, or the login's alias name."},
-	"bound_claims":          {Type: framework.TypeMap, Description: "Claim (or JSON pointer) and the value, or list of values, of which one must match."},
+	"bound_claims":          {Type: framework.TypeMap, Description: "Claim (or JSON pointer) -> the value that it must have, or a list of values of which one must match."},
 	"bound_claims_type":     {Type: framework.TypeString, Description: "string (default): values are exact. glob: * matches within a segment between ':' and '/', ** across."},
 	"condition":             {Type: framework.TypeString, Description: "CEL expression over claims, vault and now that must be true."},
-	"bind_caller":           {Type: framework.TypeString, Description: "Claim whose value must be the name of one of the caller's aliases: a stolen token is useless to another Vault client."},
-	"accept_any_subject":    {Type: framework.TypeBool, Description: "Needed to save a policy that accepts every subject of its issuer."},
+	"bind_caller":           {Type: framework.TypeString, Description: "Claim whose value must be the name of one of the caller's aliases, so that a stolen token is useless to another Vault client."},
+	"accept_any_subject":    {Type: framework.TypeBool, Description: "Must be true to save a policy that accepts every subject of its issuer."},
 	"enabled":               {Type: framework.TypeBool, Description: "Kill switch: false stops issue and renew under this policy; revoking goes on."},
 })
 
@@ -59,8 +59,8 @@ func (b *engine) newTrustNoun() noun[trustRecord] {
 		what:   "trust policy",
 		suffix: "trust-policy",
 		plural: "trust-policies",
-		help: "A trust policy says which subjects of one issuer may have a key: all conditions that are given must hold, and a missing claim satisfies none. " +
-			"Its revision rises with each change, also when it is deleted and made anew, and is kept with every key.",
+		help: "A trust policy says which subjects of one issuer may have a key. All conditions that are given must hold, and a missing claim never satisfies a condition. " +
+			"The policy's revision rises with each change, also across deletion and re-creation, and is recorded with every key.",
 		fields: trustFields,
 		check:  b.checkTrust,
 		clear:  func(field string) bool { return field == "description" || field == "custom_metadata" },
@@ -75,13 +75,15 @@ func (b *engine) newTrustNoun() noun[trustRecord] {
 	}
 }
 
-// formerPolicy is what is kept of a deleted policy: a new one of its name counts its revisions on, for they stand on keys.
+// formerPolicy is what is kept of a deleted policy. A new policy with the same name continues its revisions, because keys
+// have recorded them.
 type formerPolicy struct {
 	Revision int `json:"revision"`
 }
 
 var formerPolicies = table[formerPolicy]{prefix: "former-trust/"}
 
+// nextRevision returns the revision that a write gives the policy; old is nil if there is no such policy now.
 func nextRevision(ctx context.Context, s logical.Storage, name string, old *trustRecord) (int, error) {
 	if old != nil {
 		return old.Revision + 1, nil
@@ -151,8 +153,8 @@ func (b *engine) policy(ctx context.Context, s logical.Storage, name string) (*p
 			return nil, false, storageError(fmt.Errorf("trust policy %q names issuer %q, which is missing", name, record.Issuer))
 		}
 		made, err := newPolicy(name, record, iss.Type)
-		if err != nil { // it was sound when it was written, by the rules of that time
-			return nil, false, storageError(fmt.Errorf("trust policy %q no longer fits this version, write it anew: %v", name, err))
+		if err != nil { // it was valid when it was written
+			return nil, false, storageError(fmt.Errorf("trust policy %q is not valid in this version of the plugin, write it again: %v", name, err))
 		}
 		return made, true, nil
 	})

@@ -393,11 +393,11 @@ func TestReconcileWhereNothingIsListed(t *testing.T) {
 	w := newWorld(t).withNuGet()
 	by := w.clock.now().Add(time.Hour).UTC().Format(time.RFC3339)
 	w.unwilling("nuget", nil, `target: "nuget" cannot list keys by name`)
-	w.unwilling("nuget", nil, "all have ended by "+by)
+	w.unwilling("nuget", nil, "all have expired by "+by)
 	start := strings.Index(acme, "\nlist:")
 	profile := acme[:start] + acme[start+strings.Index(acme[start:], "\ncheck:"):]
 	w.write("targets/acme", map[string]any{"profile": profile, "credential": "token=" + adminToken})
-	w.unwilling("acme", nil, "they have no end that is known here")
+	w.unwilling("acme", nil, "their expiry is not known here")
 	if resp, err := w.do(logical.ReadOperation, "reconcile/nobody", nil); resp != nil || err != nil {
 		t.Errorf("a target that does not exist: %v, %v; want neither, which is a 404", resp, err)
 	}

@@ -87,7 +87,7 @@ func TestOperatorWritesACredentialBesideARotation(t *testing.T) {
 // the stored entry, which the operator may be about to mend.
 func TestOperatorWritesAfterARotationWasCutOff(t *testing.T) {
 	for name, spoil := range map[string]func(*targetRecord){
-		"as it was": func(*targetRecord) {}, "no longer fits this version": func(r *targetRecord) { r.Condition = "canary" },
+		"as it was": func(*targetRecord) {}, "is not valid in this version": func(r *targetRecord) { r.Condition = "canary" },
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t)

@@ -133,7 +133,7 @@ func TestUnfitPolicyAndRole(t *testing.T) {
 		if reason, status := reasonOf(resp, err); reason != reasonStorage || status != 500 || strings.Contains(err.Error(), "bound_claims") || strings.Contains(err.Error(), "lease_path") {
 			t.Errorf("%s: %v %v", name, resp, err)
 		}
-		if !strings.Contains(w.logs.String(), "no longer fits this version") {
+		if !strings.Contains(w.logs.String(), "is not valid in this version") {
 			t.Errorf("%s: the log does not say what is wrong:\n%s", name, w.logs)
 		}
 		if reason, _ := reasonOf(w.lease(logical.RenewOperation, lease)); reason != reasonStorage {
