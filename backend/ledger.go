@@ -19,14 +19,14 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// The ledger records every key that was ever asked for and is not yet known to be dead. Its invariant: a key that lives
-// at a target has an entry.
+// The ledger has an entry for every key that was requested from a target and is not known to have ended. Its invariant: a
+// key that is valid at a target is in the ledger.
 //
-//	open/<rand>          what is not settled: intents of exchanges, and debts (keys that must die and have not yet)
-//	keys/<hour>/<rand>   what was issued, filed by the hour of the latest end that the key can have
+//	open/<rand>          unsettled: intents of exchanges, and debts (keys that must be revoked, which has failed so far)
+//	keys/<hour>/<rand>   filed: keys that were issued, by the hour of the latest time at which the key can end
 //
-// An id, "<hour>-<rand>", never changes, for renewals do not move that end. The sweeper reads open/ and the hours that
-// have passed, so its work does not grow with the number of live keys.
+// A key's id is "<hour>-<rand>". It never changes, because renewals do not move that latest end. The sweeper reads open/ and
+// the hours that have passed, so its work does not grow with the number of valid keys.
 const (
 	openEntries = "ledger/open/"
 	plainKeys   = "ledger/keys/"
@@ -34,8 +34,9 @@ const (
 	hourLayout  = "2006010215"
 )
 
-// What the engine makes at targets bears a name of its own there: one of these, the mount's instance, a hyphen and random
-// letters. They differ, so that what looks for leased keys there never comes across a key or a credential that is in use.
+// Everything that the engine creates at a target has a name there: one of these prefixes, the mount's instance, a hyphen and
+// random letters. The prefixes differ, so that a search for lost leased keys never finds the key of a static role or a
+// credential that is in use.
 const (
 	leasedName     = "oidcx-"
 	staticName     = "oidcs-"
@@ -44,13 +45,14 @@ const (
 
 // The states of an entry.
 const (
-	statePending = "pending" // asked for; the outcome is not recorded yet
+	statePending = "pending" // requested; the outcome is not recorded yet
 	stateIssued  = "issued"  // a lease holds it
-	stateDebt    = "debt"    // must die; revoking it has failed so far
-	stateExposed = "exposed" // may live, and its target can neither find nor revoke it
+	stateDebt    = "debt"    // must be revoked, which has failed so far
+	stateExposed = "exposed" // may be valid, and its target can neither find nor revoke it
 )
 
-// entry is one key in the ledger. It never holds the key, but in Handle where the target demands it.
+// entry is one key in the ledger. It does not contain the key itself, except in Handle.Secret where the target requires the
+// key for revoking it.
 type entry struct {
 	ID            string         `json:"id"`
 	Name          string         `json:"name"` // of the key at its target
@@ -88,22 +90,22 @@ func (e *entry) holder() unique.Handle[holder] {
 	return unique.Make(holder{role: e.Role, issuer: e.Issuer, subject: e.Subject})
 }
 
-// recorded reports whether it is known what a claim was, absent or not.
+// recorded reports whether the entry knows a claim's value, or that the claim was absent.
 func (e *entry) recorded(claim string) bool {
 	_, found := e.Claims[claim]
 	return found || e.ClaimsWhole || slices.Contains(e.ClaimsAbsent, claim)
 }
 
-// sealed reports whether the entry holds a key.
+// sealed reports whether the entry contains the key itself, and so belongs under sealedKeys.
 func (e *entry) sealed() bool { return e.Handle.Secret != "" }
 
-// ledger is the store of entries, and its tally in memory.
+// ledger stores entries, and keeps a tally of them in memory.
 type ledger struct {
 	tally
-	changes [64]sync.Mutex // of keys by their rand: a change reads before it writes, and what was removed meanwhile must not come back
+	changes [64]sync.Mutex // by a hash of rand: a change is a read and a write, and must not restore an entry removed in between
 }
 
-// change lets one change of a key be made at a time; the caller unlocks what it returns.
+// change locks one key for a change. The caller unlocks the result.
 func (l *ledger) change(rand string) *sync.Mutex {
 	h := fnv.New32a()
 	_, _ = h.Write([]byte(rand)) // a hash takes everything
@@ -114,7 +116,7 @@ func (l *ledger) change(rand string) *sync.Mutex {
 
 var openTable = table[entry]{prefix: openEntries}
 
-// keyTable is the table of the keys that end in one hour.
+// keyTable returns the table of the keys that are filed under one hour.
 func keyTable(hour string, sealed bool) table[entry] {
 	if sealed {
 		return table[entry]{prefix: sealedKeys + hour + "/"}
@@ -124,7 +126,7 @@ func keyTable(hour string, sealed bool) table[entry] {
 
 func hourOf(t time.Time) string { return t.UTC().Format(hourLayout) }
 
-// splitID returns the parts of an id, and false for what is no id.
+// splitID returns the parts of an id; ok is false if it is not an id.
 func splitID(id string) (hour, rand string, ok bool) {
 	hour, rand, ok = strings.Cut(id, "-")
 	if _, err := time.Parse(hourLayout, hour); err != nil || !names.MatchString(rand) {
@@ -133,32 +135,32 @@ func splitID(id string) (hour, rand string, ok bool) {
 	return hour, rand, ok
 }
 
-// newID makes the id of a key whose latest end is known: 130 random bits, filed by hour.
+// newID makes an id, with 130 random bits, for a key that ends at notAfter at the latest.
 func newID(notAfter time.Time) string {
 	return hourOf(notAfter) + "-" + strings.ToLower(rand.Text())
 }
 
-// intend records that a key is about to be asked for, before anything is sent.
+// intend records that a key is about to be requested. It comes before anything is sent.
 func (l *ledger) intend(ctx context.Context, s logical.Storage, e *entry) error {
 	e.State = statePending
 	l.put(e)
 	return l.open(ctx, s, e)
 }
 
-// open writes what is not settled.
+// open writes a record to open/.
 func (l *ledger) open(ctx context.Context, s logical.Storage, e *entry) error {
-	l.setClosed(e.rand(), false) // first: what may have been written is to be removed
+	l.setClosed(e.rand(), false) // before the write: a record that may exist must get removed later
 	return openTable.put(ctx, s, e.rand(), e)
 }
 
-// file records a key, and its state, under its id.
+// file writes an entry under keys/.
 func (l *ledger) file(ctx context.Context, s logical.Storage, e *entry) error {
 	hour, rand, _ := splitID(e.ID)
-	l.put(e) // first: what may have been written counts
+	l.put(e) // before the write: an entry that may exist must count
 	return keyTable(hour, e.sealed()).put(ctx, s, rand, e)
 }
 
-// void ends an intent that came to nothing.
+// void removes an intent that led to no key.
 func (l *ledger) void(ctx context.Context, s logical.Storage, rand string) error {
 	if err := l.settle(ctx, s, rand); err != nil {
 		return err
@@ -167,7 +169,7 @@ func (l *ledger) void(ctx context.Context, s logical.Storage, rand string) error
 	return nil
 }
 
-// settle ends an intent or a debt whose key is filed.
+// settle removes the record in open/ of a key that is filed.
 func (l *ledger) settle(ctx context.Context, s logical.Storage, rand string) error {
 	err := openTable.delete(ctx, s, rand)
 	if err == nil {
@@ -176,7 +178,7 @@ func (l *ledger) settle(ctx context.Context, s logical.Storage, rand string) err
 	return err
 }
 
-// openDebt records that a key must die and does not yet. The debt itself never holds the key.
+// openDebt records in open/ that a filed key must be revoked. The record has no handle, so it never contains the key.
 func (l *ledger) openDebt(ctx context.Context, s logical.Storage, e *entry) error {
 	debt := *e
 	debt.State = stateDebt
@@ -184,7 +186,7 @@ func (l *ledger) openDebt(ctx context.Context, s logical.Storage, e *entry) erro
 	return l.open(ctx, s, &debt)
 }
 
-// update changes a filed entry, unless it is gone: found tells.
+// update changes a filed entry. found is false if the entry is gone.
 func (l *ledger) update(ctx context.Context, s logical.Storage, id string, change func(*entry)) (found bool, err error) {
 	_, rand, _ := splitID(id)
 	defer l.change(rand).Unlock()
@@ -196,25 +198,26 @@ func (l *ledger) update(ctx context.Context, s logical.Storage, id string, chang
 	return true, l.file(ctx, s, e)
 }
 
-// delete removes a key that is known to be dead.
+// delete removes a key that is known to have ended.
 func (l *ledger) delete(ctx context.Context, s logical.Storage, e *entry) error {
 	hour, rand, ok := splitID(e.ID)
 	if !ok {
-		return storageError(fmt.Errorf("%q is no ledger id", e.ID))
+		return storageError(fmt.Errorf("%q is not a ledger id", e.ID))
 	}
 	defer l.change(rand).Unlock()
 	closed := l.isClosed(rand)
 	if err := keyTable(hour, e.sealed()).delete(ctx, s, rand); err != nil {
 		return err
 	}
-	l.remove(rand) // now: if what is open stays, the sweeper ends that, and may not come across the key again
+	l.remove(rand) // before settle: if that fails, the sweeper removes the open record, but may never see this key again
 	if closed {
 		return nil
 	}
 	return l.settle(ctx, s, rand)
 }
 
-// get returns the entry of an id, or nil. What is open says more than what is filed, but for the handle.
+// get returns the entry of an id, or nil. The state of a debt comes from its record in open/, everything else from the filed
+// entry if there is one.
 func (l *ledger) get(ctx context.Context, s logical.Storage, id string) (*entry, error) {
 	_, rand, ok := splitID(id)
 	if !ok {
@@ -239,7 +242,7 @@ func (l *ledger) get(ctx context.Context, s logical.Storage, id string) (*entry,
 	return filed, nil
 }
 
-// filed returns what keys/ has under an id, or nil.
+// filed returns the filed entry of an id, or nil.
 func (l *ledger) filed(ctx context.Context, s logical.Storage, id string) (*entry, error) {
 	hour, rand, _ := splitID(id)
 	for _, sealed := range []bool{false, true} {

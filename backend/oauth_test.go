@@ -390,7 +390,7 @@ func TestOAuthRevocationStays(t *testing.T) {
 	w := newOAuthWorld(t)
 	resp := w.follow()["api-read"]
 	none := map[string]any{"revocation_url": "none", "client_secret": clientSecret}
-	if got, err := w.do(logical.UpdateOperation, "targets/login", none); err != nil || !got.IsError() || !strings.Contains(got.Error().Error(), "revocation_url: 1 keys") {
+	if got, err := w.do(logical.UpdateOperation, "targets/login", none); err != nil || !got.IsError() || !strings.Contains(got.Error().Error(), "revocation_url: after this change, 1 keys") {
 		t.Errorf("%v %v", got, err)
 	}
 	w.refused("targets/login", map[string]any{"token_url": w.server.Issuer() + "/token", "client_secret": clientSecret}, "token_url")

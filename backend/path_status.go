@@ -34,8 +34,8 @@ func (b *engine) statusPaths() []*framework.Path {
 			logical.UpdateOperation: &framework.PathOperation{Callback: b.handle(b.refresh), Summary: "Drop an issuer's keys now, and fetch them.", DisplayAttrs: display("refresh", "issuer"), ForwardPerformanceStandby: true},
 		},
 		HelpSynopsis: "Drop an issuer's keys now, and fetch them.",
-		HelpDescription: "For the moment after an issuer has withdrawn a key: none of the keys known so far vouches any more, also if fetching fails. " +
-			"By themselves keys are fetched again as config's jwks_min_refresh and jwks_max_age say, and an edit drops them only if others may be wanted after it: of where they come from, or of what is demanded of them. Keys that are written in the issuer's entry stay.",
+		HelpDescription: "Use this when an issuer has withdrawn a key: none of the keys known so far is accepted any more, even if fetching fails. " +
+			"Otherwise keys are fetched again as config's jwks_min_refresh and jwks_max_age say, and dropped when a write changes where they come from or which keys are acceptable. Keys in jwt_validation_pubkeys stay.",
 	}}
 }
 

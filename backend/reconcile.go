@@ -20,19 +20,19 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// Bounds of one request to reconcile. What is beyond them is told, and is for the next one.
+// Limits of one reconcile request. The answer says what was beyond them; the next request continues there.
 const (
-	reconcileListing = 30 * time.Second // of reading the lists
-	reconcileFates   = 15 * time.Second // of asking for the keys of static roles; what is not answered by then is unclear
-	reconcileEnding  = 20 * time.Second // after which no revocation is begun
-	reconcileKeys    = 500              // that are shown, and ended
-	reconcilePlaces  = 100
-	reconcileEntries = 10_000 // of the ledger that are read to learn in which places keys are
+	reconcileListing = 30 * time.Second // for listing keys at the target
+	reconcileFates   = 15 * time.Second // for asking about the keys of static roles; those without an answer by then are unclear
+	reconcileEnding  = 20 * time.Second // after this time no further revocation starts
+	reconcileKeys    = 500              // keys that are shown, and revoked
+	reconcilePlaces  = 100              // places that are searched
+	reconcileEntries = 10_000           // ledger entries that are read to find places
 )
 
-// reconciling looks at a target for keys that bear this mount's name and that the ledger lacks. Only a ledger that was
-// restored from an older snapshot lacks any. Places come first, then what lives there, then what the ledger has: in this
-// order, for a key is in the ledger before it is at the target.
+// reconciling searches a target for lost keys: keys with this mount's names that the ledger lacks. There are some only after
+// a restore from an older snapshot. It first finds the places to search, then lists the keys there, then reads the ledger. The
+// order matters: a key is in the ledger before it is at the target, so a key that is issued meanwhile does not seem lost.
 type reconciling struct {
 	*engine
 	s        logical.Storage
@@ -40,21 +40,21 @@ type reconciling struct {
 	instance string
 
 	places []*place
-	open   []string // roles that let their callers choose the place
-	more   bool     // there are places that were not looked at
-	lost   []target.Handle
-	strays []target.Handle // keys of static roles that no static role knows
+	open   []string        // roles that let their callers choose the place
+	more   bool            // there may be further places, beyond the limits
+	lost   []target.Handle // sorted by name
+	strays []target.Handle // keys with a static role's name that no static role has; sorted by name
 }
 
-// place is where at a target keys may be, and what was found there.
+// place is a part of a target in which keys may be (an owner, a project …), and what was found there.
 type place struct {
 	params map[string]any
-	keys   []target.Handle // of this mount, whether the ledger has them or not
-	whole  bool
-	err    error
+	keys   []target.Handle // with this mount's names, whether or not the ledger has them
+	whole  bool            // the place was listed completely
+	err    error           // why it was not
 }
 
-// find does all that changes nothing. given is the one place to look at; nil = all that are known.
+// find searches for lost keys and strays, and changes nothing. given is the one place to search; nil = all known places.
 func (r *reconciling) find(ctx context.Context, given map[string]any) error {
 	if err := r.choosePlaces(ctx, given); err != nil {
 		return err
@@ -75,13 +75,13 @@ func (r *reconciling) find(ctx context.Context, given map[string]any) error {
 
 var nameEnd = regexp.MustCompile(`\A[a-z2-7]{26}\z`)
 
-// mine reports whether a name is one that this mount gives, of one kind.
+// mine reports whether this mount has made a name. kind is the name's prefix: leasedName or staticName.
 func (r *reconciling) mine(kind, name string) bool {
 	end, begins := strings.CutPrefix(name, kind+r.instance+"-")
-	return begins && r.instance != "" && nameEnd.MatchString(end) // a mount without an instance has asked for no key
+	return begins && r.instance != "" && nameEnd.MatchString(end) // a mount without an instance has never requested a key
 }
 
-// choosePlaces finds out in which places keys may be: those that roles name, and those of the keys that the ledger has.
+// choosePlaces sets the places to search: those that roles name, and those of keys in the ledger.
 func (r *reconciling) choosePlaces(ctx context.Context, given map[string]any) error {
 	placed := r.target.Placed()
 	if given != nil || len(placed) == 0 {
@@ -90,7 +90,7 @@ func (r *reconciling) choosePlaces(ctx context.Context, given map[string]any) er
 			ok = ok && slices.Contains(placed, name)
 		}
 		if !ok {
-			return badField("parameters", "want those that say where keys are, and no others: %s", strings.Join(placed, ", "))
+			return badField("parameters", "want the parameters that name a place, and no others: %s", strings.Join(placed, ", "))
 		}
 		r.places = []*place{{params: p}}
 		return nil
@@ -110,7 +110,7 @@ func (r *reconciling) choosePlaces(ctx context.Context, given map[string]any) er
 	return cmp.Or(err, bad.err())
 }
 
-// placesOfRoles adds the places that roles name, and notes the roles whose callers have a say in it.
+// placesOfRoles adds the places that roles name, and notes the roles whose callers may choose the place.
 func (r *reconciling) placesOfRoles(ctx context.Context) (err error) {
 	chosen := func(name string) bool { return slices.Contains(r.target.Placed(), name) }
 	r.open, err = users(ctx, r.s, r.roleNoun.table, "role", func(role *roleRecord) bool {
@@ -135,7 +135,7 @@ func (r *reconciling) placesOfRoles(ctx context.Context) (err error) {
 	return err
 }
 
-// look adds a place, unless it is among them.
+// look adds a place to search, unless it is already there or there are too many.
 func (r *reconciling) look(params map[string]any) {
 	switch {
 	case slices.ContainsFunc(r.places, func(p *place) bool { return sameJSON(p.params, params) }):
@@ -146,8 +146,8 @@ func (r *reconciling) look(params map[string]any) {
 	}
 }
 
-// compare sorts out what of the keys that live is lost: what neither the ledger nor a static role has. Storage is asked, not
-// the tally, which may still be counted; what is under way is open there before it is asked for.
+// compare sets lost and strays: the found keys that neither the ledger nor a static role has. It reads storage, not the tally,
+// which may be incomplete. Exchanges under way are no problem: their intents are in open/ before a key exists.
 func (r *reconciling) compare(ctx context.Context) error {
 	leased, static := map[string][]target.Handle{}, map[string][]target.Handle{} // by name
 	for _, p := range r.places {
@@ -156,7 +156,7 @@ func (r *reconciling) compare(ctx context.Context) error {
 			if r.mine(leasedName, h.Name) {
 				of = leased
 			}
-			if !slices.ContainsFunc(of[h.Name], func(k target.Handle) bool { return k.Accessor == h.Accessor }) { // two places may be one
+			if !slices.ContainsFunc(of[h.Name], func(k target.Handle) bool { return k.Accessor == h.Accessor }) { // two places may name the same part of the target
 				of[h.Name] = append(of[h.Name], h)
 			}
 		}
@@ -185,6 +185,7 @@ func (r *reconciling) compare(ctx context.Context) error {
 	return nil
 }
 
+// sorted returns all handles, sorted by name.
 func sorted(byName map[string][]target.Handle) []target.Handle {
 	var all []target.Handle
 	for _, name := range slices.Sorted(maps.Keys(byName)) {
@@ -193,7 +194,7 @@ func sorted(byName map[string][]target.Handle) []target.Handle {
 	return all
 }
 
-// staticNames calls visit for the name of every key that a static role has, uses or is about to make.
+// staticNames calls visit for the name of every key that a static role has or is about to request.
 func (r *reconciling) staticNames(ctx context.Context, visit func(name string)) error {
 	_, err := users(ctx, r.s, staticTable, "static role", func(st *staticState) bool {
 		visit(st.Name)
@@ -210,7 +211,7 @@ func (r *reconciling) staticNames(ctx context.Context, visit func(name string)) 
 	return err
 }
 
-// staticFates says of each static role of the target whether the target knows its present key.
+// staticFates returns, for each static role of the target, whether the target knows the role's present key.
 func (r *reconciling) staticFates(ctx context.Context) (map[string]any, error) {
 	asking, cancel := context.WithTimeout(ctx, reconcileFates)
 	defer cancel()
@@ -231,7 +232,7 @@ func (r *reconciling) staticFates(ctx context.Context) (map[string]any, error) {
 	return fates, nil
 }
 
-// fate is "known", "unknown" (to the target: it was rotated since the snapshot) or "unclear".
+// fate returns "known", "unknown" (to the target, because the key was rotated after the snapshot) or "unclear".
 func (r *reconciling) fate(ctx context.Context, k *staticKey) string {
 	if r.target.Caps().Identify {
 		_, err := r.target.Identify(ctx, k.Secret, k.Handle.Params)
@@ -256,7 +257,7 @@ func (r *reconciling) fate(ctx context.Context, k *staticKey) string {
 	return "unclear"
 }
 
-// replayWindow is how long after a restore the last of the tokens can be good that were spent since the snapshot.
+// replayWindow returns for how long after a restore single-use tokens may be valid that were already used after the snapshot.
 func (r *reconciling) replayWindow(ctx context.Context) (longest time.Duration, err error) {
 	_, err = users(ctx, r.s, r.issuerNoun.table, "issuer", func(i *issuerRecord) bool {
 		if i.Enabled && i.SingleUse && i.Type != issuerLogin {
@@ -271,19 +272,19 @@ func (r *reconciling) replayWindow(ctx context.Context) (longest time.Duration, 
 	return longest, err
 }
 
-// shared reports whether other clusters have this mount, each with a ledger of its own and all with one instance: their keys
-// cannot be told from lost ones.
+// shared reports whether Vault replicates this mount to other clusters. Each has its own ledger but the same instance, so that
+// their keys cannot be distinguished from lost ones.
 func (b *engine) shared() bool {
 	return !b.System().LocalMount() && b.System().ReplicationState().HasState(consts.ReplicationPerformancePrimary|consts.ReplicationPerformanceSecondary)
 }
 
-// ended is what became of one lost key.
+// ended is the outcome for one lost key.
 type ended struct {
 	tried bool
-	err   error // nil = revoked, if it was tried
+	err   error // if tried: nil = revoked
 }
 
-// end revokes lost keys, as many at once as the target takes. None is begun after its time is over.
+// end revokes lost keys, as many at once as the target takes. It starts no revocation after reconcileEnding.
 func (r *reconciling) end(ctx context.Context, keys []target.Handle) []ended {
 	outcomes := make([]ended, len(keys))
 	beginning, cancel := context.WithTimeout(ctx, reconcileEnding)
@@ -308,7 +309,7 @@ func (r *reconciling) end(ctx context.Context, keys []target.Handle) []ended {
 	return outcomes
 }
 
-// endOne revokes a lost key. The ledger takes it over first, as a debt, so that the sweeper goes on with what fails here.
+// endOne revokes a lost key. It first records the key in the ledger as a debt, so that the sweeper retries if this fails.
 func (r *reconciling) endOne(ctx context.Context, h target.Handle) (err error) {
 	defer r.recovered(&logical.Request{Path: "reconcile/" + r.target.name}, nil, &err)
 	now := r.now().UTC()
@@ -326,7 +327,7 @@ func (r *reconciling) endOne(ctx context.Context, h target.Handle) (err error) {
 	call, cancel := context.WithTimeout(ctx, revokeTimeout)
 	defer cancel()
 	if err := r.target.Revoke(call, h); err != nil {
-		r.Logger().Warn("a lost key is not revoked yet; the ledger owes it", "id", e.ID, "target", e.Target, "error", err)
+		r.Logger().Warn("revoking a lost key; the sweeper will retry", "id", e.ID, "target", e.Target, "error", err)
 		r.sendKeyEvent(ctx, eventOwed, e)
 		return err
 	}
@@ -335,4 +336,4 @@ func (r *reconciling) endOne(ctx context.Context, h target.Handle) (err error) {
 	return r.recordRevoked(writing, r.s, e)
 }
 
-const reconciledPrefix = "reconcile/" // and the target's name, in place of a role in the ledger
+const reconciledPrefix = "reconcile/" // followed by the target's name, stands for the role in a lost key's entry

@@ -153,8 +153,8 @@ func TestReconcile(t *testing.T) {
 		"confirm: is 2, and 1 keys are lost": {"confirm": 2, "instance": instance}, "confirm: is 0": {"confirm": 0, "instance": instance}, "confirm: want a whole number of at least 0": {"confirm": -1, "instance": instance},
 		"confirm: is required with instance": {"instance": instance}, "confirm: null": {"confirm": nil, "instance": instance},
 		"instance: is required with confirm": {"confirm": 1}, "instance: is not this mount's": {"confirm": 1, "instance": "another1"}, "instance: null": {"confirm": 1, "instance": nil},
-		"parameters: null": {"parameters": nil, "confirm": 1, "instance": instance}, "parameters: want those that say where keys are, and no others: project": {"parameters": map[string]any{"project": "widget", "scopes": "read"}},
-		"parameters: want those that say where keys are": {"parameters": map[string]any{"project": "../secrets"}},
+		"parameters: null": {"parameters": nil, "confirm": 1, "instance": instance}, "parameters: want the parameters that name a place, and no others: project": {"parameters": map[string]any{"project": "widget", "scopes": "read"}},
+		"parameters: want the parameters that name a place": {"parameters": map[string]any{"project": "../secrets"}},
 	} {
 		w.unwilling("acme", data, field)
 	}

@@ -14,19 +14,19 @@ import (
 
 // The states of a revocation.
 const (
-	runRunning = "running" // goes through the ledger
-	runWaiting = "waiting" // all was tried; what is left is the sweeper's, or a record that cannot be read
-	runDone    = "done"    // nothing that could be revoked is left
+	runRunning = "running" // going through the ledger
+	runWaiting = "waiting" // every key was tried; the sweeper retries what is left, or a record cannot be read
+	runDone    = "done"    // no key is left that can be revoked
 	runStopped = "stopped" // by an operator
 )
 
 const (
-	runSaveEvery = 500         // keys; a process that ends forgets to have counted at most so many
-	clockSkew    = time.Minute // that the clock of a node which was active before may have run ahead
+	runSaveEvery = 500         // keys between two saves: a crash loses the count of at most this many
+	clockSkew    = time.Minute // how far the clock of a previously active node may have run ahead
 )
 
-// revocation ends all keys that a filter matches and that were asked for before it started. What of it is done need not be
-// stored, for a key that has ended is not in the ledger: one that is resumed goes through the ledger anew.
+// revocation ends all keys that a filter matches and that were requested before it started. Its progress need not be stored,
+// because keys that have ended are no longer in the ledger: when it is resumed, it goes through the ledger again.
 type revocation struct {
 	Filter            filter    `json:"filter"`
 	IncludeUnrecorded bool      `json:"include_unrecorded"`
@@ -34,19 +34,19 @@ type revocation struct {
 	State             string    `json:"state"`
 	StartedAt         time.Time `json:"started_at"`
 	FinishedAt        time.Time `json:"finished_at"`
-	Counted           bool      `json:"counted"` // Matched is whole: the ledger was gone through once
+	Counted           bool      `json:"counted"` // Matched is complete: one scan went through the whole ledger
 	census
 }
 
 var revocationTable = table[revocation]{prefix: "revocations/"}
 
-// means reports whether the revocation is to end a key of which its filter says v.
+// means reports whether the revocation covers a key for which its filter has the verdict v.
 func (r *revocation) means(e *entry, v verdict) bool {
 	return (v == matched || v == unjudged && r.IncludeUnrecorded) && r.precedes(e)
 }
 
-// precedes reports whether a key was asked for before the revocation started. While its block stands no other can have been, so
-// one that is said to be younger was dated by a clock that ran ahead.
+// precedes reports whether a key was requested before the revocation started. With a block, no matching key can be newer: one
+// that seems to be, by up to clockSkew, was dated by a clock that ran ahead.
 func (r *revocation) precedes(e *entry) bool {
 	until := r.StartedAt
 	if r.Block != "" {
@@ -57,29 +57,29 @@ func (r *revocation) precedes(e *entry) bool {
 
 func (r *revocation) over() bool { return r.State == runDone || r.State == runStopped }
 
-// runs are the revocations that this process works on.
+// runs are the revocations that this process is working on, by id.
 type runs struct {
 	mu     sync.Mutex
 	active map[string]*run
 }
 
-// run is one of them.
+// run is this process's work on one revocation.
 type run struct {
 	*engine
 	s    logical.Storage
 	id   string
-	was  string // its state when this process took it up
+	was  string // the revocation's state when this run began
 	stop context.CancelFunc
 	over chan struct{} // closed when this process has stopped working on it
 
 	mu      sync.Mutex
 	rec     revocation
 	fault   faults // of this round
-	counts  bool   // it counts what matches
-	unsaved int
+	counts  bool   // this round counts what matches
+	unsaved int    // keys counted since the last save
 }
 
-// resume goes on with every revocation that has not ended: after a start, and with each tick.
+// resume continues every revocation that has not ended. It is called after a start and by each tick.
 func (b *engine) resume(s logical.Storage) {
 	if b.readsOnly() {
 		return
@@ -97,9 +97,9 @@ func (b *engine) resume(s logical.Storage) {
 	}
 }
 
-// work goes on with a revocation in the background, unless it has ended or is being worked on.
+// work continues a revocation in the background, unless it has ended or a run is working on it.
 func (b *engine) work(ctx context.Context, s logical.Storage, id string) error {
-	b.runs.mu.Lock() // across the read: who works on it stores its end before it leaves
+	b.runs.mu.Lock() // before the read: a run stores the end of its revocation before it leaves runs
 	defer b.runs.mu.Unlock()
 	if b.runs.active[id] != nil {
 		return nil
@@ -142,8 +142,8 @@ func (r *run) state() string {
 	return r.rec.State
 }
 
-// round tries once whatever is left. A revocation is done when going through the whole ledger has met nothing that can be
-// revoked; until then what had to be left is open, so the rounds between need look no further.
+// round tries to revoke every key that is left. A revocation is done when a scan of the whole ledger has found no key that can
+// be revoked. Until then, keys that could not be revoked are debts, so while waiting it is enough to scan the open records.
 func (r *run) round(ctx context.Context) error {
 	if r.state() == runWaiting {
 		r.pass(ctx, r.openScan)
@@ -155,8 +155,8 @@ func (r *run) round(ctx context.Context) error {
 	return r.conclude(ctx)
 }
 
-// waits reports whether going through the whole ledger would meet nothing new: what could not be read still cannot, or there is
-// still a debt.
+// waits reports whether another scan of the whole ledger would find nothing new: a record that could not be read still cannot
+// be, or there are still debts.
 func (r *run) waits(ctx context.Context) bool {
 	r.mu.Lock()
 	unread, left := r.rec.Unread, r.rec.Debt > 0 || r.fault.n > 0
@@ -167,10 +167,10 @@ func (r *run) waits(ctx context.Context) bool {
 	return left
 }
 
-// conclude counts, and stores, what a round has come to.
+// conclude computes the result of a round, stores it, and sends an event if the state has changed.
 func (r *run) conclude(ctx context.Context) error {
 	send := func() {}
-	defer func() { send() }() // under no lock
+	defer func() { send() }() // deferred first, so that it runs after r.mu is unlocked
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if ctx.Err() != nil || r.rec.State == runStopped {
@@ -179,7 +179,7 @@ func (r *run) conclude(ctx context.Context) error {
 	r.rec.Matched = max(r.rec.Matched, r.rec.Debt+r.rec.Exposed)
 	r.rec.Revoked = r.rec.Matched - r.rec.Debt - r.rec.Exposed
 	switch {
-	case r.fault.n > 0: // what storage kept from being recorded is perhaps nowhere open
+	case r.fault.n > 0: // after a storage error, a key that is left may have no open record
 		r.rec.State = runRunning
 	case r.rec.Debt > 0 || r.rec.Unreadable > 0:
 		r.rec.State = runWaiting
@@ -195,12 +195,12 @@ func (r *run) conclude(ctx context.Context) error {
 	return errors.Join(r.fault.err(), err)
 }
 
-// ledgerScan calls visit for all that the filter may mean, and openScan for what of it is not settled.
+// ledgerScan calls visit for all keys that the filter matches or cannot judge. openScan does so for the open records only.
 func (r *run) ledgerScan(ctx context.Context, f *filter, visit func(*entry, verdict) bool) error {
 	r.resetCounts(false)
 	bad, err := r.ledger.scan(ctx, r.s, f, "", visit)
 	if bad.n > 0 {
-		r.Logger().Error("records of the ledger cannot be read, and their keys not be revoked", "revocation", r.id, "records", bad.n, "error", bad.err())
+		r.Logger().Error("reading records of the ledger; their keys are not revoked", "revocation", r.id, "records", bad.n, "error", bad.err())
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -212,10 +212,10 @@ func (r *run) ledgerScan(ctx context.Context, f *filter, visit func(*entry, verd
 func (r *run) openScan(ctx context.Context, f *filter, visit func(*entry, verdict) bool) error {
 	r.resetCounts(true)
 	_, err := r.ledger.eachOpen(ctx, r.s, func(e *entry) (bool, error) { return visit(e, f.judge(e)), ctx.Err() })
-	return err // before a revocation is done, ledgerScan tells what cannot be read
+	return err // unreadable records are left to ledgerScan, which runs before a revocation is done
 }
 
-// pass ends what a scan meets, target by target at once: one that does not answer holds up no other.
+// pass revokes the keys that a scan finds, with all targets in parallel, so that a target that does not answer delays no other.
 func (r *run) pass(ctx context.Context, scan func(context.Context, *filter, func(*entry, verdict) bool) error) {
 	all := &lanes{run: r, of: map[string]*lane{}}
 	defer all.finish()
@@ -236,12 +236,12 @@ func (r *run) pass(ctx context.Context, scan func(context.Context, *filter, func
 		r.fault.add(err)
 		r.mu.Unlock()
 	}
-	for e, flight := range flights { // they were decided before the block stood, and end within issueTimeout
+	for e, flight := range flights { // these exchanges were decided before the block was in effect, and end within issueTimeout
 		select {
 		case <-flight:
 		case <-ctx.Done():
 		}
-		id := r.ledger.id(e.rand()) // a key may be filed under another hour than it was asked for
+		id := r.ledger.id(e.rand()) // the key may have been filed under another hour, and so have another id
 		if id == "" {
 			id = e.ID
 		}
@@ -249,8 +249,8 @@ func (r *run) pass(ctx context.Context, scan func(context.Context, *filter, func
 	}
 }
 
-// resetCounts counts anew what is left, of all keys or of the open ones alone. Until the ledger was gone through once, what was
-// matched are those that were revoked and those that will be met.
+// resetCounts resets the counts that the next scan, of the whole ledger or of the open records only, will compute. Until one
+// scan of the ledger is complete, that includes Matched, which restarts at the number of keys already revoked.
 func (r *run) resetCounts(openAlone bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -267,7 +267,7 @@ func (r *run) resetCounts(openAlone bool) {
 	}
 }
 
-// countMet counts a key that a scan met, and reports whether it is to end.
+// countMet counts a key that a scan has found, and reports whether to revoke it.
 func (r *run) countMet(e *entry, v verdict) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -284,16 +284,16 @@ func (r *run) countMet(e *entry, v verdict) bool {
 	return false
 }
 
-// endKey ends one key, or counts it as left.
+// endKey revokes one key, or counts it as left and returns why.
 func (r *run) endKey(ctx context.Context, id string) (whyLeft error) {
 	left, whyLeft, err := r.ended(ctx, id)
 	if ctx.Err() != nil {
-		return nil // whoever goes on meets the key again
+		return nil // not counted: the next run finds the key again
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
-	case err != nil: // nobody knows that it is dead
+	case err != nil: // it is not known whether the key has ended
 		r.fault.add(err)
 		r.rec.Debt++
 	case left != nil:
@@ -309,18 +309,19 @@ func (r *run) endKey(ctx context.Context, id string) (whyLeft error) {
 	return whyLeft
 }
 
-// ended revokes a key. If that is not possible now the ledger owes it, and left is its entry.
+// ended revokes a key. If that is not possible now, left is the key's entry, and why says what the target answered; the key
+// is then a debt. err is an error of storage.
 func (r *run) ended(ctx context.Context, id string) (left *entry, why, err error) {
 	defer r.recovered(&err)
 	e, err := r.ledger.filed(ctx, r.s, id)
 	if err == nil && e == nil {
-		e, err = r.ledger.get(ctx, r.s, id) // what is open: the sweeper finds out whether there is a key
+		e, err = r.ledger.get(ctx, r.s, id) // an intent: the sweeper will find out whether there is a key
 		if e != nil && e.State == stateDebt {
-			e = nil // that it is paid was recorded in part
+			e = nil // a debt without a filed entry: the key has ended, only the removal of the debt had failed
 		}
 	}
 	switch {
-	case err != nil || e == nil: // somebody else has ended it
+	case err != nil || e == nil: // nil: the key has ended meanwhile
 		return nil, nil, err
 	case !e.Revocable && e.State != statePending && r.now().After(e.NotAfter):
 		return nil, nil, nil
@@ -341,7 +342,7 @@ func (r *run) ended(ctx context.Context, id string) (left *entry, why, err error
 	return e, why, err
 }
 
-// recordNewDebt makes a key a debt, unless it is one.
+// recordNewDebt makes a key a debt, unless it is one already or has ended.
 func (r *run) recordNewDebt(ctx context.Context, e *entry) error {
 	known, err := r.ledger.get(ctx, r.s, e.ID)
 	if err != nil || known == nil || known.State == stateDebt {
@@ -351,7 +352,7 @@ func (r *run) recordNewDebt(ctx context.Context, e *entry) error {
 	return r.recordDebt(ctx, r.s, e)
 }
 
-// halt ends the work of this process, and of every later one, and returns the record as it is then.
+// halt stops the run, marks the revocation as stopped so that no process resumes it, and returns its record.
 func (r *run) halt(ctx context.Context) (*revocation, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -361,7 +362,7 @@ func (r *run) halt(ctx context.Context) (*revocation, error) {
 	return &rec, r.save(ctx)
 }
 
-// save stores how far the revocation is. The caller holds r.mu.
+// save stores the revocation's record. The caller holds r.mu.
 func (r *run) save(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, storageTimeout)
 	defer cancel()

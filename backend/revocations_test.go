@@ -115,7 +115,7 @@ func TestRevocationTellsOfStaticRoles(t *testing.T) {
 		return nil
 	})
 	resp := w.write("revocations", map[string]any{"target": "acme", "dry_run": false})
-	if resp.Data["id"] == nil || !strings.Contains(strings.Join(resp.Warnings, ""), "could not be looked at") {
+	if resp.Data["id"] == nil || !strings.Contains(strings.Join(resp.Warnings, ""), "could not be read") {
 		t.Errorf("where they cannot be read: %v, warnings %q", resp.Data["id"], resp.Warnings)
 	}
 }

@@ -20,14 +20,13 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// The engine's credential at a target is rotated the way of all its secrets (rotate.go). In use is what stands in the
-// target's record; what a rotation has beside it stands in rootStates until the rotation is over. Where the target lets both
-// live at once the new one is tried first and the old one retired after retireAfter, when no node uses it any more; else the
-// old one is dead as soon as there is a new one. A credential whose answer was lost cannot be had again: then an operator
-// writes a new one.
+// The engine's credential at a target is rotated by rotate. The credential in use is in the target's record; a rotation keeps
+// the other one in rootStates until it is over. If the target allows two credentials at a time, the new one is tried before it
+// is used, and the old one is ended after retireAfter, when no node uses it any more. Otherwise the old one is invalid as soon
+// as there is a new one. If the answer with a new credential is lost, an operator must write one.
 const (
 	rootStates  = "rotations/"
-	rootPrefix  = "target/" // of a target's name among locks
+	rootPrefix  = "target/" // precedes a target's name in nameLocks
 	retireAfter = time.Minute
 )
 
@@ -80,8 +79,9 @@ func (r *root) prepare(ctx context.Context) error {
 	return nil
 }
 
+// giveUp logs that a credential cannot end itself, so that an operator has to.
 func (r *root) giveUp(err error) {
-	r.Logger().Error("a credential that is not used any more may not end itself, and is given up: end it at the target", "target", r.name, "error", err)
+	r.Logger().Error("a credential that is no longer used lacks the right to end itself; end it at the target", "target", r.name, "error", err)
 }
 
 func (r *root) ask(ctx context.Context) error {
@@ -124,7 +124,8 @@ func (r *targetRecord) destination() string {
 	return hex.EncodeToString(sum.Sum(nil))
 }
 
-// inUse reports whether a record has what a rotation has made: its process ended, or storage failed, before that was recorded.
+// inUse reports whether a target's record already has the new credential: the rotation was interrupted after that, by the end
+// of the process or a storage error.
 func (s *rootState) inUse(record *targetRecord) bool {
 	return s.Next != nil && maps.Equal(s.Next, record.Credential)
 }
@@ -147,7 +148,7 @@ func (r *root) verify(ctx context.Context) error {
 	return t.Check(ctx)
 }
 
-// discard gives up a credential that the target does not take. It may live all the same, with too few rights to be tried.
+// discard gives up a new credential that the target rejects, and ends it: it may be valid, but lack the rights to be tried.
 func (r *root) discard(ctx context.Context) error {
 	st := r.state
 	st.Old, st.RetireAt, st.Next = st.Next, r.now().UTC(), nil
@@ -161,7 +162,7 @@ func (r *root) discard(ctx context.Context) error {
 	return nil
 }
 
-// commit puts the new credential into the target's record, unless an operator has written another one there meanwhile.
+// commit writes the new credential to the target's record, unless an operator has written another one there meanwhile.
 func (r *root) commit(ctx context.Context) error {
 	st := r.state
 	replaced, err := r.swap(ctx, st.Old, st.Next)
@@ -170,7 +171,7 @@ func (r *root) commit(ctx context.Context) error {
 	}
 	switch {
 	case !replaced:
-		r.Logger().Warn("a credential was written while another was made; the written one stays", "target", r.name)
+		r.Logger().Warn("an operator wrote a credential during its rotation; the written one stays in use", "target", r.name)
 		st.Turn.State, st.Old, st.Next, st.RetireAt = turnIdle, st.Next, nil, r.now().UTC()
 	default:
 		st.taken(r.now().UTC())
@@ -198,11 +199,11 @@ func (r *root) swap(ctx context.Context, old, next map[string]string) (bool, err
 		return false, nil
 	}
 	record.Credential = next
-	defer r.targets.drop(r.name) // whatever storage says of it, the write may have been done
+	defer r.targets.drop(r.name) // even after an error: the write may have been done
 	return true, r.targetNoun.table.put(ctx, r.s, r.name, record)
 }
 
-// end ends the old credential at the target, but never the one in use: an operator may have gone back to it.
+// end ends the old credential at the target, unless it is in use: an operator may have written it again.
 func (r *root) end(ctx context.Context) error {
 	if !r.target.Caps().Retire || maps.Equal(r.state.Old, r.target.record.Credential) {
 		return nil
@@ -222,7 +223,7 @@ func (r *root) end(ctx context.Context) error {
 	return nil
 }
 
-// retireNow ends the old credential, if it is to be retired.
+// retireNow ends the old credential, if one is to be retired, and stores that.
 func (r *root) retireNow(ctx context.Context) error {
 	if r.state.RetireAt.IsZero() {
 		return nil
@@ -248,7 +249,7 @@ func (b *engine) openRoot(ctx context.Context, s logical.Storage, name string) (
 	return &root{engine: b, s: s, name: name, target: t, state: state}, nil
 }
 
-// rotateRoots goes through the credentials of all targets. One that fails keeps no other from its turn.
+// rotateRoots does what is due for the credentials of all targets.
 func (b *engine) rotateRoots(ctx context.Context, s logical.Storage) error {
 	names, err := b.targetNoun.table.list(ctx, s)
 	if err != nil {
@@ -257,7 +258,7 @@ func (b *engine) rotateRoots(ctx context.Context, s logical.Storage) error {
 	return b.tend(ctx, names, rootPrefix, "credential of target", func(name string) error { return b.tendRoot(ctx, s, name) })
 }
 
-// tendRoot does what is due for one credential. The time until its first rotation runs from when it was first seen here.
+// tendRoot does what is due for one credential. The time until its first rotation counts from when it was first seen here.
 func (b *engine) tendRoot(ctx context.Context, s logical.Storage, name string) error {
 	record, err := b.targetNoun.table.get(ctx, s, name)
 	if err != nil || record == nil {
@@ -265,7 +266,7 @@ func (b *engine) tendRoot(ctx context.Context, s logical.Storage, name string) e
 	}
 	state, err := rootTable.get(ctx, s, name)
 	if err != nil || !record.set() && (state == nil || state.Turn.State == turnIdle && state.RetireAt.IsZero()) {
-		return err // nothing is to be done, whatever is wrong with the target
+		return err // nothing to do, so errors of the target do not matter
 	}
 	r, err := b.openRoot(ctx, s, name)
 	if err != nil || r == nil {
@@ -368,7 +369,7 @@ func (b *engine) savedTarget(ctx context.Context, s logical.Storage, name string
 	return warnings, rootTable.put(ctx, s, name, &state)
 }
 
-// view is what operators see of a credential; nil where there is nothing to tell.
+// view returns the state of a credential's rotations as operators read it; nil if there is none.
 func (r *root) view() map[string]any {
 	if r.state == nil {
 		return nil

@@ -15,14 +15,14 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// The engine keeps two kinds of secrets that it replaces by new ones itself: keys of static roles, and its credentials at
-// targets. Both go the same way. Each step is stored before the next one, so whatever ends this process, the next tick goes
-// on from there; and what may have been done is never done again.
+// The engine itself rotates two kinds of secrets: keys of static roles (static.go) and its credentials at targets (root.go).
+// Both follow the steps in rotate. Each step is stored before the next one begins, so that after a crash the next tick
+// continues there, and a step that may have had an effect is never repeated.
 //
-//	asking    about to ask for the new one, or it was asked for and nobody has recorded what came of it
-//	made      the new one is stored beside the old one, and not in use yet
-//	""        nothing is under way
-//	unknown   nobody can tell what became of the new one: an operator has to help
+//	""        no rotation is under way
+//	asking    the new secret is about to be requested, or it was requested and the outcome is not recorded
+//	made      the new secret is stored beside the old one, but not in use yet
+//	unknown   the outcome of the request cannot be found out: an operator has to act
 const (
 	turnIdle    = ""
 	turnAsking  = "asking"
@@ -30,35 +30,36 @@ const (
 	turnUnknown = "unknown"
 )
 
-// turn is how far a rotation is.
+// turn is the stored state of a secret's rotations.
 type turn struct {
 	State        string    `json:"state"`
-	Since        time.Time `json:"since"`         // of asking, made, unknown
+	Since        time.Time `json:"since"`         // when State became asking, made or unknown
 	LastRotation time.Time `json:"last_rotation"` // zero = never
-	NextTry      time.Time `json:"next_try"`      // not before then, after something failed
-	Tries        int       `json:"tries"`         // that failed, since the last that did not
-	Fault        string    `json:"fault"`         // reason of the last that failed; "" = none since
+	NextTry      time.Time `json:"next_try"`      // after a failure: no new try before then
+	Tries        int       `json:"tries"`         // failed tries since the last success
+	Fault        string    `json:"fault"`         // reason code of the last failure; "" = none since the last success
 }
 
-// rotating is one secret, as the way of a rotation sees it. Its methods store nothing but by save.
+// rotating is a secret that rotate can rotate: a *root or a *staticRole. old and new below are the secret in use and its
+// successor. Only save and commit store the secret's state.
 type rotating interface {
-	what() string                  // for the log
-	event() (kind, path string)    // that tells of a rotation: where the new one is read, or its target
-	labels() (kind, target string) // for the metrics
+	what() string                  // names the secret in logs and errors
+	event() (kind, path string)    // of the event that reports a rotation; path is where the new key is read, or the target
+	labels() (kind, target string) // of its metrics
 	turn() *turn
 	save(context.Context) error
 
-	prepare(context.Context) error // settles under what name the new one is asked for
-	ask(context.Context) error     // asks for it, once; see target.MayLive for what an error leaves behind
-	// lost is told that an ask had an unknown outcome: it hands what may live to who ends it, or reports that nobody can.
+	prepare(context.Context) error // decides how to request the new one, and by what name
+	ask(context.Context) error     // requests it, once; target.MayLive says whether an error may leave one behind
+	// lost is called when ask had an unknown outcome. It leaves what may exist to the sweeper (handed), or reports that nothing
+	// can end it.
 	lost(context.Context) (handed bool, err error)
-	verify(context.Context) error  // tries the new one, if the old one lives on; target.ErrDenied: it is no good
-	discard(context.Context) error // gives the new one up
-	commit(context.Context) error  // puts it in the old one's place, and stores that
+	verify(context.Context) error  // tries the new one, if the old one stays valid meanwhile; target.ErrDenied: it does not work
+	discard(context.Context) error // gives up a new one that does not work
+	commit(context.Context) error  // puts the new one in use, and stores that
 }
 
-// tend does what is due for each of the names, under its lock. One that fails keeps no other from its turn, and one that
-// somebody else works on is left to that.
+// tend calls due for each of the names, under its lock. It goes on after an error, and skips names that are locked.
 func (b *engine) tend(ctx context.Context, names []string, prefix, what string, due func(name string) error) error {
 	var faults []error
 	for _, name := range names {
@@ -78,8 +79,8 @@ func (b *engine) tend(ctx context.Context, names []string, prefix, what string, 
 	return errors.Join(faults...)
 }
 
-// rotate takes a rotation to its end, from wherever it is, whether or not its caller waits: a call that is cut off would leave
-// what nobody has. The caller holds its lock and has decided that it is due.
+// rotate continues a rotation from its stored state to the end. It goes on even if ctx is cancelled, because an interrupted
+// call could leave a secret that nobody has. The caller holds the secret's lock and has decided that a rotation is due.
 func (b *engine) rotate(ctx context.Context, r rotating) (err error) {
 	defer func() {
 		kind, target := r.labels()
@@ -88,7 +89,7 @@ func (b *engine) rotate(ctx context.Context, r rotating) (err error) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), rotateTimeout)
 	defer cancel()
 	t := r.turn()
-	if t.State == turnAsking { // its process ended before it could tell
+	if t.State == turnAsking { // the process ended before it recorded the outcome
 		if err := b.loseTrack(ctx, r); err != nil {
 			return err
 		}
@@ -103,11 +104,11 @@ func (b *engine) rotate(ctx context.Context, r rotating) (err error) {
 	}
 	switch err := r.verify(ctx); {
 	case errors.Is(err, target.ErrDenied):
-		b.Logger().Error("the target does not take what it made; the old one stays in use", "of", r.what(), "error", err)
+		b.Logger().Error("the target rejects the secret that it has just made; the old one stays in use", "of", r.what(), "error", err)
 		if err := r.discard(ctx); err != nil {
 			return err
 		}
-		return b.failedTurn(ctx, r, turnIdle, refuse(reasonTargetProtocol, "what the target made anew is not good there"))
+		return b.failedTurn(ctx, r, turnIdle, refuse(reasonTargetProtocol, "the target rejects the new secret that it has made"))
 	case err != nil: // the next tick tries again
 		return b.failedTurn(ctx, r, turnMade, err)
 	}
@@ -126,7 +127,7 @@ func (b *engine) sendRotated(ctx context.Context, r rotating) {
 	b.sendEvent(ctx, kind, path, logical.EventMetadataDataPath, path, logical.EventMetadataModified, "true")
 }
 
-// askFor asks for the new one, after it was stored that this is about to be done.
+// askFor stores that the new secret is about to be requested, requests it, and stores the outcome.
 func (b *engine) askFor(ctx context.Context, r rotating) error {
 	if err := r.prepare(ctx); err != nil {
 		return err
@@ -139,7 +140,7 @@ func (b *engine) askFor(ctx context.Context, r rotating) error {
 	crashpoint("rotation-intended")
 	err := r.ask(ctx)
 	crashpoint("rotation-asked")
-	// What is known now must be stored, although the time may be over.
+	// The outcome must be stored even if ctx's time is over.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
 	defer cancel()
 	var own *refusal
@@ -147,7 +148,7 @@ func (b *engine) askFor(ctx context.Context, r rotating) error {
 	case err == nil:
 		t.State, t.Since = turnMade, b.now().UTC()
 		if err := r.save(ctx); err != nil {
-			t.State = turnAsking // that is what storage says, and what is in memory is gone
+			t.State = turnAsking // as in storage; the new secret in memory is lost
 			return err
 		}
 		crashpoint("rotation-made")
@@ -161,7 +162,8 @@ func (b *engine) askFor(ctx context.Context, r rotating) error {
 	return b.failedTurn(ctx, r, turnIdle, err)
 }
 
-// loseTrack ends an ask whose outcome is not known: with what may live in good hands, or not at all.
+// loseTrack handles a request with an unknown outcome. If the sweeper can end what may exist, the rotation can begin again;
+// otherwise the state becomes unknown.
 func (b *engine) loseTrack(ctx context.Context, r rotating) error {
 	t := r.turn()
 	handed, err := r.lost(ctx)
@@ -173,7 +175,7 @@ func (b *engine) loseTrack(ctx context.Context, r rotating) error {
 		return r.save(ctx)
 	}
 	t.State, t.Since = turnUnknown, b.now().UTC()
-	b.Logger().Error("the outcome of a rotation is unknown; it is not repeated, and an operator must act, see: vault read <mount>/status", "of", r.what())
+	b.Logger().Error("the outcome of a rotation is unknown; it will not be repeated, and an operator must act, see: vault read <mount>/status", "of", r.what())
 	if err := r.save(ctx); err != nil {
 		return err
 	}
@@ -181,11 +183,11 @@ func (b *engine) loseTrack(ctx context.Context, r rotating) error {
 }
 
 func unknownTurn(r rotating) error {
-	text := "the outcome of the last rotation of " + r.what() + " is unknown and it is not repeated: the README's section on rotation says what to do"
+	text := "the outcome of the last rotation of " + r.what() + " is unknown, so it is not repeated: the README's section on rotation says what to do"
 	return &refusal{reason: reasonOutcomeUnknown, text: text, detail: text}
 }
 
-// failedTurn stores that a try failed, and when the next may come.
+// failedTurn stores that a try failed, and when to try again. It returns err.
 func (b *engine) failedTurn(ctx context.Context, r rotating, state string, err error) error {
 	t := r.turn()
 	t.State, t.Fault = state, asRefusal(err).reason
@@ -195,12 +197,12 @@ func (b *engine) failedTurn(ctx context.Context, r rotating, state string, err e
 	return errors.Join(err, r.save(ctx))
 }
 
-// isDue reports whether a tick has something to do: a rotation is due, or one is under way.
+// isDue reports whether a tick must call rotate: a rotation is due, or one was interrupted.
 func (t *turn) isDue(due, now time.Time) bool {
 	return t.State != turnUnknown && !putOff(t.NextTry, now) && (t.State != turnIdle || !due.IsZero() && !now.Before(due))
 }
 
-// view is what operators see of a rotation.
+// view returns the state of a secret's rotations as operators read it.
 func (t *turn) view(due time.Time) map[string]any {
 	state := t.State
 	if state == turnIdle {
@@ -211,8 +213,8 @@ func (t *turn) view(due time.Time) map[string]any {
 	}
 }
 
-// rotateDue takes what is due, and what a process that ended has left, one step further. Only a node that may write the
-// records does; the others are told by them.
+// rotateDue does the rotations that are due, and continues those that were interrupted. Only a node that may write does; the
+// others see its records.
 func (b *engine) rotateDue(ctx context.Context, req *logical.Request) {
 	defer b.recovered(req, nil, new(error))
 	if !b.WriteSafeReplicationState() {
@@ -228,17 +230,17 @@ func (b *engine) rotateDue(ctx context.Context, req *logical.Request) {
 }
 
 const (
-	rotateTimeout = 30 * time.Second // of one rotation
-	beginTimeout  = 10 * time.Second // what a tick has not begun by then waits for the next one
+	rotateTimeout = 30 * time.Second // for one rotation
+	beginTimeout  = 10 * time.Second // a tick begins no rotation after this time
 )
 
-// locks lets one rotation of a secret be under way at a time.
+// locks are mutexes by name; see engine.nameLocks.
 type locks struct {
 	mu   sync.Mutex
 	held map[string]chan struct{}
 }
 
-// try takes the lock of a name, or says that somebody has it.
+// try takes the lock of a name if it is free.
 func (l *locks) try(name string) (release func(), ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()

@@ -17,41 +17,41 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// A static role has one key, which everybody who may read static-creds/<name> shares and which the engine keeps rotated.
-// Where the target lets two keys live at once a new one is made beside the old one, which is revoked after the overlap; else
-// the target's own rotation replaces it. What is no longer held (an old key, one whose answer was lost) goes to the ledger,
-// where the sweeper ends it; the key that is held stands in staticStates alone, so nothing that ends keys ever meets it.
+// A static role has one key, which everybody who may read static-creds/<name> shares, and which the engine rotates. Usually a
+// new key is made beside the old one, which is revoked after the overlap; with overlap 0, a target that can replaces the key
+// in place. The present key is only in staticStates and not in the ledger, so nothing that ends keys ever finds it. Keys that
+// the role no longer has (an old key, or one whose answer was lost) go to the ledger, where the sweeper ends them.
 const (
 	staticStates = "static-keys/"
-	staticPrefix = "static/" // of a static role's name where roles are named: a target's allowed_roles, and the ledger
+	staticPrefix = "static/" // precedes a static role's name in allowed_roles, in the ledger and in nameLocks
 )
 
 var staticTable = table[staticState]{prefix: staticStates}
 
-// staticState is what is stored of a static role beside what its operator has written.
+// staticState is what the engine stores of a static role besides the staticRecord.
 type staticState struct {
 	Turn        turn           `json:"turn"`
-	Name        string         `json:"name"`      // under which the new key is asked for
-	Params      map[string]any `json:"params"`    // with which it is asked for
-	NotAfter    time.Time      `json:"not_after"` // the latest end that it is given
-	InPlace     bool           `json:"in_place"`  // by the target's own rotation, which ends the old one
-	Doubtful    bool           `json:"doubtful"`  // current may be dead, and a key of its name live that nobody has
-	Current     *staticKey     `json:"current"`   // nil = none yet
-	Next        *staticKey     `json:"next"`      // made, and not in use yet
-	Predecessor string         `json:"predecessor"`
+	Name        string         `json:"name"`        // of the new key, as it is requested
+	Params      map[string]any `json:"params"`      // with which the new key is requested
+	NotAfter    time.Time      `json:"not_after"`   // latest expiry that the new key is given
+	InPlace     bool           `json:"in_place"`    // the target replaces the current key, which ends the old one at once
+	Doubtful    bool           `json:"doubtful"`    // a replacement in place had an unknown outcome: current may have ended, and an unknown key have its name
+	Current     *staticKey     `json:"current"`     // nil = none yet
+	Next        *staticKey     `json:"next"`        // made, but not in use yet
+	Predecessor string         `json:"predecessor"` // accessor of the key before current
 	Old         []oldKey       `json:"old"`
 }
 
-// staticKey is a key that a static role has. It holds the key itself, so it never leaves storage but by static-creds.
+// staticKey is a key that a static role has. It contains the key itself, which is returned only by static-creds.
 type staticKey struct {
 	Secret   string            `json:"secret"`
 	Accessor string            `json:"accessor"`
 	Header   string            `json:"header"`
 	Fields   map[string]string `json:"fields"`
-	Expiry   time.Time         `json:"expiry"` // its own; zero = never
+	Expiry   time.Time         `json:"expiry"` // zero = never
 	Handle   target.Handle     `json:"handle"`
-	Asked    map[string]any    `json:"asked"`    // the parameters that it was asked for with
-	Imported bool              `json:"imported"` // its name is not the engine's
+	Asked    map[string]any    `json:"asked"`    // the parameters with which it was requested
+	Imported bool              `json:"imported"` // the engine did not choose its name, so other keys may have the same
 }
 
 func newStaticKey(k target.Key, params map[string]any) *staticKey {
@@ -60,8 +60,8 @@ func newStaticKey(k target.Key, params map[string]any) *staticKey {
 	}
 }
 
-// has reports whether a key is in use, about to be, lives on for the overlap, at whose end it is revoked, or bears a name by which
-// keys may be ended.
+// has reports whether a key is the role's current or next one, or one that the role will end: an old one in its overlap, or
+// one with the name that doubted returns.
 func (s *staticState) has(h target.Handle) bool {
 	is := func(k *staticKey) bool { return k != nil && k.Accessor == h.Accessor }
 	old := func(k oldKey) bool { return k.Handle.Accessor == h.Accessor }
@@ -69,8 +69,8 @@ func (s *staticState) has(h target.Handle) bool {
 	return is(s.Current) || is(s.Next) || slices.ContainsFunc(s.Old, old) || doubted != "" && doubted == h.Name
 }
 
-// doubted names what may live and nobody has, if the rotation that is under way comes to nothing; none if there is no such name,
-// or others may use it too.
+// doubted returns the name under which a key may exist that nobody has, if the rotation under way is given up. It returns the
+// zero Handle if there is no such name, or if other keys may have that name too.
 func (s *staticState) doubted() target.Handle {
 	asking := s.Turn.State == turnAsking
 	switch {
@@ -82,11 +82,11 @@ func (s *staticState) doubted() target.Handle {
 	return target.Handle{}
 }
 
-// oldKey is a key that has a successor, and lives on for the overlap.
+// oldKey is a former key of a static role, which stays valid until the end of its overlap.
 type oldKey struct {
 	Handle target.Handle `json:"handle"`
-	Expiry time.Time     `json:"expiry"`
-	Until  time.Time     `json:"until"`
+	Expiry time.Time     `json:"expiry"` // the key's own; zero = never
+	Until  time.Time     `json:"until"`  // end of the overlap
 }
 
 // staticRole is a static role while something is done with it; the caller holds its lock.
@@ -95,7 +95,7 @@ type staticRole struct {
 	s      logical.Storage
 	name   string
 	record *staticRecord
-	target *openTarget // nil = targetErr says why, or it is missing
+	target *openTarget // nil if targetErr is set, or if there is no such target
 	state  *staticState
 
 	targetErr error
@@ -113,7 +113,7 @@ func (r *staticRole) save(ctx context.Context) error {
 	return staticTable.put(ctx, r.s, r.name, r.state)
 }
 
-// due is when the key is to be rotated; one that there is none of yet is due since ever.
+// due returns when to rotate the key; a time long ago if there is no key yet.
 func (r *staticRole) due() time.Time { return r.record.dueOf(r.state, r.now()) }
 
 func (s *staticRecord) dueOf(state *staticState, now time.Time) time.Time {
@@ -123,7 +123,7 @@ func (s *staticRecord) dueOf(state *staticState, now time.Time) time.Time {
 	return s.due(state.Turn.LastRotation, state.Current.Expiry, now)
 }
 
-// usable refuses a role that may not have a key now.
+// usable refuses unless the role may get a new key now.
 func (r *staticRole) usable() error {
 	switch {
 	case r.targetErr != nil:
@@ -136,7 +136,7 @@ func (r *staticRole) usable() error {
 	return r.readable()
 }
 
-// readable refuses a role whose key nobody may have now. That the target cannot be used is no reason: the key is here.
+// readable refuses unless the role's key may be read now. It may be read even if the target cannot be opened.
 func (r *staticRole) readable() error {
 	switch {
 	case !r.record.Enabled:
@@ -151,8 +151,8 @@ func (r *staticRole) readable() error {
 	return nil
 }
 
-// prepare decides how the new key is made: beside the old one, or by the target's own rotation where that is wanted and
-// yields what the role asks for.
+// prepare decides how the new key is made: beside the old one, or in place by the target. In place needs overlap 0, a target
+// that can rotate keys, and unchanged parameters.
 func (r *staticRole) prepare(ctx context.Context) error {
 	if err := r.usable(); err != nil {
 		return err
@@ -164,7 +164,7 @@ func (r *staticRole) prepare(ctx context.Context) error {
 	st, now := r.state, r.now().UTC()
 	st.Params = params
 	st.NotAfter = r.record.end(now).Add(r.record.Overlap.duration())
-	if life := r.target.Lifetime(); life > 0 { // for so long a lost key is shown
+	if life := r.target.Lifetime(); life > 0 { // the ledger shows a lost key for only that long
 		st.NotAfter = earlier(st.NotAfter, now.Add(life))
 	}
 	st.InPlace = st.Current != nil && !st.Doubtful && r.record.Overlap == 0 && r.target.Caps().Rotate && sameJSON(params, st.Current.Asked)
@@ -208,13 +208,13 @@ func (r *staticRole) ask(ctx context.Context) error {
 		return err
 	}
 	st.Next = newStaticKey(made, st.Params)
-	st.Next.Imported = st.InPlace && st.Current.Imported // it has its name
+	st.Next.Imported = st.InPlace && st.Current.Imported // a key replaced in place keeps its name
 	return nil
 }
 
-// lost hands a key that may live to the sweeper, which finds it by name. A key that was to be replaced in place may live or
-// be dead: it stays in use until a new one is made, and then everything of its name ends. That cannot be done with a name
-// that others may use too.
+// lost leaves a key that may exist to the sweeper, which finds it by name. A key that was to be replaced in place may have
+// ended or not: it stays in use until a new one is made, and then everything with its name is ended. That is impossible if
+// other keys may have that name too.
 func (r *staticRole) lost(ctx context.Context) (bool, error) {
 	if r.state.InPlace {
 		r.state.Doubtful = !r.state.Current.Imported && r.target != nil && r.target.Caps().Find
@@ -223,7 +223,7 @@ func (r *staticRole) lost(ctx context.Context) (bool, error) {
 	return true, r.leaveNameToSweeper(ctx, r.state.asked(), r.state.Turn.Since)
 }
 
-// abandon hands over what may live of a rotation that nobody will take to its end, but for the name that is kept.
+// abandon leaves to the sweeper what may exist of a rotation that is given up, except under the name kept.
 func (r *staticRole) abandon(ctx context.Context, kept string) error {
 	h := r.state.doubted()
 	if h.Name == "" || h.Name == kept {
@@ -232,10 +232,10 @@ func (r *staticRole) abandon(ctx context.Context, kept string) error {
 	return r.leaveNameToSweeper(ctx, h, r.now().UTC())
 }
 
-// asked names the key that is asked for. The role may ask for other parameters by now.
+// asked returns a handle of the new key as it was requested; the role's parameters may have changed since.
 func (s *staticState) asked() target.Handle { return target.Handle{Name: s.Name, Params: s.Params} }
 
-// leaveNameToSweeper has the sweeper end whatever lives under a handle's name, once its grace since asked is over.
+// leaveNameToSweeper makes the sweeper end every key with the handle's name, once sweep_grace has passed since asked.
 func (r *staticRole) leaveNameToSweeper(ctx context.Context, h target.Handle, asked time.Time) error {
 	notAfter := r.now().UTC()
 	if r.state.NotAfter.After(notAfter) {
@@ -247,7 +247,7 @@ func (r *staticRole) leaveNameToSweeper(ctx context.Context, h target.Handle, as
 	})
 }
 
-// leaveToSweeper has the sweeper end a key, with its next sweep.
+// leaveToSweeper makes the sweeper end a key in its next sweep.
 func (r *staticRole) leaveToSweeper(ctx context.Context, h target.Handle, expiry time.Time) error {
 	now := r.now().UTC()
 	l := lease{ID: newID(now), Role: staticPrefix + r.name, Target: r.record.Target, Revocable: true, Handle: h, ExpiresAt: expiry}
@@ -259,7 +259,7 @@ func (r *staticRole) leaveToSweeper(ctx context.Context, h target.Handle, expiry
 	return r.ledger.openDebt(ctx, r.s, e)
 }
 
-// verify asks the target by the new key which it is, as long as the old one lives on whatever the answer.
+// verify tries the new key by asking the target to identify it. It does nothing if there is no old key to fall back to.
 func (r *staticRole) verify(ctx context.Context) error {
 	st := r.state
 	if st.InPlace || st.Current == nil || !r.target.Caps().Identify {
@@ -275,8 +275,8 @@ func (r *staticRole) discard(ctx context.Context) error {
 	return r.leaveToSweeper(ctx, next.Handle, next.Expiry)
 }
 
-// startOverlap lets keys that have a successor live on for the overlap. The overlap of those before them ends: whoever rotates
-// again wants them dead, and else they would pile up.
+// startOverlap keeps replaced keys valid for the overlap. It ends the overlap of earlier ones: otherwise frequent rotations
+// would pile them up, and whoever rotates again wants them ended.
 func (r *staticRole) startOverlap(keys ...*staticKey) {
 	now := r.now().UTC()
 	for i := range r.state.Old {
@@ -287,7 +287,7 @@ func (r *staticRole) startOverlap(keys ...*staticKey) {
 	}
 }
 
-// commit puts the new key in use. The old one lives on for the overlap, if it lives.
+// commit puts the new key in use. The old one stays valid for the overlap, unless it has ended already.
 func (r *staticRole) commit(ctx context.Context) error {
 	st := r.state
 	was, doubtful := st.Current, st.Doubtful
@@ -298,7 +298,7 @@ func (r *staticRole) commit(ctx context.Context) error {
 		r.startOverlap(was)
 	}
 	st.Current, st.Next, st.Doubtful, st.Turn.State = st.Next, nil, false, turnIdle
-	if doubtful && was != nil { // before the last trace of its name is gone
+	if doubtful && was != nil { // before save removes the last trace of its name
 		if err := r.leaveNameToSweeper(ctx, was.Handle, r.now().UTC()); err != nil {
 			return err
 		}
@@ -306,7 +306,7 @@ func (r *staticRole) commit(ctx context.Context) error {
 	return r.save(ctx)
 }
 
-// retire hands over what has outlived its overlap.
+// retire leaves to the sweeper the old keys whose overlap is over.
 func (r *staticRole) retire(ctx context.Context) error {
 	over := func(k oldKey) bool { return !r.now().Before(k.Until) }
 	if !slices.ContainsFunc(r.state.Old, over) {
@@ -320,7 +320,7 @@ func (r *staticRole) retire(ctx context.Context) error {
 		}
 	}
 	r.state.Old = slices.DeleteFunc(r.state.Old, over)
-	return r.save(ctx) // if that fails the key is owed twice, and gone the second time
+	return r.save(ctx) // if this fails, the key is left to the sweeper twice, which is harmless
 }
 
 // openStatic loads a static role; nil if there is none of that name.
@@ -337,7 +337,7 @@ func (b *engine) openStatic(ctx context.Context, s logical.Storage, name string)
 	return &staticRole{engine: b, s: s, name: name, record: record, target: t, state: state, targetErr: err}, nil
 }
 
-// rotateStatic goes through all static roles. One that fails keeps no other from its turn.
+// rotateStatic does what is due for all static roles.
 func (b *engine) rotateStatic(ctx context.Context, s logical.Storage) error {
 	names, err := b.staticNoun.table.list(ctx, s)
 	if err != nil {
@@ -346,7 +346,7 @@ func (b *engine) rotateStatic(ctx context.Context, s logical.Storage) error {
 	return b.tend(ctx, names, staticPrefix, "static role", func(name string) error { return b.tendStatic(ctx, s, name) })
 }
 
-// tendStatic does what is due for one static role. One without state has not been written to its end; its operator was told.
+// tendStatic does what is due for one static role. It skips a role without state, whose write was interrupted with an error.
 func (b *engine) tendStatic(ctx context.Context, s logical.Storage, name string) error {
 	r, err := b.openStatic(ctx, s, name)
 	if err != nil || r == nil || r.state == nil {
@@ -355,7 +355,7 @@ func (b *engine) tendStatic(ctx context.Context, s logical.Storage, name string)
 	if err := r.retire(ctx); err != nil {
 		return err
 	}
-	if r.usable() != nil { // switched off: what may live is handed over all the same
+	if r.usable() != nil { // no new key, but a key that may exist is still left to the sweeper
 		if r.state.Turn.State == turnAsking {
 			return b.loseTrack(ctx, r)
 		}

@@ -16,8 +16,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// imported asks the target which key an import is, and whether it is one of those that the parameters name: it will be
-// revoked by them. nil if there is no import.
+// imported returns the key that the request imports; nil if it imports none. It asks the target to identify the key, and
+// checks that the role's parameters find it, because they are needed to revoke it.
 func (b *engine) imported(ctx context.Context, s logical.Storage, record *staticRecord, d *framework.FieldData) (*staticKey, error) {
 	value, given := d.GetOk("import")
 	if !given {
@@ -28,7 +28,7 @@ func (b *engine) imported(ctx context.Context, s logical.Storage, record *static
 		return nil, err
 	}
 	if caps := t.Caps(); !caps.Identify || !caps.Find {
-		return nil, badField("import", "target %q cannot tell which key that is; leave it out to have one made", record.Target)
+		return nil, badField("import", "target %q cannot identify keys; leave import out to have a new key made", record.Target)
 	}
 	params, err := t.Params(record.Parameters)
 	if err != nil {
@@ -38,7 +38,7 @@ func (b *engine) imported(ctx context.Context, s logical.Storage, record *static
 	defer cancel()
 	key, err := t.Identify(ctx, value.(string), params)
 	if errors.Is(err, target.ErrDenied) || errors.Is(err, target.ErrParameter) {
-		return nil, badField("import", "the target does not take it as a key")
+		return nil, badField("import", "the target does not accept it as a key")
 	}
 	if err != nil {
 		return nil, asked(err)
@@ -48,7 +48,7 @@ func (b *engine) imported(ctx context.Context, s logical.Storage, record *static
 		return nil, asked(err)
 	}
 	if !slices.ContainsFunc(found, func(h target.Handle) bool { return h.Accessor == key.Handle.Accessor }) {
-		return nil, badField("import", "it is a key, but none of those that parameters name")
+		return nil, badField("import", "the target accepts it, but it is not one of the keys that parameters name")
 	}
 	if err := b.unclaimed(ctx, s, d.Get("name").(string), t, key); err != nil {
 		return nil, err
@@ -58,7 +58,7 @@ func (b *engine) imported(ctx context.Context, s logical.Storage, record *static
 	return made, nil
 }
 
-// unclaimed refuses to import for a static role what something else of this engine holds, or will end.
+// unclaimed refuses to import a key that something else in this mount has, or may end.
 func (b *engine) unclaimed(ctx context.Context, s logical.Storage, name string, t *openTarget, key target.Key) error {
 	for _, value := range t.record.Credential {
 		if value == key.Secret {
@@ -95,7 +95,7 @@ func (b *engine) unclaimed(ctx context.Context, s logical.Storage, name string, 
 	return cmp.Or(err, bad.err())
 }
 
-// adopt puts an imported key in use. One that it takes the place of is retired like any other.
+// adopt puts an imported key in use. A key that it replaces is retired as after a rotation.
 func (r *staticRole) adopt(ctx context.Context, key *staticKey) error {
 	st := r.state
 	if err := r.abandon(ctx, key.Handle.Name); err != nil {

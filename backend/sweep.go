@@ -17,39 +17,39 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// Bounds of one sweep. Vault gives the periodic function 90 seconds, and holds a lock of its core while it runs.
+// Limits of one sweep. Vault allows the periodic function 90 seconds, and holds a lock of its core while it runs.
 const (
 	sweepTimeout = 30 * time.Second
-	sweepEntries = 1000   // open entries read in one sweep; the next one goes on where it stopped
-	sweepForget  = 20_000 // records of used tokens deleted in one sweep
+	sweepEntries = 1000   // open records read in one sweep; the next sweep continues where this one stopped
+	sweepForget  = 20_000 // records of used tokens read in one sweep
 	maxBackoff   = time.Hour
-	clocksApart  = 5 * time.Minute // as far as the clocks of two nodes may be
+	clocksApart  = 5 * time.Minute // assumed maximum difference between the clocks of two nodes
 )
 
 // swept is what a sweep did.
 type swept struct {
 	Settled int // intents whose outcome is known now
-	Revoked int // keys that were revoked because nobody held them any more, or because they were owed
-	Expired int // entries of keys that have expired by themselves
+	Revoked int // keys revoked because no lease holds them, or because they were debts
+	Expired int // entries of keys that have expired
 }
 
-// sweepReport says of the last sweep when it ended and whether it got through everything.
+// sweepReport says when the last sweep ended, and whether it completed without an error.
 type sweepReport struct {
 	at       time.Time
 	complete bool
 }
 
-// sweeper is one sweep. A target that does not answer is left alone for the rest of it, and found dead it puts nothing off: what
-// is owed there is paid as soon as it is back. An entry that fails by itself is put off, each time for longer, and takes no
-// turn from the target's others.
+// sweeper is one sweep. A target that does not answer is not called again in the same sweep. If its breaker is open, its
+// entries are not put off, so that they are settled as soon as the target is back. Any other entry that fails is put off, each
+// time for longer, so that it does not delay the target's other entries.
 type sweeper struct {
 	*engine
 	s      logical.Storage
 	grace  time.Duration
-	eager  bool            // try what was put off, too
+	eager  bool            // also try entries that were put off
 	down   map[string]bool // targets that did not answer in this sweep
-	isOpen map[string]bool // what is in open/
-	left   bool            // a passed hour had keys when it was looked at
+	isOpen map[string]bool // rands of all records in open/
+	left   bool            // a passed hour had keys when it was listed
 	done   swept
 	faults []error
 }
@@ -60,23 +60,23 @@ func (b *engine) tick(ctx context.Context, req *logical.Request) error {
 		return nil
 	}
 	b.rotateSelf(ctx, req)
-	b.rotateDue(ctx, req) // before the sweep, which ends what that hands over
+	b.rotateDue(ctx, req) // before the sweep, which ends the old keys that a rotation leaves to it
 	defer b.recovered(req, nil, new(error))
 	b.count(req.Storage)
-	defer b.resume(req.Storage) // after the sweep, which may have paid what one waits for
+	defer b.resume(req.Storage) // after the sweep, which may have revoked the keys that a revocation waits for
 	if !b.sweeps.TryLock() {
-		return nil // one is running, and this one would hold Vault's lock while it waits
+		return nil // another sweep is running; waiting for it would hold Vault's lock
 	}
 	defer b.sweeps.Unlock()
-	// The tick of a mount that is being disabled is the last one: what is open is tried whatever its age.
+	// A mount that is being disabled gets its last tick: try everything that is open, whatever its age.
 	if _, err := b.sweep(ctx, req.Storage, b.System().Tainted()); err != nil {
 		b.Logger().Error("sweeping", "error", err) // Vault drops what a periodic function returns
 	}
 	return nil
 }
 
-// sweep brings the ledger and the targets together: it settles intents past their grace, pays debts, and revokes what
-// has outlived its lease. It reads what is open and the hours that have passed, nothing else. The caller holds b.sweeps.
+// sweep settles intents that are older than sweep_grace, retries debts, and revokes keys that have outlived their lease. It
+// reads only the open records and the hours that have passed. The caller holds b.sweeps.
 func (b *engine) sweep(ctx context.Context, s logical.Storage, eager bool) (swept, error) {
 	ctx, cancel := context.WithTimeout(ctx, sweepTimeout)
 	defer cancel()
@@ -95,7 +95,7 @@ func (b *engine) sweep(ctx context.Context, s logical.Storage, eager bool) (swep
 	for _, rand := range rands {
 		w.isOpen[rand] = true
 	}
-	// Each sweep begins with another part, for one that meets a slow target may use up the time of all.
+	// Each sweep begins with a different part, because one that meets a slow target may use up all the time.
 	parts := []func(context.Context) error{w.open, w.passedHours, w.forget}
 	for i := range parts {
 		if err := parts[(b.turn+i)%len(parts)](ctx); err != nil {
@@ -111,6 +111,7 @@ func (b *engine) sweep(ctx context.Context, s logical.Storage, eager bool) (swep
 	return w.done, errors.Join(w.faults...)
 }
 
+// forget deletes records of expired tokens, and tombstones that no key needs.
 func (w *sweeper) forget(ctx context.Context) error {
 	if err := w.replay.forget(ctx, w.s, sweepForget); err != nil {
 		return err
@@ -118,7 +119,7 @@ func (w *sweeper) forget(ctx context.Context) error {
 	return w.buryTargets(ctx, w.s)
 }
 
-// open goes through what is not settled, from where the last sweep stopped.
+// open goes through the records in open/, from where the last sweep stopped.
 func (w *sweeper) open(ctx context.Context) error {
 	rands := slices.Sorted(maps.Keys(w.isOpen))
 	start, found := slices.BinarySearch(rands, w.sweptTo)
@@ -137,7 +138,7 @@ func (w *sweeper) open(ctx context.Context) error {
 			continue
 		}
 		e, err := openTable.get(ctx, w.s, rand)
-		if err != nil { // of one record; the others can be settled
+		if err != nil { // only this record is unreadable
 			fault = err
 			continue
 		}
@@ -150,12 +151,12 @@ func (w *sweeper) open(ctx context.Context) error {
 		}
 	}
 	if silent != "" && len(rands) <= sweepEntries {
-		w.sweptTo = silent // the next sweep begins after it: if it is that entry which is never answered, the others have their turn
+		w.sweptTo = silent // the next sweep begins after this entry: if only this one gets no answer, the others get their turn
 	}
 	return fault
 }
 
-// note keeps the error of one entry and goes on with the next.
+// note records the error of one entry, and whether its target is down.
 func (w *sweeper) note(e *entry, err error) {
 	if err == nil {
 		return
@@ -166,14 +167,15 @@ func (w *sweeper) note(e *entry, err error) {
 	w.faults = append(w.faults, fmt.Errorf("key %s at target %q: %w", e.ID, e.Target, err))
 }
 
-// unanswered reports whether an error says that a target is not there: it gave no answer, or a gateway gave one in its place.
-// A refusal, or a server's own error, may be about one entry alone.
+// unanswered reports whether an error means that a target is down: it gave no answer, or a gateway answered in its place. A
+// refusal or a server error, in contrast, may concern one entry only.
 func unanswered(err error) bool {
 	told := (*target.Error)(nil)
 	return errors.Is(err, target.ErrBusy) || errors.Is(err, target.ErrUnknown) && errors.As(err, &told) &&
 		(told.Status == 0 || told.Status == http.StatusBadGateway || told.Status == http.StatusGatewayTimeout)
 }
 
+// openEntry retries a debt or settles an intent, if that is due, and puts it off if that fails.
 func (w *sweeper) openEntry(ctx context.Context, e *entry) error {
 	now := w.now()
 	if !w.eager && putOff(e.NextTry, now) {
@@ -192,22 +194,22 @@ func (w *sweeper) openEntry(ctx context.Context, e *entry) error {
 	return errors.Join(err, w.postpone(ctx, e.rand()))
 }
 
-// foundDead reports whether a target has failed so often that it is asked only now and then.
+// foundDead reports whether a target's breaker is open: it has failed so often that it is called only now and then.
 func (w *sweeper) foundDead(ctx context.Context, name string) bool {
 	t, err := w.target(ctx, w.s, name)
 	return err == nil && t != nil && t.State().Open
 }
 
-// putOff reports whether something waits for a time. Nothing waits longer than maxBackoff: a time further away than clocks may
-// be apart was written by one that ran ahead.
+// putOff reports whether something must wait until a time. Nothing is ever put off for longer than maxBackoff, so a time
+// further away, by more than clocks may differ, was written by a clock that ran ahead, and is ignored.
 func putOff(until, now time.Time) bool {
 	left := until.Sub(now)
 	return left > 0 && left <= maxBackoff+clocksApart
 }
 
-// postpone puts off the next try of what is open, unless that was settled meanwhile.
+// postpone puts off the next try of an open record, unless it was settled meanwhile.
 func (w *sweeper) postpone(ctx context.Context, rand string) error {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout) // a try may have taken all the time there was
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout) // the try may have used up ctx's time
 	defer cancel()
 	defer w.ledger.change(rand).Unlock()
 	e, err := openTable.get(ctx, w.s, rand)
@@ -219,14 +221,14 @@ func (w *sweeper) postpone(ctx context.Context, rand string) error {
 	return openTable.put(ctx, w.s, rand, e)
 }
 
-// pay tries once more to revoke a key that must die.
+// pay tries once more to revoke the key of a debt.
 func (w *sweeper) pay(ctx context.Context, debt *entry) error {
 	filed, err := w.ledger.filed(ctx, w.s, debt.ID)
 	if err != nil {
 		return err
 	}
 	if filed == nil {
-		return w.ledger.void(ctx, w.s, debt.rand()) // paid; only the debt's removal was lost
+		return w.ledger.void(ctx, w.s, debt.rand()) // the key is gone; only the debt's removal had failed
 	}
 	if err := w.revokeAt(ctx, w.s, filed.Target, filed.Handle, filed.ExpiresAt); err != nil {
 		return err
@@ -235,8 +237,7 @@ func (w *sweeper) pay(ctx context.Context, debt *entry) error {
 	return w.recordRevoked(ctx, w.s, filed)
 }
 
-// settle finds out what became of an exchange whose answer was never recorded. A key that lives is revoked, for nobody
-// holds it.
+// settle finds out the outcome of an exchange that was not recorded. A key that exists is revoked, because no lease holds it.
 func (w *sweeper) settle(ctx context.Context, e *entry) error {
 	filed, err := w.ledger.filed(ctx, w.s, e.ID)
 	if err != nil {
@@ -253,7 +254,7 @@ func (w *sweeper) settle(ctx context.Context, e *entry) error {
 		return refuse(reasonStorage, "target %q is missing", e.Target)
 	}
 	switch err := w.endLost(ctx, t, e.Handle); {
-	case errors.Is(err, target.ErrUnsupported): // by the target, or for this key
+	case errors.Is(err, target.ErrUnsupported): // the target cannot find or revoke keys, or not this one
 		return w.giveUp(ctx, t, e)
 	case err != nil:
 		return err
@@ -262,7 +263,7 @@ func (w *sweeper) settle(ctx context.Context, e *entry) error {
 	return w.ledger.void(ctx, w.s, e.rand())
 }
 
-// endLost ends all keys that live under the name of a handle.
+// endLost revokes all keys that exist under the name of a handle.
 func (w *sweeper) endLost(ctx context.Context, t *openTarget, h target.Handle) error {
 	if !t.Caps().Revoke {
 		return target.ErrUnsupported
@@ -280,7 +281,8 @@ func (w *sweeper) endLost(ctx context.Context, t *openTarget, h target.Handle) e
 	return nil
 }
 
-// undelivered ends a key that was recorded and never answered with: its process ended between the two.
+// undelivered revokes a key that was filed but never delivered: the process ended in between. A key that cannot be revoked is
+// marked as exposed.
 func (w *sweeper) undelivered(ctx context.Context, e *entry) error {
 	if !e.Revocable {
 		e.State = stateExposed
@@ -298,11 +300,12 @@ func (w *sweeper) undelivered(ctx context.Context, e *entry) error {
 	return w.recordRevoked(ctx, w.s, e)
 }
 
-// giveUp shows as exposed what may live and can be neither found nor revoked, until it must have expired.
+// giveUp files an intent as exposed: its key may exist, and can be neither found nor revoked. The entry stays until the key
+// must have expired.
 func (w *sweeper) giveUp(ctx context.Context, t *openTarget, e *entry) error {
 	rand := e.rand()
 	end := e.IssuedAt.Add(t.Lifetime())
-	if t.Lifetime() == 0 { // it was asked to end then, of an API that may know whole days only
+	if t.Lifetime() == 0 { // the request asked for an expiry at NotAfter, which an API may round up to a whole day
 		end = e.NotAfter.Add(24 * time.Hour)
 	}
 	e.State, e.Revocable = stateExposed, false
@@ -316,11 +319,11 @@ func (w *sweeper) giveUp(ctx context.Context, t *openTarget, e *entry) error {
 	return w.ledger.settle(ctx, w.s, rand)
 }
 
-// passedHours goes through the keys whose latest end has passed. A lease would have ended them, so whoever is still here
-// has lost its lease.
+// passedHours goes through the keys whose latest end has passed. Their leases should have ended them, so these keys have lost
+// theirs.
 //
-// Vault's storage finds the hours by walking over all keys that live. Once no passed hour has a key, the next walk is due when
-// the next hour has passed; what is filed late, under an hour of the past, waits for that too.
+// Listing the hours makes Vault's storage walk over all keys. So once no passed hour has keys, the next listing is due only
+// when the next hour has passed; a key that is filed late, under a passed hour, waits until then too.
 func (w *sweeper) passedHours(ctx context.Context) error {
 	due := nextPassed(w.now())
 	if !w.eager && w.hoursDue.Equal(due) {
@@ -337,7 +340,7 @@ func (w *sweeper) passedHours(ctx context.Context) error {
 			}
 			if err := w.passedHour(ctx, keyTable(hour, sealed)); ctx.Err() != nil {
 				return ctx.Err()
-			} else if err != nil { // of one hour; the others have keys that live
+			} else if err != nil { // only this hour failed
 				w.faults = append(w.faults, err)
 			}
 		}
@@ -348,7 +351,7 @@ func (w *sweeper) passedHours(ctx context.Context) error {
 	return nil
 }
 
-// passedHour goes through one hour. A record that cannot be read is told, and keeps no other from being swept.
+// passedHour goes through the keys of one hour. It returns the error of an unreadable record, but first sweeps the others.
 func (w *sweeper) passedHour(ctx context.Context, keys table[entry]) error {
 	rands, err := keys.list(ctx, w.s)
 	w.left = w.left || err != nil || len(rands) > 0
@@ -361,7 +364,7 @@ func (w *sweeper) passedHour(ctx context.Context, keys table[entry]) error {
 			return ctx.Err()
 		}
 		if w.isOpen[rand] || w.ledger.inFlight(rand) {
-			continue // settled where it is open
+			continue // handled by open, or by the request that is obtaining it
 		}
 		e, err := keys.get(ctx, w.s, rand)
 		if err != nil {
@@ -376,6 +379,7 @@ func (w *sweeper) passedHour(ctx context.Context, keys table[entry]) error {
 	return fault
 }
 
+// outlived ends one key that has outlived its lease, or records it as a debt.
 func (w *sweeper) outlived(ctx context.Context, e *entry) error {
 	if !e.Revocable {
 		if w.now().Before(e.NotAfter) {
