@@ -590,7 +590,7 @@ func TestRevocationBesideAnUnreadableRecord(t *testing.T) {
 	w.wantRun(w.works(id), waits)
 	resp, err := w.do(logical.ReadOperation, "revocations/"+id, nil)
 	_, rand, _ := strings.Cut(strings.TrimPrefix(bad, plainKeys), "/")
-	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], rand) || !strings.Contains(w.logs.String(), "and their keys not be revoked") {
+	if err != nil || len(resp.Warnings) != 1 || !strings.Contains(resp.Warnings[0], rand) || !strings.Contains(w.logs.String(), "their keys are not revoked") {
 		t.Errorf("%v %v\n%s", resp, err, w.logs)
 	}
 	for range 2 {
