@@ -239,6 +239,7 @@ func (o *order) request(e *entry, token string) target.Request {
 func (b *engine) failed(ctx context.Context, s logical.Storage, e *entry, release func(context.Context), err error) error {
 	if r := (*refusal)(nil); !errors.As(err, &r) && target.MayLive(err) {
 		b.Logger().Warn("outcome of an exchange is unknown", "id", e.ID, "target", e.Target, "role", e.Role, "request_id", e.RequestID)
+		b.keepEnd(ctx, s, e, err)
 		return err
 	}
 	release(ctx)
@@ -248,6 +249,20 @@ func (b *engine) failed(ctx context.Context, s logical.Storage, e *entry, releas
 		b.Logger().Error("removing an intent that yielded no key; the sweeper will remove it", "id", e.ID, "error", settleErr)
 	}
 	return err
+}
+
+// keepEnd records with an intent when the key that may live ends by itself, if the target has told.
+func (b *engine) keepEnd(ctx context.Context, s logical.Storage, e *entry, err error) {
+	var told *target.Error
+	if !errors.As(err, &told) || told.KeyEnd.IsZero() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), storageTimeout)
+	defer cancel()
+	e.ExpiresAt = told.KeyEnd
+	if err := b.ledger.intend(ctx, s, e); err != nil {
+		b.Logger().Error("recording when a key that may live ends; without that it is shown for its target's lifetime", "id", e.ID, "error", err)
+	}
 }
 
 // issued records the new key and then removes its intent. The order matters: an intent beside a filed key tells the

@@ -8,6 +8,7 @@ import (
 	"crypto/elliptic"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -278,6 +279,31 @@ func TestOAuthRefusedTokenIsEnded(t *testing.T) {
 	server.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 503})
 	if reason := issue(); reason != reasonTargetProtocol || len(server.Live()) != 1 || len(w.list("keys")) != before+1 {
 		t.Errorf("%q; %d tokens live, the ledger has %d keys more", reason, len(server.Live()), len(w.list("keys"))-before)
+	}
+}
+
+// It is shown until the end that the server told of it, be that sooner or later than what its target's lifetime would have it.
+func TestOAuthRefusedTokenIsShownUntilItsEnd(t *testing.T) {
+	for life, want := range map[string]time.Duration{`"expires_in": 600`: 10 * time.Minute, `"expires_in": 864000`: 240 * time.Hour, `"expires_in": 0`: time.Hour, `"x": 0`: time.Hour} {
+		w := newWorld(t)
+		api := w.serve(http.HandlerFunc(func(out http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == "/revoke" {
+				out.WriteHeader(http.StatusServiceUnavailable)
+				return
+			}
+			fmt.Fprintf(out, `{"access_token": "k3y", "token_type": "DPoP", %s}`, life)
+		}))
+		w.write("targets/dpop", map[string]any{"driver": "oauth", "url": api, "token_url": api + "/token", "revocation_url": api + "/revoke", "lifetime": "1h",
+			"grant": "client_credentials", "client_auth": "client_secret_basic", "client_id": "vault", "client_secret": clientSecret, "allowed_roles": "dpop", "ca_pem": w.ca})
+		w.write("roles/dpop", map[string]any{"trust": "alice", "target": "dpop", "ttl": "4m"})
+		if reason, _ := reasonOf(w.do(logical.ReadOperation, "creds/dpop", nil)); reason != reasonTargetProtocol {
+			t.Fatalf("%s: %q\n%s", life, reason, w.logs)
+		}
+		want := w.clock.now().Add(want + 3*time.Minute).UTC().Format(time.RFC3339) // the grace
+		w.settleAll()
+		if got := w.read("keys/" + w.list("keys")[0]); got["state"] != stateExposed || got["expires_at"] != want || got["not_after"] != want {
+			t.Errorf("%s: %v until %v; want exposed until %s", life, got["state"], got["expires_at"], want)
+		}
 	}
 }
 

@@ -304,8 +304,12 @@ func (w *sweeper) undelivered(ctx context.Context, e *entry) error {
 // must have expired.
 func (w *sweeper) giveUp(ctx context.Context, t *openTarget, e *entry) error {
 	rand := e.rand()
-	end := e.IssuedAt.Add(t.Lifetime())
-	if t.Lifetime() == 0 { // the request asked for an expiry at NotAfter, which an API may round up to a whole day
+	end := e.ExpiresAt // as the target told it
+	switch {
+	case !end.IsZero():
+	case t.Lifetime() > 0:
+		end = e.IssuedAt.Add(t.Lifetime())
+	default: // the request asked for an expiry at NotAfter, which an API may round up to a whole day
 		end = e.NotAfter.Add(24 * time.Hour)
 	}
 	e.State, e.Revocable = stateExposed, false

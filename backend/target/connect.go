@@ -268,7 +268,7 @@ func (d *connectDriver) tradedKey(op string, a answer, r Request, sent time.Time
 	}
 	k := Key{Secret: secret, Expiry: expiry, Header: "Key " + secret, Handle: Handle{Name: r.Name, Params: r.Params}}
 	if fault := k.check(d.api.now()); fault != "" {
-		return Key{}, protocol(op, "%s", fault)
+		return Key{Expiry: expiry}, protocol(op, "%s", fault)
 	}
 	return k, nil
 }

@@ -41,6 +41,7 @@ type Error struct {
 	Op         string        // exchange, renew, revoke, find, check, rotate, identify, rotate_credential or retire_credential
 	Status     int           // the HTTP status that decided; 0 = none
 	Text       string        // what happened, in this package's words but for a quotation
+	KeyEnd     time.Time     // of Exchange, which refused the key that it got: the key's own end, if the target told one; zero = it did not
 	RetryAfter time.Duration // with ErrBusy: how long the target asks to be left alone; 0 = it does not say
 
 	outcome error // one of the sentinels above

@@ -241,11 +241,19 @@ func (o *oauth) exchange(ctx context.Context, r Request) (Key, error) {
 		case err != nil && i < last:
 			return Key{}, err
 		case err != nil:
-			return Key{Handle: o.handle(got, r)}, err
+			return Key{Handle: o.handle(got, r), Expiry: got.end()}, err
 		}
 		token, kind = got.token, h.requested
 	}
 	return o.key(op, got, r)
+}
+
+// end is the token's own; zero = the server did not tell.
+func (g granted) end() time.Time {
+	if g.life <= 0 {
+		return time.Time{}
+	}
+	return g.sent.Add(g.life).UTC()
 }
 
 // handle is what ends a token, or asks whether it lives.
@@ -282,10 +290,10 @@ func (o *oauth) grant(ctx context.Context, op string, h hop, subject, subjectTyp
 		return granted{}, e
 	}
 	got, fault := readGrant(answered.body, h)
+	got.sent = sent
 	if fault != "" {
 		return got, protocol(op, "%s%s", h.label, fault)
 	}
-	got.sent = sent
 	return got, nil
 }
 
@@ -312,6 +320,8 @@ func readGrant(body []byte, h hop) (got granted, fault string) {
 	if object == nil {
 		return got, "the answer is no JSON object"
 	}
+	life, timed := lifeOf(object["expires_in"])
+	got.life = life
 	token, _ := object["access_token"].(string)
 	switch {
 	case token == "":
@@ -327,10 +337,8 @@ func readGrant(body []byte, h hop) (got granted, fault string) {
 	got.scope, _ = object["scope"].(string)
 	kind, hasKind := object["token_type"]
 	kindText, _ := kind.(string)
-	var ok bool
-	got.life, ok = lifeOf(object["expires_in"])
 	switch {
-	case !ok:
+	case !timed:
 		return got, "expires_in is no number of seconds"
 	// Whoever is given the key presents it as a bearer token; one that wants more (a proof, a certificate) is of no use.
 	case hasKind && !strings.EqualFold(kindText, "Bearer") && !(h.requested != typeAccessToken && strings.EqualFold(kindText, "N_A")):
@@ -385,7 +393,7 @@ func (o *oauth) key(op string, got granted, r Request) (Key, error) {
 		k.Fields = map[string]string{"scope": got.scope}
 	}
 	if fault := k.check(o.api.now()); fault != "" {
-		return Key{Handle: h}, protocol(op, "%s", fault)
+		return Key{Handle: h, Expiry: got.end()}, protocol(op, "%s", fault)
 	}
 	return k, nil
 }

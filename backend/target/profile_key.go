@@ -35,13 +35,13 @@ func parseKeyParts(s section, variables []string, members ...string) keyParts {
 	return k
 }
 
-// key takes the key out of an answer. From here on a key exists, so every fault is ErrProtocol; with it comes the handle of
-// the key that is refused.
+// key takes the key out of an answer. From here on a key exists, so every fault is ErrProtocol; with it come the handle
+// and the end of the key that is refused.
 func (p *profileDriver) key(a *reading, r Request, sent time.Time) (Key, error) {
 	read := p.read(a, p.made, sent)
 	k, err := p.finish(a, read, r.Name, r.Params)
 	if err != nil && validSecret(read.Secret) {
-		return Key{Handle: p.handle(read, r.Name, r.Params)}, err
+		return Key{Handle: p.handle(read, r.Name, r.Params), Expiry: read.Expiry}, err
 	}
 	return k, err
 }

@@ -42,7 +42,7 @@ type Caps struct {
 
 // driver is one way to speak to a target; a nil member is what it cannot do.
 type driver struct {
-	// exchange may give with ErrProtocol the handle of the key that it refuses: see Target.end.
+	// exchange may give with ErrProtocol the handle and the end of the key that it refuses: see Target.end.
 	exchange func(context.Context, Request) (Key, error)
 	renew    func(context.Context, Handle, time.Time) (time.Time, error)
 	revoke   func(context.Context, Handle) error
@@ -160,7 +160,7 @@ func (t *Target) Exchange(ctx context.Context, r Request) (Key, error) {
 	}
 	k, err := t.driver.exchange(ctx, r)
 	if err != nil {
-		return Key{}, t.end(ctx, k.Handle, err)
+		return Key{}, t.end(ctx, k, err)
 	}
 	return k, nil
 }
@@ -169,14 +169,20 @@ const endTimeout = 10 * time.Second // of ending a key that is refused, whether 
 
 // end ends a key that was issued and is refused, where only the key itself can do that: one that has a name is found by it,
 // but nobody would find this one again. What cannot be ended may live, as after any error that says so.
-func (t *Target) end(ctx context.Context, refused Handle, err error) error {
+func (t *Target) end(ctx context.Context, refused Key, err error) error {
 	var e *Error
-	if refused.Secret == "" || t.driver.revoke == nil || !errors.As(err, &e) {
+	if !errors.As(err, &e) {
+		return err
+	}
+	if refused.Expiry.After(t.api.now()) {
+		e.KeyEnd = refused.Expiry
+	}
+	if refused.Handle.Secret == "" || t.driver.revoke == nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
 	defer cancel()
-	if t.driver.revoke(ctx, refused) != nil {
+	if t.driver.revoke(ctx, refused.Handle) != nil {
 		return err
 	}
 	told := *e
