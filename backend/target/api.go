@@ -27,7 +27,7 @@ import (
 const drainBytes = 16 << 10
 
 // pageBytes is how much of an answer is looked at to see whether it is a web page, or a gateway's.
-const pageBytes = 512
+const pageBytes = 2 << 10
 
 // maxRefusalBytes is how much of a refusal is read for its hint.
 const maxRefusalBytes = 64 << 10
@@ -243,7 +243,7 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 	case in(c.denied):
 		e.outcome, e.Text = ErrDenied, strings.TrimSuffix("it refused: "+e.Text, ": ")
 	case cut:
-		e.outcome, e.Text = ErrUnknown, "a gateway in front of it lost the connection to it"
+		e.outcome, e.Text = ErrUnknown, "a gateway in front of it had no answer of it"
 	case in(c.busy):
 		e.outcome, e.Text = ErrBusy, "try again later"
 		if e.RetryAfter = retryAfter(resp.Header, a.now()); e.RetryAfter > 0 {
@@ -291,15 +291,18 @@ func isPage(h http.Header, body io.Reader) bool {
 	return bytes.HasPrefix(text, []byte("<"))
 }
 
-// unconnected is what Envoy, the gateway of many a mesh, says with status 503 when it has no answer. Only where it never had a
-// connection has nothing happened.
-var unconnected = regexp.MustCompile(`disconnect/reset before headers(\. reset reason: (remote )?connection failure)?`)
+// With status 503 most gateways say that there was no server to ask, and 502 or 504 when one gave no answer. Of those that say 503
+// to both, Envoy, the gateway of many a mesh, tells whether it had a connection; Varnish and Fastly, Heroku and Azure Front Door are
+// known by their pages, and do not.
+var (
+	unanswered  = regexp.MustCompile(`disconnect/reset before headers|Varnish cache server|herokucdn\.com/error-pages|services aren't available right now`)
+	unconnected = regexp.MustCompile(`disconnect/reset before headers\. reset reason: (remote )?connection failure`)
+)
 
 // cutOff reports whether a gateway answers for a server that may have done what it was asked.
 func cutOff(body io.Reader) bool {
 	head, _ := io.ReadAll(io.LimitReader(body, pageBytes))
-	said := unconnected.FindSubmatch(head)
-	return said != nil && said[1] == nil
+	return unanswered.Match(head) && !unconnected.Match(head)
 }
 
 func pageError(op string, status int) error {

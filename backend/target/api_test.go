@@ -147,6 +147,36 @@ func TestPageOfAProxy(t *testing.T) {
 // may live then. Where it never had a connection it says that, and to a call that makes nothing it is all the same.
 func TestGatewayThatLostTheServer(t *testing.T) {
 	const envoy = "upstream connect error or disconnect/reset before headers"
+	const varnish = `<?xml version="1.0" encoding="utf-8"?>
+<!DOCTYPE html PUBLIC "-//W3C//DTD XHTML 1.0 Strict//EN"
+ "http://www.w3.org/TR/xhtml1/DTD/xhtml1-strict.dtd">
+<html>
+  <head>
+    <title>503 first byte timeout</title>
+  </head>
+  <body>
+    <h1>Error 503 first byte timeout</h1>
+    <p>first byte timeout</p>
+    <h3>Guru Mediation:</h3>
+    <p>Details: cache-fra-eddf8230047-FRA 1790000000 1234567890</p>
+    <hr>
+    <p>Varnish cache server</p>
+  </body>
+</html>
+`
+	heroku := `<!DOCTYPE html>
+<html>
+  <head>
+    <meta name="viewport" content="width=device-width, initial-scale=1">
+    <meta charset="utf-8">
+    <title>Application Error</title>
+    <style media="screen">` + strings.Repeat("\n      html,body,iframe { margin: 0; padding: 0; }", 5) + `
+    </style>
+  </head>
+  <body>
+    <iframe src="//www.herokucdn.com/error-pages/application-error.html"></iframe>
+  </body>
+</html>`
 	for name, c := range map[string]struct {
 		body string
 		lost bool
@@ -155,6 +185,11 @@ func TestGatewayThatLostTheServer(t *testing.T) {
 		"reset":              {envoy + ". reset reason: remote reset", true},
 		"an older one":       {envoy, true},
 		"asked twice":        {envoy + ". retried and the latest reset reason: connection failure", true},
+		"Varnish, Fastly":    {varnish, true},
+		"Heroku":             {heroku, true},
+		"Azure Front Door":   {"<h2>Our services aren't available right now</h2><p>We're working to restore all services as soon as possible.", true},
+		"nginx":              {"<html>\r\n<head><title>503 Service Temporarily Unavailable</title></head>\r\n<body>\r\n<center><h1>503 Service Temporarily Unavailable</h1></center>\r\n<hr><center>nginx</center>\r\n</body>\r\n</html>", false},
+		"HAProxy":            {"<html><body><h1>503 Service Unavailable</h1>\nNo server is available to handle this request.\n</body></html>", false},
 		"no connection":      {envoy + ". reset reason: connection failure", false},
 		"refused connection": {envoy + ". reset reason: remote connection failure, transport failure reason: delayed connect error: 111", false},
 		"no server":          {"no healthy upstream", false},
