@@ -81,7 +81,10 @@ func (b *engine) findKeys(ctx context.Context, req *logical.Request, d *framewor
 		return nil, err
 	}
 	data := map[string]any{"keys": found, "matched": len(found), "unrecorded": unrecorded, "unreadable": bad.n}
-	resp := &logical.Response{Data: data, Warnings: b.unknownNames(ctx, req.Storage, f)}
+	resp := &logical.Response{Data: data}
+	if len(found)+unrecorded == 0 { // else a page would cost more than its keys
+		resp.Warnings = b.unknownNames(ctx, req.Storage, f)
+	}
 	if bad.n > 0 {
 		resp.AddWarning(warnUnread(bad.n, bad.name))
 	}

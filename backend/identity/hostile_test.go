@@ -10,7 +10,7 @@ import (
 
 // Many callers that waited for one fetch must count as one miss: else one burst makes the engine deaf for ten minutes.
 func TestHostileBurstIsOneMiss(t *testing.T) {
-	s, now := &keySet{floor: 30 * time.Second, maxAge: 10 * time.Minute}, time.Now()
+	s, now := &keySet{floor: 30 * time.Second, maxAge: 10 * time.Minute, stock: &stock{}}, time.Now()
 	for range 8 {
 		s.remember("k2", now)
 	}
