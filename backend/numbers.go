@@ -60,10 +60,6 @@ func tooLong(v any) bool {
 	case json.Number:
 		f, err := v.Float64()
 		return err != nil || math.Abs(f) >= maxWhole || len(v) > maxDigits
-	case int64: // CEL's whole numbers
-		return v >= maxWhole || v <= -maxWhole
-	case uint64:
-		return v >= maxWhole
 	case map[string]any:
 		return slices.ContainsFunc(slices.Collect(maps.Values(v)), tooLong)
 	case []any:

@@ -71,6 +71,18 @@ func TestLongNumbersAreReadAsTheyAre(t *testing.T) {
 	}
 }
 
+func TestCarried(t *testing.T) {
+	t.Parallel()
+	for number, want := range map[json.Number]any{
+		"5": json.Number("5"), "-0.25": json.Number("-0.25"), "9007199254740991": json.Number("9007199254740991"),
+		"9007199254740992": "9007199254740992", "-9007199254740993": "-9007199254740993", "0.12345678901234567": "0.12345678901234567", "1e400": "1e400",
+	} {
+		if got := carried(number); got != want {
+			t.Errorf("%s: %#v; want %#v", number, got, want)
+		}
+	}
+}
+
 // A token whose claim is more than any float would otherwise keep operators from reading the ledger.
 func TestHugeNumberSpoilsNoReadOut(t *testing.T) {
 	t.Parallel()

@@ -208,7 +208,7 @@ func (b *engine) explained(ctx context.Context, req *logical.Request, d *framewo
 	if err != nil {
 		return err
 	}
-	answer["target"], answer["parameters"], answer["ttl"] = r.Target, carriedEach(o.params), int(o.ttl/time.Second)
+	answer["target"], answer["parameters"], answer["ttl"] = r.Target, o.params, int(o.ttl/time.Second)
 	if err := b.ledger.check(&entry{Role: r.name, Issuer: who.issuer.name, Subject: who.Subject}, r.ceilings()); err != nil {
 		return err
 	}
