@@ -16,8 +16,8 @@ import (
 	"cel.dev/cel-go/common/types/traits"
 )
 
-// functions are those on texts that CEL's standard does not have. cel-go has extensions of the same names; they are not
-// used because they charge for a result after they have made it, and a few bytes of source can ask for gigabytes.
+// functions are string functions that standard CEL lacks. cel-go has extensions with the same names, which are not used because
+// they check the cost of a result only after they have made it, and a few bytes of source can make gigabytes.
 func functions() []cel.EnvOption {
 	str, list, number := cel.StringType, cel.ListType(cel.StringType), cel.IntType
 	return []cel.EnvOption{
@@ -38,10 +38,9 @@ func functions() []cel.EnvOption {
 	}
 }
 
-// macros are CEL's own, except that what they iterate over is dyn. The checker would work out the type of every element, and
-// a chain of them can double it at each step until no memory holds it. And what filter and map make a list of must be one:
-// they would take the names of an object's members for its elements, and no object that was expected to be a list is an empty
-// one.
+// macros are CEL's own with two changes. The range that they iterate over is dyn: otherwise the checker infers the type of
+// every element, which a chain of macros can double at each step until memory runs out. And filter and map accept only lists:
+// otherwise, given an object where a list was expected, they would take the names of its members for elements.
 func macros() []cel.Macro {
 	all := slices.Clone(cel.StandardMacros)
 	for i, standard := range all {
@@ -60,7 +59,7 @@ func macros() []cel.Macro {
 	return all
 }
 
-// elements is the name of a function that no source can call.
+// elements is a function name that source text cannot call.
 const elements = "@elements"
 
 func listOnly(v ref.Val) ref.Val {
@@ -70,7 +69,7 @@ func listOnly(v ref.Val) ref.Val {
 	return v
 }
 
-// lower leaves all but ASCII as it is: a few other letters would become ASCII ones, and one name another.
+// lower changes only ASCII letters: some other letters have a lower case in ASCII, so that one name could become another.
 func lower(v ref.Val) ref.Val {
 	return types.String(strings.Map(func(r rune) rune {
 		if 'A' <= r && r <= 'Z' {
@@ -123,7 +122,7 @@ func substring(args ...ref.Val) ref.Val {
 	return types.String(runes[from:to])
 }
 
-// maxPattern bounds a regular expression, in steps of the program that it is. A few bytes can stand for a million of them.
+// maxPattern bounds a regular expression, in instructions of its compiled program: a few bytes can compile to a million.
 const maxPattern = 1000
 
 func matches(text, pattern ref.Val) ref.Val {
@@ -134,7 +133,7 @@ func matches(text, pattern ref.Val) ref.Val {
 	return types.Bool(re.MatchString(string(text.(types.String))))
 }
 
-// effort is what matching costs at most: each step of the pattern at each character, and compiling it.
+// effort is the maximum cost of matching: each instruction of the pattern at each character, plus compiling it.
 func effort(text, pattern ref.Val) int {
 	source, _ := pattern.(types.String)
 	steps, err := types.RegexProgramSize(string(source))
@@ -142,7 +141,7 @@ func effort(text, pattern ref.Val) int {
 	case err != nil:
 		return 10 * len(source)
 	case steps > maxPattern:
-		return maxWeight // it was compiled in vain, which is not to be done again
+		return maxWeight // charge a failed compilation fully, so that it is not repeated
 	}
 	return (sizeOf(text) + 1) * steps / 2
 }

@@ -10,13 +10,14 @@ import (
 	"time"
 )
 
-// Bundle returns the JWK set of a trust domain as the SPIFFE Workload API has it now, raw: its keys pass the same checks as
-// those of every other set, and one that cannot be used is skipped alone. It ends when ctx does. Its errors are in our own
-// words, without a byte of the answer. One that is [ErrWithdrawn] says that the API answers and has no bundle of the domain.
+// Bundle fetches the present JWK set of a trust domain from the SPIFFE Workload API. It returns the set raw: the keys are
+// checked like those of any other set, and an unusable key is skipped without affecting the others. It must return when ctx
+// ends, and its errors must not contain anything from the answer. An error that is [ErrWithdrawn] means that the API answered
+// and has no bundle of the domain.
 type Bundle func(ctx context.Context, trustDomain string) ([]byte, error)
 
-// ErrWithdrawn is in the error of a [Bundle] that there is none of. Keys in use are then dropped at once: what a Workload API
-// leaves out it takes back (SPIFFE Workload API section 4.4).
+// ErrWithdrawn is the error of a [Bundle] call that found no bundle. Keys in use are then dropped at once, because a Workload
+// API withdraws a bundle by leaving it out (SPIFFE Workload API, section 4.4).
 var ErrWithdrawn = errors.New("no key of the trust domain vouches")
 
 // bundleSource gets a trust domain's keys from the Workload API.
@@ -26,7 +27,7 @@ type bundleSource struct {
 	limits      setLimits
 }
 
-// fetch implements source. A bundle that was had and holds no usable key takes back the keys before it.
+// fetch implements source. A bundle without any usable key withdraws the earlier keys too.
 func (s *bundleSource) fetch(ctx context.Context, p place, _ time.Time) (*keys, place, error) {
 	body, err := s.ask(ctx, s.trustDomain)
 	if err != nil {

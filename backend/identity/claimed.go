@@ -10,8 +10,8 @@ import (
 	"github.com/spiffe/go-spiffe/v2/spiffeid"
 )
 
-// Claimed is what a token that nobody has verified says of its origin. It is good for nothing but to pick the issuer whose
-// VerifyPeeked then decides, and to refuse.
+// Claimed is what an unverified token claims about its origin. Use it only to refuse, or to pick the issuer whose VerifyPeeked
+// then decides.
 type Claimed struct {
 	Issuer  string // iss; "" if there is none
 	Subject string // sub
@@ -27,8 +27,8 @@ type Peeked struct {
 // Limits bound a token; 0 stands for the defaults of a Config.
 type Limits struct{ TokenBytes, Claims, Depth int }
 
-// Peek returns what a token claims. A token that it refuses (with an [Error]) no issuer under these limits would accept. It
-// uses no network.
+// Peek reads a token without verifying it. It refuses, with an [Error], only tokens that no issuer with these limits would
+// accept. It does not use the network.
 func Peek(token string, l Limits) (*Peeked, error) {
 	u, err := read(token, cmp.Or(l.TokenBytes, defaultTokenBytes), limits{depth: cmp.Or(l.Depth, defaultDepth), members: cmp.Or(l.Claims, defaultClaims)})
 	if err != nil {
@@ -40,8 +40,8 @@ func Peek(token string, l Limits) (*Peeked, error) {
 	return &Peeked{Claimed: Claimed{Issuer: u.iss, Subject: u.sub, KeyID: u.kid}, token: u}, nil
 }
 
-// Describe returns what an unverified token says of itself: of alg, typ, kid, iss, sub, aud, iat, nbf and exp those that can
-// be read. It is for showing to whoever presented the token, and proves nothing.
+// Describe returns those of the unverified alg, typ, kid, iss, sub, aud, iat, nbf and exp of a token that can be read. They
+// prove nothing; show them only to whoever presented the token.
 func Describe(token string, maxBytes int) map[string]any {
 	said := map[string]any{}
 	if maxBytes <= 0 {
@@ -65,11 +65,11 @@ func Describe(token string, maxBytes int) map[string]any {
 	return said
 }
 
-// ClaimedBy says whether a token says to be of the issuer that c describes; it looks at Issuer and TrustDomain alone. Verify
+// ClaimedBy reports whether a token claims to come from the issuer that c describes, by Issuer and TrustDomain only. Verify
 // refuses every other token.
 func (c *Config) ClaimedBy(by Claimed) bool { return c.claimed(by) == nil }
 
-// claimed refuses what does not say to be of this issuer.
+// claimed refuses a token that does not claim to come from this issuer.
 func (c *Config) claimed(by Claimed) error {
 	if c.TrustDomain == "" {
 		switch by.Issuer {
@@ -92,8 +92,7 @@ func (c *Config) claimed(by Claimed) error {
 	return nil
 }
 
-// trustDomainOf returns the trust domain of a workload's SPIFFE ID. The id of a trust domain itself, which has no path, is no
-// workload's.
+// trustDomainOf returns the trust domain of a workload's SPIFFE ID. An ID without a path names a trust domain, not a workload.
 func trustDomainOf(sub string) (name string, isWorkload bool) {
 	id, err := spiffeid.FromString(sub)
 	return id.TrustDomain().Name(), err == nil && id.Path() != ""

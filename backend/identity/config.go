@@ -27,9 +27,10 @@ const (
 	hardClaims        = 4096
 	hardDepth         = 64
 	maxIssuerConns    = 4
-	// maxLeeway stays below half of go-oidc's five minutes for nbf, out of which our leeway for exp is taken.
+	// maxLeeway stays below half of the five minutes of leeway that go-oidc has for nbf: Verify moves go-oidc's clock back by our
+	// leeway for exp, which shortens that.
 	maxLeeway = 2 * time.Minute
-	// iatLeeway is what iat may lie ahead at least: a token is often used in the second it was made.
+	// iatLeeway is how far iat may always lie in the future: a token is often used within the second in which it was made.
 	iatLeeway = time.Minute
 )
 
@@ -129,7 +130,7 @@ func (c *Config) checkLists() error {
 	return nil
 }
 
-// CheckHosts wants hosts as they stand in URLs: what is spelt in another way would be none of them.
+// CheckHosts refuses hosts that are not spelt as in a URL, because they would never match one.
 func CheckHosts(hosts []string) error {
 	for _, host := range hosts {
 		u, err := parseAnywhere("https://"+host, true)
@@ -146,7 +147,8 @@ func parseAnywhere(raw string, httpLoopback bool) (*url.URL, error) {
 	return egress.Policy{AllowPrivate: everywhere, AllowHTTPLoopback: httpLoopback}.ParseURL(raw)
 }
 
-// CheckIssuer wants an issuer string that is one issuer's, in its plain spelling. Whether it may be called is not its matter.
+// CheckIssuer refuses an issuer URL that is not in its plain spelling, or that stands for many issuers. It does not check
+// whether the URL may be called.
 func CheckIssuer(issuer string, httpLoopback bool) error {
 	if len(issuer) > maxNameBytes {
 		return fmt.Errorf("longer than %d bytes", maxNameBytes)
@@ -158,7 +160,7 @@ func CheckIssuer(issuer string, httpLoopback bool) error {
 	return checkEntra(u)
 }
 
-// checkEntra refuses the addresses at which Entra speaks for every tenant at once: their keys would vouch for anybody's.
+// checkEntra refuses the addresses at which Entra serves all tenants: their keys verify tokens of any tenant.
 func checkEntra(u *url.URL) error {
 	switch u.Hostname() {
 	case "login.microsoftonline.com", "login.windows.net", "login.microsoft.com", "sts.windows.net",

@@ -19,8 +19,9 @@ import (
 const (
 	maxDiscoveryBytes = 256 << 10
 	wellKnown         = "/.well-known/openid-configuration"
-	// rediscoverAfter and rediscoverFailures say when the address of the keys is asked for again. After the former it is not used
-	// without an answer: an issuer that has left the address, say because others have it now, can say so nowhere else.
+	// rediscoverAfter and rediscoverFailures say when to read the address of the keys from the discovery document again. After
+	// rediscoverAfter the old address is not used without a new answer: an issuer that has given the address up, perhaps to
+	// somebody else, can say so nowhere but in that document.
 	rediscoverAfter    = 24 * time.Hour
 	rediscoverFailures = 3
 )
@@ -52,8 +53,8 @@ type place struct {
 	failures int // fetches in a row that failed there
 }
 
-// fetch gets the keys, and first their address if it is unknown, old or has failed repeatedly. One that is not old is tried once
-// more although it has failed, if the document cannot be had either.
+// fetch gets the keys, and first their address if that is unknown, old, or has failed repeatedly. If the discovery document
+// cannot be fetched either, an address that has failed but is not old is tried once more.
 func (s *webSource) fetch(ctx context.Context, p place, now time.Time) (*keys, place, error) {
 	unknown := p.url == "" || now.Sub(p.found) >= rediscoverAfter
 	if s.discoveryURL == "" {

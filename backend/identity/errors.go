@@ -15,7 +15,7 @@ const (
 	NotYetValid       = "not_yet_valid"      // its nbf or iat lies in the future
 	TooOld            = "too_old"            // it was issued longer ago than the issuer's max_age
 	Lifetime          = "lifetime"           // it lives longer than max_token_lifetime, or ends before it begins
-	IssuerUnavailable = "issuer_unavailable" // the issuer's keys cannot be had now; the same token may pass later
+	IssuerUnavailable = "issuer_unavailable" // the issuer's keys cannot be fetched now; the same token may be accepted later
 )
 
 // Error is the one type of error that verifying returns. All reasons but IssuerUnavailable are the token's fault.

@@ -1,11 +1,10 @@
 // Copyright (c) the oidcexchange authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package identity says who presents a subject token. It verifies; it does not decide who is trusted, not even by
-// audience: that is the trust policy's part.
+// Package identity verifies subject tokens. It does not decide who is trusted, not even by audience: trust policies do.
 //
-// A token passes through, in this order, so that each step is cheaper than those behind it and works on what those before
-// it have made unambiguous:
+// A token passes these checks in this order. Each is cheaper than the ones after it, and relies on the ones before it having
+// left only one way to read the token:
 //
 //	spelling   compact form, one spelling only                         split
 //	header     strict JSON; no foreign keys                            parseHeader
@@ -16,7 +15,7 @@
 //	signature  go-oidc, over the issuer's keys                         keySet
 //	agreement  go-oidc read the same iss, sub, aud and exp as we did   agree
 //
-// Up to the signature nothing touches the network, and a token that names no configured issuer never does.
+// Nothing before the signature check uses the network, so a token that names no configured issuer causes no call.
 package identity
 
 import (
@@ -39,8 +38,7 @@ type Config struct {
 	// Issuer is the exact iss of its tokens; empty means DiscoveryURL. It is compared byte by byte and never normalised.
 	// Tokens of a trust domain need no iss; with Issuer those that have one must have this.
 	Issuer string
-	// TrustDomain makes the issuer a SPIFFE trust domain, by its name: it vouches for the SPIFFE IDs of its workloads, with
-	// JWT-SVIDs.
+	// TrustDomain is the name of a SPIFFE trust domain; if set, the issuer accepts JWT-SVIDs of the domain's workloads.
 	TrustDomain string
 
 	// Exactly one of these says where its keys come from: a discovery document below DiscoveryURL, a JWK set at JWKSURL,
@@ -96,7 +94,7 @@ type Status struct {
 	Keys      int            // how many are usable
 	KeyIDs    []string       // their ids, sorted; configured keys have none
 	Skipped   map[string]int // entries of the set that are not used, by reason
-	LastError string         // why the last fetch brought nothing; empty if it did. Never a part of an answer
+	LastError string         // why the last fetch failed; empty if it succeeded. Never contains a part of an answer
 	Fetches   uint64         // how often keys were fetched since New, failures among them
 	Failures  uint64         // how many of the fetches brought nothing
 }
@@ -124,8 +122,8 @@ func New(c Config) (*Verifier, error) {
 	return v, nil
 }
 
-// Inherit has v go on with the keys that former knows, as long as they are v's too: both take them from the same place and demand
-// the same of them. It comes before all use of v; former may be in use, and may be nil.
+// Inherit makes v use the keys that former has fetched, if both fetch keys from the same place and make the same demands on
+// them. Call it before any other use of v. former may be in use, and may be nil.
 func (v *Verifier) Inherit(former *Verifier) {
 	if former != nil && v.cfg.sameKeys(former.cfg) {
 		v.keys.stock = former.keys.stock
@@ -142,7 +140,7 @@ func (v *Verifier) Verify(ctx context.Context, token string) (*Token, error) {
 	return v.verify(ctx, u)
 }
 
-// VerifyPeeked is Verify of a token that need not be read again.
+// VerifyPeeked is Verify for a token that Peek has read.
 func (v *Verifier) VerifyPeeked(ctx context.Context, p *Peeked) (*Token, error) {
 	if p.token.limits != v.limits || len(p.token.token) > v.cfg.MaxTokenBytes {
 		return v.Verify(ctx, p.token.token)
@@ -235,19 +233,18 @@ func (c *call) VerifySignature(ctx context.Context, token string) (payload []byt
 	return payload, c.err
 }
 
-// agree says whether go-oidc's reading is ours. The strict parse leaves nothing to disagree on; should that ever stop being
-// true, the token is refused instead of being judged by one reading and recorded by another.
+// agree refuses a token that go-oidc has read differently than this package. The strict parse should make that impossible. If
+// it ever happens, the token is refused, instead of being judged by one reading and recorded by another.
 func agree(p payload, id *oidc.IDToken) bool {
 	return id.Issuer == p.iss && id.Subject == p.sub && slices.Equal(id.Audience, p.aud) && id.Expiry.Unix() == p.exp
 }
 
-// Refresh drops the issuer's keys, also those that would still be good, and fetches them anew, however recent the last
-// fetch is; configured keys stay. If that brings nothing the error is an *Error, no key vouches, and Verify tries again after
-// MinRefresh.
+// Refresh drops all fetched keys and fetches them again, however recent the last fetch was; configured keys stay. If the fetch
+// fails, the error is an *Error, no key is accepted, and Verify tries again after MinRefresh.
 func (v *Verifier) Refresh(ctx context.Context) error { return v.keys.refresh(ctx) }
 
-// Probe tries whether the issuer's keys can be had now, and changes nothing. The error is an *Error.
+// Probe checks whether the issuer's keys can be fetched now, and changes nothing. The error is an *Error.
 func (v *Verifier) Probe(ctx context.Context) error { return v.keys.probe(ctx) }
 
-// Status tells what is known of the issuer's keys. It asks nobody.
+// Status returns the state of the issuer's keys. It uses no network.
 func (v *Verifier) Status() Status { return v.keys.status() }

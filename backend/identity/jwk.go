@@ -29,7 +29,8 @@ const (
 	maxUnnamed = 8
 )
 
-// asymmetric lists every algorithm that an issuer may be given. HMAC is not among them: who can verify with it can sign.
+// asymmetric lists every algorithm that an issuer may have. It has no HMAC, because whoever can verify an HMAC can also make
+// one.
 var asymmetric = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA"}
 
 // setLimits bound a key set.
@@ -107,8 +108,8 @@ type keys struct {
 	skipped map[string]int // why entries are not used, and how many; our words
 }
 
-// members reads the members of a JSON object, and refuses one that has a name twice or in two spellings: which of them
-// counts would depend on who reads it.
+// members reads the members of a JSON object. It refuses an object that has a name twice or in two spellings, because parsers
+// differ in which of the two they use.
 func members(body []byte) (map[string]json.RawMessage, error) {
 	d := json.NewDecoder(bytes.NewReader(body))
 	if open, err := d.Token(); err != nil || open != json.Delim('{') {
@@ -286,7 +287,7 @@ func parsePEMKey(text string) (any, error) {
 		public, err = x509.ParsePKIXPublicKey(block.Bytes)
 	case "RSA PUBLIC KEY":
 		public, err = x509.ParsePKCS1PublicKey(block.Bytes)
-	default: // a certificate would promise that its dates and chain mean something here
+	default: // not a certificate either: it would suggest that its dates and chain are checked
 		return nil, errors.New(`want a block of type "PUBLIC KEY" or "RSA PUBLIC KEY"`)
 	}
 	if err != nil {

@@ -23,13 +23,13 @@ const (
 
 // keySet is an issuer's keys as an oidc.KeySet. Configured keys never change; fetched ones are
 //
-//   - fetched when first needed, and again when a token names a key that is not there: at most once in floor, however many
-//     tokens come, and one fetch at a time, which everybody waits for and which always ends;
-//   - refreshed when used at the age maxAge, while callers go on with what they have;
-//   - waited for (for a short time) at twice that age, so that on a mount that was idle a key that the issuer withdrew
-//     does not vouch merely because nobody asked;
+//   - fetched when first needed, and again when a token names an unknown key: at most once per floor however many tokens come,
+//     with only one fetch at a time, for which all callers wait and which always ends;
+//   - refreshed in the background when they are used at the age maxAge;
+//   - waited for, for a short time, when they are used at twice that age: otherwise a mount that was idle would accept a key
+//     that the issuer has withdrawn meanwhile;
 //   - used up to the age maxStale while the issuer cannot be reached, and not longer;
-//   - dropped at once when a Workload API says that it has none any more.
+//   - dropped at once when a Workload API has no bundle any more.
 //
 // A signature that does not verify with the key it names never causes a fetch.
 type keySet struct {
@@ -44,7 +44,7 @@ type keySet struct {
 	*stock
 }
 
-// stock is what is known of an issuer's keys. Key sets that differ only in how they use it may share one.
+// stock has the fetched keys of an issuer. Key sets that fetch the same keys, but use them by different rules, may share one.
 type stock struct {
 	mu        sync.Mutex
 	current   *keys     // nil if none were had yet
@@ -102,7 +102,7 @@ func (s *keySet) find(ctx context.Context, id, alg string) ([]key, error) {
 	}
 }
 
-// wait returns true when the flight has ended. A caller that has keys to go on with waits no longer than patience.
+// wait waits for the flight to end, and reports whether it has. A caller that has older keys to use waits at most patience.
 func (f *flight) wait(ctx context.Context, found []key, patience time.Duration) (bool, error) {
 	var enough <-chan time.Time
 	if found != nil {
@@ -118,8 +118,8 @@ func (f *flight) wait(ctx context.Context, found []key, patience time.Duration) 
 	}
 }
 
-// look finds keys in what there is now. A flight beside the result means: wait for it, then look again; found is then what
-// to use if it takes too long. After a wait (waited) nothing new is started.
+// look finds keys among those that are there now. If it also returns a flight, the caller must wait for it and look again;
+// found is what to use if that takes too long. After a wait (waited is true) it starts no new flight.
 func (s *keySet) look(id, alg string, waited bool) (found []key, f *flight, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,7 +156,7 @@ func (s *keySet) running(now time.Time, waited bool) *flight {
 	return s.flight
 }
 
-// retry returns a flight that may bring the missing key, or nil if there is no hope now.
+// retry returns a flight that may bring the missing key, or nil if it is too early for another fetch.
 func (s *keySet) retry(id string, now time.Time, waited bool) *flight {
 	if waited {
 		s.remember(id, now)
@@ -168,8 +168,8 @@ func (s *keySet) retry(id string, now time.Time, waited bool) *flight {
 	return s.running(now, false)
 }
 
-// remember notes that a fetch did not bring a key: asking for the same one again causes fetches ever more seldom. When the
-// memory is full the floor alone protects the issuer.
+// remember notes that a fetch did not bring a key, so that further tokens with the same key id cause fetches less and less
+// often. When the memory is full, only floor limits the fetches.
 func (s *keySet) remember(id string, now time.Time) {
 	if now.Before(s.misses[id].until) {
 		return // others waited for the same fetch: it is one miss, not many
@@ -210,8 +210,8 @@ func (s *keySet) fetch(ctx context.Context, from place, now time.Time) (set *key
 	return s.source.fetch(ctx, from, now)
 }
 
-// land puts a flight's result into the set, unless the keys were dropped while it was under way: what it brings may then
-// be what was to be dropped.
+// land puts a flight's result into the set, unless the keys were dropped meanwhile: the result may then contain the keys that
+// were to be dropped.
 func (s *keySet) land(f *flight, set *keys, at place, began time.Time, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -258,7 +258,7 @@ func (s *keySet) refresh(ctx context.Context) error {
 	return nil
 }
 
-// probe tries whether the keys can be had, and leaves what is known as it is.
+// probe checks whether the keys can be fetched, and does not change the set.
 func (s *keySet) probe(ctx context.Context) error {
 	if s.source == nil {
 		return nil

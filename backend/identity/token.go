@@ -39,7 +39,7 @@ type segments struct {
 	signature       int    // bytes
 }
 
-// unverified is a token that was read: every parser reads it the same way, and nobody has vouched for it.
+// unverified is a token that was parsed but not verified. Every parser reads it the same way.
 type unverified struct {
 	token  string
 	limits limits // under which it was read
@@ -109,7 +109,7 @@ func decode(token string, dots [2]int) (segments, error) {
 	}, nil
 }
 
-// header is what of a token's header is used. The rest is either refused or means nothing here.
+// header has the parts of a token's header that are used. All others are refused or have no effect.
 type header struct {
 	alg, kid, typ string
 	hasKid        bool
@@ -174,8 +174,8 @@ func isKeyID(s string) bool {
 	return true
 }
 
-// payload is a token's payload: the claims that verifying needs, and all of them. They are claims only once the signature
-// was verified.
+// payload is a token's payload: the members that verification needs, and all of them as a map. Only after the signature was
+// verified may they be treated as claims.
 type payload struct {
 	iss, sub, jti string // iss and jti are "" if absent
 	aud           []string
@@ -326,7 +326,7 @@ type Token struct {
 	Subject  string   // sub; never empty
 	Audience []string // aud as it was sent; empty if there was none. Nobody has judged it yet: the trust policy must
 	ID       string   // jti, or "" if there was none
-	// Claims are all claims, from the one strict parse; numbers are json.Number. Nobody reads the token in another way.
+	// Claims are all claims, from the one strict parse; numbers are json.Number. No other code parses the token.
 	Claims           map[string]any
 	IssuedAt, Expiry time.Time // UTC, whole seconds
 	// Digest is the SHA-256 of what the signature covers. It tells uses of one token apart from another's where there is no
@@ -346,9 +346,9 @@ func newToken(s segments, p payload) *Token {
 	}
 }
 
-// Addressed returns whom a token is for and when it ends. It serves tokens that the engine presents elsewhere: nobody here
-// verifies them, but one that parsers could read in two ways is refused (with an [Error]), and so is one without an end.
-// maxBytes bounds the token. It uses no network.
+// Addressed returns the audience and the expiry of a token that the engine is to present elsewhere. It does not verify the
+// token, but refuses (with an [Error]) one that parsers could read in two ways, and one without exp. maxBytes bounds the token.
+// It uses no network.
 func Addressed(token string, maxBytes int) (aud []string, expiry time.Time, err error) {
 	s, err := split(token, maxBytes)
 	if err != nil {

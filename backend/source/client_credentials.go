@@ -33,7 +33,7 @@ const (
 	maxAnswerBytes = 64 << 10
 	maxFieldBytes  = 16 << 10 // of client_id, client_secret, and of all scopes
 	endMargin      = time.Minute
-	maxKept        = time.Hour // a token that its server has withdrawn is presented no longer than this
+	maxKept        = time.Hour // how long a token is kept: one that its server has revoked is presented at most this long
 )
 
 var (
@@ -127,8 +127,8 @@ func checkClientCredentials(c Config) error {
 	return nil
 }
 
-// token returns the kept token, or joins the call that fetches the next one. The call belongs to nobody: it goes on when
-// the caller who began it has left.
+// token returns the kept token, or joins the call that fetches the next one. That call does not depend on any caller's
+// context: it goes on if the caller who began it leaves.
 func (s *clientCredentials) token(ctx context.Context) (string, error) {
 	for {
 		token, f, mine := s.join()
@@ -241,7 +241,7 @@ func (w *witness) RoundTrip(r *http.Request) (*http.Response, error) {
 	return resp, nil
 }
 
-// refusal says in our own words why there is no token.
+// refusal returns why there is no token, without words of the endpoint other than known error codes.
 func (w *witness) refusal(err error) error {
 	switch {
 	case errors.Is(w.err, egress.ErrRefused) || errors.Is(w.err, egress.ErrTooLarge):

@@ -17,8 +17,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
 )
 
-// DirsVariable is the environment variable that names the directories in which tokens may be read, as PATH names those of
-// programs. Only who registers the plugin can set it, so who writes targets cannot have other files read.
+// DirsVariable is the environment variable that lists the directories from which tokens may be read, in the format of PATH.
+// Only whoever registers the plugin can set it, so whoever writes targets cannot make the engine read other files.
 const DirsVariable = "OIDCEXCHANGE_TOKEN_DIRS"
 
 // file is a token below one of the directories.
@@ -49,7 +49,7 @@ func openFile(c Config) (*Source, error) {
 	return nil, fmt.Errorf("token_file: is below none of the directories in the plugin's %s", DirsVariable)
 }
 
-// plain wants a path in the one spelling that needs no look at the file system to be compared.
+// plain refuses a path that is not in its plain spelling, so that paths can be compared without reading the file system.
 func plain(path string) bool {
 	return filepath.IsAbs(path) && filepath.Clean(path) == path && filepath.Dir(path) != path
 }

@@ -1,12 +1,11 @@
 // Copyright (c) the oidcexchange authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package source yields tokens that are the engine's own identity at some API: from a file that somebody keeps fresh, from
-// an OAuth token endpoint, or from a SPIFFE agent.
+// Package source gets tokens that are the engine's own identity at some API: from a file that something else keeps fresh,
+// from an OAuth token endpoint, or from a SPIFFE agent.
 //
-// A [Source] is opened for one audience and yields no token for another. It knows nothing of callers: what it yields says
-// who the engine is, never who asked. Nothing here logs, and no error holds a token, a secret, a path's content or a byte
-// of an answer.
+// A [Source] is opened for one audience and returns tokens only for that. It knows nothing about callers: its tokens identify
+// the engine. The package does not log, and no error contains a token, a secret, the content of a file or a part of an answer.
 package source
 
 import (
@@ -28,8 +27,8 @@ const (
 	SVID              = "svid"               // a JWT-SVID from the SPIFFE Workload API
 )
 
-// ErrUnavailable means that the token cannot be had now and that asking again later may help. Every other error of Token
-// means that what is there must not be presented, or that somebody has to change something.
+// ErrUnavailable means that no token can be got now, and that trying again later may help. Every other error of Token means
+// that the token found must not be presented, or that somebody has to change something.
 var ErrUnavailable = errors.New("cannot be had now")
 
 // Config describes one source. The fields of other kinds than Kind are not looked at.
@@ -100,7 +99,7 @@ func (s *Source) Close() {
 // maxTokenBytes bounds a token, and the file that one is read from.
 const maxTokenBytes = 64 << 10
 
-// fit wants a JWT that is for the audience and nobody else, and that has not ended. It returns the end.
+// fit refuses a token that is not a JWT for exactly the audience, or that has expired. It returns the expiry.
 func fit(token, audience string, now time.Time) (time.Time, error) {
 	aud, expiry, err := identity.Addressed(token, maxTokenBytes)
 	switch {

@@ -15,7 +15,7 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// svidTimeout bounds a call of the agent, which runs on the same machine.
+// svidTimeout bounds a call to the agent, which runs on the same machine.
 const svidTimeout = 10 * time.Second
 
 // svid asks the SPIFFE agent for a token each time; the agent keeps them.
@@ -57,7 +57,7 @@ func (s *svid) token(ctx context.Context) (string, error) {
 	return token, nil
 }
 
-// refusalOf says what an error of the Workload API means. Its text is the agent's and is not repeated.
+// refusalOf returns what an error of the Workload API means, without its text, which comes from the agent.
 func refusalOf(ctx context.Context, err error) error {
 	said, isStatus := status.FromError(err)
 	switch {

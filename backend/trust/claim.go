@@ -21,7 +21,7 @@ type boundClaim struct {
 	wanted any   // as the policy has it
 	values []any // string, bool or json.Number
 	globs  []*regexp.Regexp
-	open   bool // one of the globs has nothing but stars and punctuation: it matches about everything
+	open   bool // one of the globs has only stars and punctuation, so it matches almost everything
 }
 
 func newBoundClaim(name string, want any, glob bool) (boundClaim, error) {
@@ -64,8 +64,8 @@ func newBoundClaim(name string, want any, glob bool) (boundClaim, error) {
 	return bound, nil
 }
 
-// judge tells whether the claim has one of the wanted values. A claim that is a list holds if one of its elements
-// does. Types are not converted: the text "1" is not the number 1.
+// judge reports whether the claim has one of the wanted values. A claim that is a list matches if one of its elements does.
+// Types are not converted: the string "1" is not the number 1.
 func (b boundClaim) judge(claims map[string]any) Condition {
 	c := Condition{Name: "bound_claims." + b.name, Wanted: b.wanted}
 	actual, found := Lookup(claims, b.name)
@@ -153,8 +153,8 @@ func compileGlob(pattern string) (*regexp.Regexp, error) {
 	return regexp.Compile(re.String())
 }
 
-// checkText checks a value that an operator expects. One that is empty or holds an invisible character is a slip of
-// the hand, or a trick: it looks like another one.
+// checkText checks a value in a policy. It refuses an empty value and one with an invisible character, which is a mistake or
+// an attempt to look like another value.
 func checkText(text string, limit int) error {
 	if text == "" || len(text) > limit {
 		return fmt.Errorf("want a text of 1 to %d bytes", limit)
@@ -167,7 +167,7 @@ func checkText(text string, limit int) error {
 
 func isLetterOrDigit(r rune) bool { return unicode.IsLetter(r) || unicode.IsDigit(r) }
 
-// printable refuses to match what an operator cannot see in a log or a pattern.
+// printable reports whether an operator can see all of a value in a log or a pattern.
 func printable(text string) bool {
 	return !strings.ContainsFunc(text, func(r rune) bool {
 		return r == unicode.ReplacementChar || !unicode.IsPrint(r) || unicode.In(r, unicode.Other_Default_Ignorable_Code_Point, unicode.Variation_Selector)

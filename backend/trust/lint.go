@@ -148,7 +148,7 @@ func (v view) binds(claim string) bool {
 
 func (v view) glob() bool { return v.spec.BoundClaimsType == "glob" }
 
-// nameWithoutID finds a claim that is bound while none of the ids that make it lasting is.
+// nameWithoutID finds a bound name that can be given to somebody else later, where no claim with a permanent id is bound too.
 func nameWithoutID(name string, ids ...string) func(view) bool {
 	return func(v view) bool { return v.binds(name) && !slices.ContainsFunc(ids, v.binds) }
 }
@@ -188,7 +188,8 @@ func (v view) acceptsUntrustedEvent() bool {
 	})
 }
 
-// anyEvent finds a policy that lets the event open. An environment closes it: GitHub's rules for that say what may run.
+// anyEvent finds a policy that does not restrict the event. Binding an environment restricts it too, because GitHub's rules for
+// the environment say what may run.
 func (v view) anyEvent() bool {
 	subs := v.claims["sub"]
 	other := func(sub string) bool { return !strings.Contains(sub, ":environment:") }

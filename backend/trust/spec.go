@@ -77,8 +77,8 @@ func (p *Policy) checkSubject() error {
 	return nil
 }
 
-// checkKind refuses conditions on what a login does not have: they could never hold, and who wrote them expects that
-// they narrow something.
+// checkKind refuses conditions on something that a login does not have. They could never hold, and whoever wrote them expects
+// that they restrict the policy.
 func (p *Policy) checkKind() error {
 	if p.spec.BindCaller != "" {
 		if err := CheckName(p.spec.BindCaller); err != nil {
@@ -143,7 +143,7 @@ func (p *Policy) compileCondition() error {
 	return nil
 }
 
-// checkOpen refuses a policy that tells no subject of its issuer from another: at a shared issuer that is everybody.
+// checkOpen refuses a policy that accepts every subject of its issuer: at a shared issuer, that is everybody.
 func (p *Policy) checkOpen() error {
 	if p.spec.AcceptAnySubject || p.spec.BoundSubject != "" {
 		return nil

@@ -84,21 +84,21 @@ func (id *Identity) Values() map[string]any {
 	return id.variables
 }
 
-// dropNull takes the members that are null out of v, which the caller owns: a null claim is as good as none, also for
-// a condition with !=.
+// dropNull removes null members from v, which the caller owns: a claim that is null counts as absent, also for a condition
+// with !=.
 func dropNull(v any) (keep bool) {
 	switch v := v.(type) {
 	case nil:
 		return false
 	case map[string]any:
 		maps.DeleteFunc(v, func(_ string, member any) bool { return !dropNull(member) })
-	case []any: // a list that has a null goes whole, for without it the others would change places
+	case []any: // a list with a null is removed whole, because removing the null would change the indexes of the others
 		return !slices.ContainsFunc(v, func(element any) bool { return !dropNull(element) })
 	}
 	return true
 }
 
-// known keeps what has a value: an address that is not known must not satisfy a condition with !=.
+// known removes empty values: for example, an unknown address must not satisfy a condition with !=.
 func known(members map[string]string) map[string]any {
 	out := make(map[string]any, len(members)+2)
 	for name, value := range members {
@@ -134,9 +134,9 @@ const (
 type Condition struct {
 	Name   string // field, and claim where the field is a map: "bound_claims.repository"
 	Holds  bool
-	Wanted any    // what the policy has in that field; of bind_caller the names that the claim could have
-	Saw    any    // the value that was looked at; nil if it is missing or if Name is "condition"
-	Why    string // of an expression that failed, or of what the values do not show: why, without values
+	Wanted any    // the policy's value of that field; for bind_caller the names that the claim may have
+	Saw    any    // the value that was compared; nil if it is missing, or if Name is "condition"
+	Why    string // why the condition does not hold, where Wanted and Saw do not show it; without values
 }
 
 // Unmet returns the names of the conditions that do not hold.
@@ -174,7 +174,7 @@ func (p *Policy) Evaluate(id *Identity, budget *expr.Budget) Decision {
 	if p.kind == Token {
 		audience = add(p.audience(id))
 	}
-	if p.spec.BoundSubject != "" || id.Subject == "" { // nobody is no subject, whatever the policy says
+	if p.spec.BoundSubject != "" || id.Subject == "" { // an empty subject is never accepted
 		trusted = add(p.subject(id))
 	}
 	for _, bound := range p.claims {
@@ -277,8 +277,8 @@ func (p *Policy) bindCaller(id *Identity) Condition {
 	return c
 }
 
-// Reads returns the names of the top-level claims that the policy looks at, sorted; whole means that its condition may
-// look at any. Who records them can have the decision made again later.
+// Reads returns the names of the top-level claims that the policy reads, sorted; whole means that its condition may read any
+// claim. Recording them allows Evaluate to decide again later.
 func (p *Policy) Reads() (names []string, whole bool) {
 	if p.kind == Token {
 		names = append(names, "aud", "azp", "sub")
@@ -297,7 +297,7 @@ func (p *Policy) Reads() (names []string, whole bool) {
 	return slices.Compact(names), whole
 }
 
-// ReadsCaller reports whether the policy looks at the Vault client that asks, so that others need not look it up.
+// ReadsCaller reports whether the policy reads anything of the Caller. If not, the caller's details need not be looked up.
 func (p *Policy) ReadsCaller() bool {
 	return p.kind == Login || p.spec.BindCaller != "" || p.condition != nil && p.condition.Uses("vault")
 }
