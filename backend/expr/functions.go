@@ -141,7 +141,7 @@ func effort(text, pattern ref.Val) int {
 	case err != nil:
 		return 10 * len(source)
 	case steps > maxPattern:
-		return maxWeight // charge a failed compilation fully, so that it is not repeated
+		return maxWeight // too large, and it was compiled to find that out: charge enough to stop a repetition
 	}
 	return (sizeOf(text) + 1) * steps / 2
 }

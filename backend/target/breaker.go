@@ -21,17 +21,17 @@ const (
 type health int
 
 const (
-	healthUnknown health = iota // nothing: the call was given up, or never left
-	healthFaulty                // it answers that it broke: at this call, whatever it does with others
-	healthAlive                 // it answers, if only to refuse
-	healthDead                  // no connection, no answer in time, or a gateway's word that there is none
+	healthUnknown health = iota // nothing: the call was cancelled, or never sent
+	healthFaulty                // it answered with a server error, which may concern this call only
+	healthAlive                 // it answered, if only to refuse
+	healthDead                  // no connection, no answer in time, or a gateway reports one of these
 )
 
 // gateways are the statuses that say that there is no server, whatever it was asked.
 var gateways = []int{http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout}
 
-// healthOf judges a call by its error; ctx is its caller's. Other errors of a server, such as 500, open nothing: what one
-// caller asks for may bring them forth, and shall not keep all others away.
+// healthOf judges a call by its error; ctx is its caller's. Server errors such as 500 do not open the breaker: one caller's
+// parameters may cause them, and must not lock out all other callers.
 func healthOf(ctx context.Context, err error) health {
 	e := (*Error)(nil)
 	switch {
@@ -49,10 +49,11 @@ func healthOf(ctx context.Context, err error) health {
 	return healthDead
 }
 
-// breaker keeps calls away from a target that is dead. After breakerTrips failures in a row it is open: no call is made
-// until a pause has passed, and then one, the probe. If that fails the pause doubles; if it succeeds the breaker closes, on
-// probation: until a second success the next failure opens it again, and the pauses go on growing. So a target of which
-// only one kind of call works is not hammered with the others. The zero breaker is closed. It has no lock of its own.
+// breaker is a circuit breaker: it keeps calls away from a target that is down. After breakerTrips failures in a row it is
+// open: no call is made until a pause has passed, and then only one, the probe. If the probe fails, the pause doubles. If it
+// succeeds, the breaker closes on probation: until a second success, the next failure opens it again, with a longer pause. So a
+// target where only one kind of call works is not flooded with the others. The zero breaker is closed. It has no lock of its
+// own.
 type breaker struct {
 	failures int // in a row
 	open     bool
@@ -76,7 +77,8 @@ func (b *breaker) begin() (probe bool) {
 	return b.open
 }
 
-// end is told how each call went. While the breaker is open a failure counts only of the probe: the others began earlier.
+// end is called with the result of each call. While the breaker is open, only the probe's failure counts: other calls began
+// before it opened.
 func (b *breaker) end(now time.Time, probe bool, h health) {
 	if probe {
 		b.probing = false
@@ -95,8 +97,8 @@ func (b *breaker) end(now time.Time, probe bool, h health) {
 	}
 }
 
-// answers asks a target that was found dead by a call that costs nothing, where there is one: what an exchange whose answer
-// is lost has used up does not come back. An error means that nothing else was sent.
+// answers probes a target whose breaker is open with a call that has no side effect, if it has one: otherwise an exchange would
+// be the probe, and could use up a token for nothing. An error means that nothing else was sent.
 func (t *Target) answers(ctx context.Context, op string) error {
 	if t.driver.check == nil || !t.State().Open {
 		return nil

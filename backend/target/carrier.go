@@ -20,8 +20,8 @@ type errand struct {
 
 type errandKey struct{}
 
-// lend makes one call through a client library: use has the library send one request with the context that it is given,
-// over the transport carrier. Whatever the library says of it, the error is ours, and of the same kinds as do's.
+// lend makes one call through a client library: use makes the library send one request, with the given context and over the
+// transport carrier. Whatever error the library returns, lend's errors are those of do.
 func (a *api) lend(ctx context.Context, c call, use func(context.Context) error) error {
 	e := &errand{call: c}
 	err := use(context.WithValue(ctx, errandKey{}, e))
@@ -36,8 +36,8 @@ func (a *api) lend(ctx context.Context, c call, use func(context.Context) error)
 	return nil
 }
 
-// carrier is the http.RoundTripper for client libraries. It lets out one request for each errand, to the target alone: a
-// library's own retries, redirects and further calls go nowhere.
+// carrier is the http.RoundTripper for client libraries. It sends only one request per errand, and only to the target: a
+// library's own retries, redirects and further calls are refused.
 type carrier struct{ api *api }
 
 // RoundTrip implements http.RoundTripper.

@@ -34,9 +34,9 @@ const (
 // Codes of the errors of Connect's API.
 const codeNoPermission = 22
 
-// connectLifetime is taken for the life of a key whose end neither the answer nor the subject token tells. Connect calls
-// such keys short-lived and publishes no number; too long a guess shows a key as exposed that has ended, too short a one
-// hides a key that lives.
+// connectLifetime is assumed for a key if neither the answer nor the subject token states its expiry. Connect calls such keys
+// short-lived and publishes no number. If the guess is too long, a key is shown as exposed that has expired; if it is too
+// short, a valid key is not shown.
 const connectLifetime = time.Hour
 
 const guid = "[0-9A-Za-z-]{1,64}"
@@ -308,8 +308,8 @@ func tokenExpiry(token string) time.Time {
 	return time.Unix(int64(seconds), 0).UTC()
 }
 
-// confirm asks the server whose key it is: a user's, then it says the name, or a service principal's, for which it has a
-// refusal of its own. No other key is handed out.
+// confirm asks the server who has the key: a user, whose name it returns, or a service principal, which it reports by a
+// particular refusal. A key that is neither is not handed out.
 func (d *connectDriver) confirm(ctx context.Context, op, key string) (username string, err error) {
 	c := d.call(op, http.MethodGet, key, "v1", "user")
 	c.ok, c.wantBody = []int{200, 401, 403}, true
@@ -330,7 +330,7 @@ func (d *connectDriver) confirm(ctx context.Context, op, key string) (username s
 	return "", protocol(op, "the server does not say whose the key is")
 }
 
-// greet asks whether the server is there. It needs no key.
+// greet checks that the server is up. It needs no key.
 func (d *connectDriver) greet(ctx context.Context) error {
 	const op = "check"
 	c := d.call(op, http.MethodGet, "", "server_settings")

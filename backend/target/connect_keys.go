@@ -87,8 +87,8 @@ func textOrNumber(value any) string {
 	return ""
 }
 
-// delete ends a key. That the server does not find it says little: it does not find what is not the credential's user's
-// either. The list of the user's keys, which nobody else may read, says more.
+// delete ends a key. If the server does not find it, that proves little, because it also does not find keys of other users. So
+// delete then looks for the key in the list of the user's keys, which nobody else may read.
 func (d *connectDriver) delete(ctx context.Context, h Handle) error {
 	const op = "revoke"
 	user, _ := h.Params["user"].(string)

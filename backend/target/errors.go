@@ -26,17 +26,18 @@ var (
 	ErrUnsupported = errors.New("not supported by the target")
 	// ErrEgress means that the egress rules forbid the connection. Nothing was sent; the text says what to change.
 	ErrEgress = errors.New("connection is not permitted")
-	// ErrInactive comes with ErrDenied, from a Target that RenewAsks: the target does not, or does no longer, say that the key
-	// lives.
+	// ErrInactive comes with ErrDenied, from Renew of a Target whose RenewAsks is true: the target does not report the key as
+	// active, or no longer does.
 	ErrInactive = errors.New("key is not active")
-	// ErrEnded comes with ErrProtocol, from Exchange: the key that was issued and refused was ended again, so none lives.
+	// ErrEnded comes with ErrProtocol, from Exchange: a key was issued but did not pass the checks, and was ended again. No key
+	// exists.
 	ErrEnded = errors.New("key was ended again")
 	// ErrParameter means that the request could not be made from what was given. Nothing was sent.
 	ErrParameter = errors.New("request cannot be made")
 )
 
-// Error says which call failed and how. It holds nothing that the target was sent, and of what the target sent at most its
-// own words for a refusal (see withSaid): it is for the operator's log, not for callers.
+// Error says which call failed and how. It contains nothing that was sent to the target, and of what the target sent at most
+// its own words for a refusal (see withSaid). It is for the operator's log, not for callers.
 type Error struct {
 	Op         string        // exchange, renew, revoke, find, check, rotate, identify, rotate_credential or retire_credential
 	Status     int           // the HTTP status that decided; 0 = none
@@ -66,8 +67,8 @@ func (e *Error) Unwrap() []error {
 	return []error{e.outcome}
 }
 
-// MayLive reports whether a key may exist after Exchange returned err, and whether Rotate or RotateCredential may have had
-// their effect. Only an error that is known to exclude it says no.
+// MayLive reports whether a key may exist after Exchange returned err, or whether Rotate or RotateCredential may have had
+// their effect. It returns false only for errors that exclude it.
 func MayLive(err error) bool {
 	for _, nothing := range []error{ErrDenied, ErrBusy, ErrUnsupported, ErrEgress, ErrParameter, ErrEnded} {
 		if errors.Is(err, nothing) {
@@ -107,7 +108,8 @@ func unbuildable(op, format string, args ...any) *Error {
 
 // What an error of one call means for an exchange that takes several.
 
-// beforehand is the error of a call before the one that makes the key: whatever became of it, nothing was issued.
+// beforehand converts the error of a call that comes before the one that makes the key: whatever its outcome, nothing was
+// issued.
 func beforehand(err error) error {
 	var e *Error
 	if !errors.As(err, &e) {
@@ -123,8 +125,9 @@ func beforehand(err error) error {
 	return &told
 }
 
-// spent is the error of a call that presents what an earlier one gave for the subject token: nothing was issued, but the same
-// again is not safe, for the token may be good only once, and clients repeat by themselves what is busy.
+// spent converts the error of a call that presents what an earlier call gave for the subject token. Nothing was issued, but the
+// exchange must not be repeated with the same token, which may be good only once. So the error is not ErrBusy, which Vault's
+// clients repeat by themselves.
 func spent(err error) error {
 	var e *Error
 	if !errors.As(err, &e) || e.outcome != ErrBusy {
@@ -138,7 +141,7 @@ func spent(err error) error {
 	return &told
 }
 
-// afterwards is the error of a call after the one that made the key: whatever it says, the key lives.
+// afterwards converts the error of a call that comes after the one that made the key: whatever its outcome, the key exists.
 func afterwards(err error) error {
 	var e *Error
 	if !errors.As(err, &e) || e.outcome == ErrProtocol {

@@ -11,10 +11,10 @@ import (
 	gitlab "gitlab.com/gitlab-org/api/client-go/v2"
 )
 
-// GitLab rotates a token by ending it and making another of the same name, scopes and level with a new id, in one step:
-// there is no overlap. To rotate a token that was rotated before is taken for the reuse of a stolen one: all that
-// descends from it is ended. So when the outcome of a rotation is unknown, rotating again could end the very token that
-// is wanted.
+// GitLab rotates a token by ending it and making another one with the same name, scopes and level but a new id, in one step:
+// there is no overlap. If a token is rotated that was rotated before, GitLab takes that for the reuse of a stolen token, and
+// ends all tokens that descend from it. So after a rotation with an unknown outcome, rotating again could end the very token
+// that is wanted.
 
 // rotateKey replaces the key that h names. After ErrUnknown or ErrProtocol, h must not be rotated again: find finds the new
 // key under h's name, and revoke ends it.

@@ -13,9 +13,9 @@ import (
 	"strings"
 )
 
-// gitProxyDriver speaks to git-proxy-java. There a user has one key, which has no id, no end and no maker but the user who
-// is logged in. So each key gets a user of its own: made with the operator's key, logged in once to make its key, and
-// deleted to end it. The user bears the key's name, so what a crash leaves behind is found by that name.
+// gitProxyDriver speaks to git-proxy-java. There, a user has one key, which has no id and no expiry, and which only the user
+// can create, when logged in. So each key gets its own user: it is created with the operator's key, logs in once to create its
+// key, and is deleted to end the key. The user has the key's name, so what a crash leaves behind is found by that name.
 type gitProxyDriver struct {
 	api    *api
 	apiKey string

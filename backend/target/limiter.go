@@ -18,13 +18,13 @@ const (
 	maxPause = 5 * time.Minute  // a longer Retry-After is cut to this
 )
 
-// Limiter bounds the calls to one target: how many a second, how many at a time, none while the target asks to be left
-// alone, and few while it is dead (see breaker). Urgent calls, those that end keys, go first. It outlives the Targets that
-// share it, so that none forgets what another has met.
+// Limiter limits the calls to one target: how many per second, how many at a time, none while the target asks for a pause
+// (Retry-After), and few while it is down (see breaker). Urgent calls, those that end keys, go first. A Limiter outlives the
+// Targets that share it, so that a reopened Target does not forget what was learned.
 type Limiter struct {
-	ordinary chan struct{} // holds one: all other ordinary calls wait here, out of the way of urgent ones
-	turn     chan struct{} // holds one: its holder waits for a token and a slot; an urgent call has at most one ordinary before it
-	freed    chan struct{} // holds one: perhaps more calls may run than before
+	ordinary chan struct{} // capacity 1: all ordinary calls but one wait here, out of the way of urgent ones
+	turn     chan struct{} // capacity 1: its holder waits for a rate token and a slot; at most one ordinary call is ahead of an urgent one
+	freed    chan struct{} // capacity 1: signals that more calls may run than before
 	now      func() time.Time
 
 	mu      sync.Mutex

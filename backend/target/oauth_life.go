@@ -25,8 +25,8 @@ func (o *oauth) revoke(ctx context.Context, h Handle) error {
 	return err
 }
 
-// renew asks whether a token lives, and until when (RFC 7662). No server moves the end of one: what a renewal can have is what
-// is left of it. A server need not say when that ends.
+// renew asks whether a token is active, and until when (RFC 7662). No server extends a token, so a renewal gets at most the
+// token's remaining life, which a server need not state.
 func (o *oauth) renew(ctx context.Context, h Handle, _ time.Time) (time.Time, error) {
 	const op = "renew"
 	if h.Secret == "" {
@@ -58,8 +58,8 @@ func (o *oauth) renew(ctx context.Context, h Handle, _ time.Time) (time.Time, er
 	return time.Unix(int64(seconds), 0).UTC(), nil
 }
 
-// check shows the server a token that nobody issued: it answers whom it takes for a client, and changes nothing. A server that
-// takes none to look at is asked for its document, whatever is kept of it.
+// check presents a token that nobody has issued to the revocation or introspection endpoint: that shows whether the server
+// accepts the client, and changes nothing. If the target has no such endpoint, check fetches the discovery document.
 func (o *oauth) check(ctx context.Context) error {
 	const op, nobodys = "check", "oidcexchange-check"
 	if !o.revokes && !o.introspects {

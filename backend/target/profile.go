@@ -19,8 +19,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
 )
 
-// profile is a kind of target told as data: what its API is asked and what its answers mean. parseProfile makes one; it is
-// immutable.
+// profile describes a kind of target as data: the requests to its API, and what the answers mean. parseProfile makes one. It
+// is immutable.
 type profile struct {
 	facts
 	header *expr.Program // nil = the key itself
@@ -201,8 +201,9 @@ func (p *profileDriver) doRevoke(ctx context.Context, h Handle) error {
 	return p.believe(ctx, op, h)
 }
 
-// believe doubts that a key is gone: that is said of one that somebody hid, too, and by a proxy, or whatever is at an address that is
-// wrong. A profile may ask for more; one that does not tell whose word it is needs an API that takes a check.
+// believe doubts an answer that a key is gone: an API may also say that of a key that was hidden, and a proxy, or some other
+// server at a wrong address, may say it too. A profile may ask for more evidence; without evidence of who has answered, the
+// API's check must succeed.
 func (p *profileDriver) believe(ctx context.Context, op string, h Handle) error {
 	switch {
 	case p.absent != nil:

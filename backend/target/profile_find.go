@@ -18,9 +18,9 @@ const (
 	maxQueryBytes = 4 << 10 // of the query of a page that an answer tells
 )
 
-// doFind reads the list of keys to its end: that a key is in none of several pages is known after the last one. While it is
-// read, keys before ours may end, and ours move up onto a page that was read already; so a list of several pages in which it
-// is not is read again.
+// doFind reads the whole list of keys: only the last page shows that a key is not in it. While several pages are read, keys
+// before the wanted one may end, which moves it onto a page that was read already. So a list of several pages without the key
+// is read again.
 func (p *profileDriver) doFind(ctx context.Context, h Handle) ([]Handle, error) {
 	accessors, pages, err := p.accessors(ctx, h)
 	if err == nil && len(accessors) == 0 && pages > 1 {
@@ -191,7 +191,7 @@ func goesOn(h http.Header) bool {
 	return slices.ContainsFunc(h.Values("Link"), furtherPage.MatchString)
 }
 
-// findByName asks nobody: of a key that was never made, revoke by name says that it is gone.
+// findByName makes no call: revoking by name succeeds for a key that was never made, because the target says that it is gone.
 func findByName(_ context.Context, h Handle) ([]Handle, error) {
 	return []Handle{{Name: h.Name, Params: h.Params}}, nil
 }

@@ -28,12 +28,12 @@ func (c Credential) Format(s fmt.State, _ rune) { show(s, c) }
 // LogValue implements slog.LogValuer.
 func (c Credential) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
-// Rotate puts a new key in the place of the one that h names, which is dead from then on; notAfter is the latest end that
-// the new one may have. Of h it needs what Revoke needs, and Secret.
+// Rotate replaces the key that h names by a new one, and ends the old one. notAfter is the latest expiry that the new key may
+// have. h must have what Revoke needs, and Secret.
 //
-// Where MayLive says so of an error, the old key may be dead and a new one may live that nobody has. Rotate must then never
-// be called for the old one again: some targets take that for theft and end the new one too. Find finds it under the same
-// name.
+// After an error for which MayLive is true, the old key may have ended, and a new one may exist that nobody has. Never call
+// Rotate for the old key again then: some targets take that for theft and end the new key too. Find finds the new key under
+// the same name.
 func (t *Target) Rotate(ctx context.Context, h Handle, notAfter time.Time) (Key, error) {
 	if t.driver.rotate == nil {
 		return Key{}, unsupported("rotate")
@@ -60,8 +60,8 @@ func (t *Target) RotateCredential(ctx context.Context, name string, notAfter tim
 	return t.driver.rotateCredential(ctx, name, notAfter)
 }
 
-// RetireCredential ends the credential that this target was opened with. It may be called again: one that the target takes
-// no longer is success, but a doubtful one, for a proxy that lets nobody pass says the same.
+// RetireCredential ends the credential that this target was opened with. It may be called again: a credential that the target
+// no longer accepts counts as ended, though that is not certain, because a proxy may refuse in the same way.
 func (t *Target) RetireCredential(ctx context.Context) (doubtful bool, err error) {
 	if t.driver.retire == nil {
 		return false, unsupported("retire_credential")
