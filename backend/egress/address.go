@@ -24,6 +24,7 @@ var never = prefixes(
 	"168.63.129.16/32",   // metadata: Azure's wire server
 	"192.0.0.192/32",     // metadata: Oracle
 	"::/96",              // unspecified, and IPv4-compatible; ::1 is judged before
+	"::ffff:0:0:0/96",    // IPv4-translated: hides an IPv4 address behind a translator
 	"fe80::/10",          // link-local
 	"ff00::/8",           // multicast
 	"fd00:ec2::/32",      // metadata and other link services: AWS

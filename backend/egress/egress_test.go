@@ -281,6 +281,7 @@ func TestJudge(t *testing.T) {
 		{"::ffff:10.0.0.1", false, true, false},
 		{"::ffff:169.254.169.254", false, false, false},
 		{"::ffff:0.0.0.0", false, false, false},
+		{"::ffff:0:169.254.169.254", false, false, false},
 		{"64:ff9b::8.8.8.8", true, true, true},
 		{"64:ff9b::10.0.0.1", false, true, false},
 		{"64:ff9b::127.0.0.1", false, false, false},

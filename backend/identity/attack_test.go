@@ -6,10 +6,12 @@ package identity
 import (
 	"crypto/elliptic"
 	"crypto/x509"
+	"encoding/asn1"
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"math/big"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -307,6 +309,52 @@ func TestMalleableSignatureHasOneDigest(t *testing.T) {
 	if err != nil || other.Digest == one.Digest {
 		t.Errorf("another token: %v; want another digest", err)
 	}
+}
+
+// Signatures that are none, in every way that some library once took for one.
+func TestForgedSignatures(t *testing.T) {
+	v, i := door(t)
+	c := claims(i.URL, start).String()
+	with := func(header fields, signature []byte) string {
+		return b64(header.String()) + "." + b64(c) + "." + b64(string(signature))
+	}
+	sign := func(alg string, key any, header fields) []byte {
+		return signature(alg, key, b64(header.String())+"."+b64(c))
+	}
+	n := elliptic.P256().Params().N
+	es := sign("ES256", ecKey(), headerE)
+	r, s := new(big.Int).SetBytes(es[:32]), new(big.Int).SetBytes(es[32:])
+	pair := func(r, s *big.Int, width int) []byte {
+		return append(r.FillBytes(make([]byte, width)), s.FillBytes(make([]byte, width))...)
+	}
+	headerD := fields{"alg": "EdDSA", "kid": "d1"}
+	ed := sign("EdDSA", edKey(), headerD)
+	order, _ := new(big.Int).SetString("1000000000000000000000000000000014def9dea2f79cd65812631a5cf5d3ed", 16)
+	raised := slices.Clone(ed) // S + L: the other spelling of the same signature (RFC 8032 section 8.4)
+	slices.Reverse(raised[32:])
+	new(big.Int).Add(new(big.Int).SetBytes(raised[32:]), order).FillBytes(raised[32:])
+	slices.Reverse(raised[32:])
+
+	run(t, v, i, []attack{
+		{"ES256", with(headerE, pair(r, s, 32)), ""},
+		{"ES256 in DER", with(headerE, must(asn1.Marshal(struct{ R, S *big.Int }{r, s}))), BadSignature},
+		{"ES256 of zeros", with(headerE, make([]byte, 64)), BadSignature},
+		{"ES256, r is 0", with(headerE, pair(new(big.Int), s, 32)), BadSignature},
+		{"ES256, s is 0", with(headerE, pair(r, new(big.Int), 32)), BadSignature},
+		{"ES256, r and s are the order", with(headerE, pair(n, n, 32)), BadSignature},
+		{"ES256, r and s are 1", with(headerE, pair(big.NewInt(1), big.NewInt(1), 32)), BadSignature},
+		{"ES256 in the width of ES384", with(headerE, pair(r, s, 48)), BadSignature},
+		{"ES256, r and s the other way", with(headerE, pair(s, r, 32)), BadSignature},
+		{"ES256 with a byte more", with(headerE, append(pair(r, s, 32), 0)), BadSignature},
+		{"EdDSA", with(headerD, ed), ""},
+		{"EdDSA of zeros", with(headerD, make([]byte, 64)), BadSignature},
+		{"EdDSA, S raised by the order", with(headerD, raised), BadSignature},
+		{"EdDSA with a byte more", with(headerD, append(slices.Clone(ed), 0)), BadSignature},
+		{"RS256 of zeros", with(header1, make([]byte, 256)), BadSignature},
+		{"RS256 of one", with(header1, append(make([]byte, 255), 1)), BadSignature},
+		{"RS256 with a zero before", with(header1, append([]byte{0}, sign("RS256", rsaKey(), header1)...)), BadSignature},
+		{"PS256 under alg RS256", with(header1, sign("PS256", rsaKey(), header1)), BadSignature},
+	})
 }
 
 func TestSizeLimits(t *testing.T) {

@@ -4,6 +4,7 @@
 package identity
 
 import (
+	"compress/gzip"
 	"context"
 	"fmt"
 	"net/http"
@@ -98,7 +99,23 @@ func TestHugeBodies(t *testing.T) {
 			t.Errorf("%s: LastError = %q, want %q", tt.name, got, tt.last)
 		}
 	}
+	// What comes compressed, though nobody asked for that, is not blown up.
 	v, i, c := fetching(t)
+	i.answer(func(w http.ResponseWriter, r *http.Request) {
+		if r.Header.Get("Accept-Encoding") != "" {
+			t.Errorf("Accept-Encoding is %q", r.Header.Get("Accept-Encoding"))
+		}
+		w.Header().Set("Content-Encoding", "gzip")
+		z := gzip.NewWriter(w)
+		_, _ = z.Write([]byte(jwks(firstKey())))
+		_ = z.Close()
+	})
+	wantReason(t, v, fresh(i, c), IssuerUnavailable)
+	if got := v.Status().LastError; got != "keys: the answer is not a JWK set" {
+		t.Errorf("compressed: LastError = %q", got)
+	}
+
+	v, i, c = fetching(t)
 	i.set(func(f *fakeIssuer) {
 		f.discovery = fields{"issuer": i.URL, "jwks_uri": i.URL + "/keys", "x": strings.Repeat("x", maxDiscoveryBytes)}.String()
 	})
