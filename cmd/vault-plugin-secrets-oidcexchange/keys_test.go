@@ -232,7 +232,7 @@ func testRenewalExtendsKey(t *testing.T, s *server) {
 	profile := strings.Replace(acmeProfile(t), `"expires_at": not_after`, `"expires_at": timestamp(int(not_after) - 7200)`, 1)
 	w.write(t, "targets/acme", map[string]any{"profile": profile, "credential": map[string]any{"token": w.admin}})
 	secret := w.issue(t, "deploy")
-	if ttl := secret.LeaseDuration; ttl < 4*60 || ttl > 5*60 || len(secret.Warnings) != 1 || !strings.Contains(secret.Warnings[0], "shorter than asked") {
+	if ttl := secret.LeaseDuration; ttl < 4*60 || ttl > 5*60 || len(secret.Warnings) != 1 || !strings.Contains(secret.Warnings[0], "shorter than requested") {
 		t.Errorf("a key of 5 minutes has a lease of %d s, warnings %q", ttl, secret.Warnings)
 	}
 	renewed, err := w.user.Sys().RenewWithContext(t.Context(), secret.LeaseID, 600)
