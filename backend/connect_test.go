@@ -85,7 +85,7 @@ func TestConnectExchanges(t *testing.T) {
 			if record := w.read("keys/" + resp.Data["id"].(string)); record["state"] != "exposed" || !w.connect.Valid(key) {
 				t.Errorf("after its lease's end the key is %v", record)
 			}
-			w.clock.advance(2 * time.Hour) // the hour of its end has passed
+			w.clock.advance(4 * time.Hour) // its end has passed for sure
 			w.write("sweep", nil)
 			if left := w.ledgerEntries(); len(left) != 0 || w.connect.Valid(key) {
 				t.Errorf("left are %v", left)
@@ -145,7 +145,7 @@ func TestConnectUnknownOutcome(t *testing.T) {
 			if want := asked.Add(33 * time.Minute).UTC().Format(time.RFC3339); record["state"] != "exposed" || record["expires_at"] != want {
 				t.Errorf("state %v until %v; want exposed until %v", record["state"], record["expires_at"], want)
 			}
-			w.clock.advance(2 * time.Hour)
+			w.clock.advance(4 * time.Hour)
 			w.write("sweep", nil)
 			if left := w.ledgerEntries(); len(left) != 0 {
 				t.Errorf("left are %v", left)

@@ -204,11 +204,13 @@ func (b *engine) intent(ctx context.Context, req *logical.Request, o *order) (*e
 	}
 	now := b.now().UTC()
 	notAfter := now.Add(o.max + expirySlack)
+	until := notAfter
 	if !o.target.Caps().Revoke {
 		notAfter = now.Add(o.target.Lifetime()) // only its own expiry ends it
+		until = notAfter.Add(clockAhead)
 	}
 	e := &entry{
-		ID: newID(notAfter), Role: o.role.name, LeasePath: o.path, Target: o.role.Target,
+		ID: newID(until), Role: o.role.name, LeasePath: o.path, Target: o.role.Target,
 		Issuer: o.who.issuer.name, Subject: o.who.Subject, Trust: o.who.policy.name, Revision: o.who.policy.Revision,
 		Entity: req.EntityID, DisplayName: o.who.Caller.DisplayName, RemoteAddress: o.who.Caller.RemoteAddress,
 		JTI: o.who.jti, Revocable: o.target.Caps().Revoke, IssuedAt: now, NotAfter: notAfter, RequestID: req.ID,
@@ -296,12 +298,10 @@ func (b *engine) refile(ctx context.Context, s logical.Storage, t *openTarget, e
 	if e.ExpiresAt.IsZero() {
 		e.ExpiresAt = e.IssuedAt.Add(t.Lifetime())
 	}
-	e.NotAfter = e.ExpiresAt
-	id := hourOf(e.NotAfter) + "-" + e.rand()
-	if id == e.ID {
+	id := e.ID
+	if e.fileByExpiry(); e.ID == id {
 		return nil
 	}
-	e.ID = id
 	return b.ledger.intend(ctx, s, e)
 }
 

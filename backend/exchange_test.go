@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/vault/sdk/logical"
+
+	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
 func TestKeyLivesAsLongAsItsLease(t *testing.T) {
@@ -74,17 +76,44 @@ func TestNuGetKeyIsExposedUntilItExpires(t *testing.T) {
 	if resp.Secret.Renewable || resp.Data["revocable"] != false || len(resp.Warnings) == 0 {
 		t.Errorf("renewable %v, data %v, warnings %v", resp.Secret.Renewable, resp.Data["revocable"], resp.Warnings)
 	}
-	if id := resp.Data["id"].(string); !strings.HasPrefix(id, w.clock.now().Add(time.Hour).UTC().Format(hourLayout)) {
-		t.Errorf("id %s is not filed by the key's own end, an hour from now", id)
+	if id := resp.Data["id"].(string); !strings.HasPrefix(id, hourOf(w.clock.now().Add(time.Hour+clockAhead))) {
+		t.Errorf("id %s is not filed by the key's own end, an hour from now, with a margin", id)
 	}
 	w.revoke(resp)
 	if record := w.read("keys/" + resp.Data["id"].(string)); record["state"] != stateExposed {
 		t.Errorf("after revoke the ledger says %v; the key lives", record)
 	}
-	w.clock.advance(3 * time.Hour)
+	w.clock.advance(4 * time.Hour)
 	w.settleAll()
 	if len(w.nuget.Live()) != 0 || len(w.ledgerEntries()) != 0 {
 		t.Errorf("%v live, ledger has %v", w.nuget.Live(), w.ledgerEntries())
+	}
+}
+
+// A node whose clock is an hour ahead forgets no key that is valid, nor does a revocation there call it ended: neither one that
+// was delivered, nor one whose answer was lost.
+func TestExposedKeysOnANodeThatIsAhead(t *testing.T) {
+	w := newWorld(t).withNuGet()
+	w.clock.advance(w.clock.now().Truncate(time.Hour).Add(110 * time.Minute).Sub(w.clock.now())) // ten minutes to the hour
+	if resp, err := w.exchange("publish", w.token(map[string]any{"aud": "https://www.nuget.org"})); err != nil || resp.IsError() {
+		t.Fatal(resp, err)
+	}
+	w.nuget.Fault(lab.OpToken, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})
+	if reason, _ := reasonOf(w.exchange("publish", w.token(map[string]any{"aud": "https://www.nuget.org"}))); reason != reasonOutcomeUnknown {
+		t.Fatalf("refused for %q", reason)
+	}
+	w.settleAll()
+	w.ahead(time.Hour)
+	w.clock.advance(55 * time.Minute)
+	w.write("sweep", nil)
+	if valid, known := len(w.nuget.Live()), len(w.list("keys")); valid != 2 || known != valid {
+		t.Errorf("%d keys are valid, the ledger has %d", valid, known)
+	}
+	w.wantRun(w.works(w.starts(map[string]any{"role": "publish"})), map[string]any{"state": runDone, "matched": 2, "revoked": 0, "exposed": 2})
+	w.clock.advance(2 * time.Hour)
+	w.write("sweep", nil)
+	if left := w.ledgerEntries(); len(left) != 0 {
+		t.Errorf("left are %v", left)
 	}
 }
 

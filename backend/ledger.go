@@ -23,7 +23,8 @@ import (
 // key that is valid at a target is in the ledger.
 //
 //	open/<rand>          unsettled: intents of exchanges, and debts (keys that must be revoked, which has failed so far)
-//	keys/<hour>/<rand>   filed: keys that were issued, by the hour of the latest time at which the key can end
+//	keys/<hour>/<rand>   filed: keys that were issued, by the hour of the latest time at which the key can end, plus
+//	                     clockAhead for a key that only its own expiry ends
 //
 // A key's id is "<hour>-<rand>". It never changes, because renewals do not move that latest end. The sweeper reads open/ and
 // the hours that have passed, so its work does not grow with the number of valid keys.
@@ -135,10 +136,22 @@ func splitID(id string) (hour, rand string, ok bool) {
 	return hour, rand, ok
 }
 
-// newID makes an id, with 130 random bits, for a key that ends at notAfter at the latest.
-func newID(notAfter time.Time) string {
-	return hourOf(notAfter) + "-" + strings.ToLower(rand.Text())
+// newID makes an id, with 130 random bits, for a key that is filed under the hour of until.
+func newID(until time.Time) string {
+	return hourOf(until) + "-" + strings.ToLower(rand.Text())
 }
+
+// clockAhead is by how much a node's clock may be ahead and still take no key for expired that is valid.
+const clockAhead = time.Hour
+
+// fileByExpiry files a key that only its own expiry ends: under the hour of that, plus clockAhead.
+func (e *entry) fileByExpiry() {
+	e.NotAfter = e.ExpiresAt
+	e.ID = hourOf(e.NotAfter.Add(clockAhead)) + "-" + e.rand()
+}
+
+// expired reports whether a key that only its own expiry ends has ended, also if the clock is ahead.
+func (e *entry) expired(now time.Time) bool { return !now.Before(e.NotAfter.Add(clockAhead)) }
 
 // intend records that a key is about to be requested. It comes before anything is sent.
 func (l *ledger) intend(ctx context.Context, s logical.Storage, e *entry) error {

@@ -323,7 +323,7 @@ func (r *run) ended(ctx context.Context, id string) (left *entry, why, err error
 	switch {
 	case err != nil || e == nil: // nil: the key has ended meanwhile
 		return nil, nil, err
-	case !e.Revocable && e.State != statePending && r.now().After(e.NotAfter):
+	case !e.Revocable && e.State != statePending && e.expired(r.now()):
 		return nil, nil, nil
 	case !e.Revocable || e.State == statePending:
 		return e, nil, nil

@@ -303,7 +303,6 @@ func (w *sweeper) undelivered(ctx context.Context, e *entry) error {
 // giveUp files an intent as exposed: its key may exist, and can be neither found nor revoked. The entry stays until the key
 // must have expired.
 func (w *sweeper) giveUp(ctx context.Context, t *openTarget, e *entry) error {
-	rand := e.rand()
 	end := e.ExpiresAt // as the target told it
 	switch {
 	case !end.IsZero():
@@ -314,13 +313,12 @@ func (w *sweeper) giveUp(ctx context.Context, t *openTarget, e *entry) error {
 	}
 	e.State, e.Revocable = stateExposed, false
 	e.ExpiresAt = end.Add(w.grace)
-	e.NotAfter = e.ExpiresAt
-	e.ID = hourOf(e.NotAfter) + "-" + rand
+	e.fileByExpiry()
 	if err := w.ledger.file(ctx, w.s, e); err != nil {
 		return err
 	}
 	w.done.Settled++
-	return w.ledger.settle(ctx, w.s, rand)
+	return w.ledger.settle(ctx, w.s, e.rand())
 }
 
 // passedHours goes through the keys whose latest end has passed. Their leases should have ended them, so these keys have lost
@@ -386,7 +384,7 @@ func (w *sweeper) passedHour(ctx context.Context, keys table[entry]) error {
 // outlived ends one key that has outlived its lease, or records it as a debt.
 func (w *sweeper) outlived(ctx context.Context, e *entry) error {
 	if !e.Revocable {
-		if w.now().Before(e.NotAfter) {
+		if !e.expired(w.now()) {
 			return nil
 		}
 		w.done.Expired++
