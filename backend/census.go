@@ -16,7 +16,7 @@ type census struct {
 	Matched    int       `json:"matched"`
 	Unrecorded int       `json:"unrecorded"` // cannot be judged: a claim was not recorded
 	Unreadable int       `json:"unreadable"` // records of the ledger that could not be read; nothing is known of their keys
-	Unread     string    `json:"unread"`     // the first of them, see unread.name
+	Unread     []string  `json:"unread"`     // the first of them, see unread.names
 	Revoked    int       `json:"revoked"`    // of the matched: have ended
 	Debt       int       `json:"debt"`       // of the matched: must be revoked, which has not succeeded yet
 	Exposed    int       `json:"exposed"`    // of the matched: cannot be revoked

@@ -15,7 +15,7 @@ import (
 // count completes the tally with the entries that the ledger had before this process began. It adds them all at once,
 // because their order by age is known only when all were read. After an error nothing is added.
 func (l *ledger) count(ctx context.Context, s logical.Storage) error {
-	if name, fault := l.stuck(); name != "" && l.unreadable(ctx, s, name) {
+	if unread, fault := l.stuck(); len(unread) > 0 && l.unreadable(ctx, s, unread) {
 		return fault // going through all that can be read again would change nothing
 	}
 	var found []counted
@@ -39,7 +39,7 @@ func (l *ledger) count(ctx context.Context, s logical.Storage) error {
 	})
 	bad := open.and(filed)
 	if err = cmp.Or(err, bad.err()); err != nil {
-		l.uncountable(bad.name, err)
+		l.uncountable(bad.names, err)
 		return err
 	}
 	l.complete(found)
@@ -64,18 +64,18 @@ func (t *tally) complete(found []counted) {
 			t.insert(c.held)
 		}
 	}
-	t.ready, t.unread, t.fault, t.gone = true, "", nil, nil
+	t.ready, t.unread, t.fault, t.gone = true, nil, nil, nil
 }
 
-// uncountable notes why a scan was not complete, and the first record that it could not read, if that was the reason.
-func (t *tally) uncountable(unread string, fault error) {
+// uncountable notes why a scan was not complete, and which records it could not read, if that was the reason.
+func (t *tally) uncountable(unread []string, fault error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	t.unread, t.fault = unread, fault
 }
 
 // stuck returns what uncountable has noted.
-func (t *tally) stuck() (unread string, fault error) {
+func (t *tally) stuck() (unread []string, fault error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	return t.unread, t.fault

@@ -47,7 +47,7 @@ func (b *engine) listKeys(ctx context.Context, req *logical.Request, d *framewor
 	}
 	resp := logical.ListResponse(ids)
 	if bad.n > 0 {
-		resp.AddWarning(warnUnread(bad.n, bad.name))
+		resp.AddWarning(warnUnread(bad.n, bad.names))
 	}
 	return resp, nil
 }
@@ -86,7 +86,7 @@ func (b *engine) findKeys(ctx context.Context, req *logical.Request, d *framewor
 		resp.Warnings = b.unknownNames(ctx, req.Storage, f)
 	}
 	if bad.n > 0 {
-		resp.AddWarning(warnUnread(bad.n, bad.name))
+		resp.AddWarning(warnUnread(bad.n, bad.names))
 	}
 	return resp, nil
 }

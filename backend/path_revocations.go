@@ -46,7 +46,7 @@ func (b *engine) revocationPaths() []*framework.Path {
 		},
 		HelpSynopsis: "Read the progress of a revocation, or stop it.",
 		HelpDescription: "state is running, waiting (every key was tried; the sweeper retries those that could not be revoked, and an operator must first repair or remove the records of the ledger that are unreadable), done or stopped. " +
-			"matched is the sum of revoked, debt (keys that could not be revoked yet) and exposed (keys that cannot be revoked and stay valid until they expire). exposed_until is when the last key of debt and exposed expires; null if there is none, or if one never expires. " +
+			"matched is the sum of revoked, debt (keys that could not be revoked yet) and exposed (keys that cannot be revoked and stay valid until they expire). exposed_until is when the last key of debt and exposed expires; null if there is none, or if one never expires. A matched key whose record became unreadable later is in none of them. " +
 			"Deleting a revocation that has not ended stops it: keys that were revoked stay revoked, debts stay debts. Deleting it again removes the record. The block that it wrote stays until it is deleted.",
 	}}
 }
@@ -123,7 +123,7 @@ func (b *engine) dryRun(ctx context.Context, s logical.Storage, rec *revocation)
 		}
 		return true
 	})
-	rec.Unreadable, rec.Unread = bad.n, bad.name
+	rec.Unreadable, rec.Unread = bad.n, bad.names
 	return err
 }
 

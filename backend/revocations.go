@@ -6,6 +6,8 @@ package backend
 import (
 	"context"
 	"errors"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -75,6 +77,7 @@ type run struct {
 	mu      sync.Mutex
 	rec     revocation
 	fault   faults // of this round
+	unread  unread // open records of this round that may match
 	counts  bool   // this round counts what matches
 	unsaved int    // keys counted since the last save
 }
@@ -155,14 +158,21 @@ func (r *run) round(ctx context.Context) error {
 	return r.conclude(ctx)
 }
 
-// waits reports whether another scan of the whole ledger would find nothing new: a record that could not be read still cannot
-// be, or there are still debts.
+// waits reports whether another scan of the whole ledger would find nothing new: the records that cannot be read are those that
+// the last one could not read, or there are still debts.
 func (r *run) waits(ctx context.Context) bool {
 	r.mu.Lock()
-	unread, left := r.rec.Unread, r.rec.Debt > 0 || r.fault.n > 0
+	known, left := r.rec.Unread, r.rec.Debt > 0 || r.fault.n > 0
+	named := r.rec.Unreadable == len(known)
+	news := slices.ContainsFunc(r.unread.names, func(rand string) bool {
+		return !slices.ContainsFunc(known, func(name string) bool { return name == rand || strings.HasSuffix(name, "-"+rand) })
+	})
 	r.mu.Unlock()
-	if unread != "" {
-		return r.ledger.unreadable(ctx, r.s, unread)
+	switch {
+	case news || !named:
+		return false
+	case len(known) > 0:
+		return r.ledger.unreadable(ctx, r.s, known)
 	}
 	return left
 }
@@ -178,6 +188,9 @@ func (r *run) conclude(ctx context.Context) error {
 	}
 	r.rec.Matched = max(r.rec.Matched, r.rec.Debt+r.rec.Exposed)
 	r.rec.Revoked = r.rec.Matched - r.rec.Debt - r.rec.Exposed
+	if r.rec.Counted { // what cannot be read any more may be among the matched
+		r.rec.Revoked = max(0, r.rec.Revoked-r.rec.Unreadable)
+	}
 	switch {
 	case r.fault.n > 0: // after a storage error, a key that is left may have no open record
 		r.rec.State = runRunning
@@ -204,15 +217,19 @@ func (r *run) ledgerScan(ctx context.Context, f *filter, visit func(*entry, verd
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.rec.Unreadable, r.rec.Unread = bad.n, bad.name
+	r.rec.Unreadable, r.rec.Unread = bad.n, bad.names
 	r.rec.Counted = r.rec.Counted || err == nil && bad.n == 0
 	return err
 }
 
 func (r *run) openScan(ctx context.Context, f *filter, visit func(*entry, verdict) bool) error {
 	r.resetCounts(true)
-	_, err := r.ledger.eachOpen(ctx, r.s, func(e *entry) (bool, error) { return visit(e, f.judge(e)), ctx.Err() })
-	return err // unreadable records are left to ledgerScan, which runs before a revocation is done
+	bad, err := r.ledger.eachOpen(ctx, r.s, func(e *entry) (bool, error) { return visit(e, f.judge(e)), ctx.Err() })
+	bad.names = slices.DeleteFunc(bad.names, func(rand string) bool { return r.ledger.rulesOut(rand, f) })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.unread = bad
+	return err // of unreadable records that are new, ledgerScan tells
 }
 
 // pass revokes the keys that a scan finds, with all targets in parallel, so that a target that does not answer delays no other.

@@ -612,6 +612,50 @@ func TestRevocationBesideAnUnreadableRecord(t *testing.T) {
 	w.wantRun(w.works(id), map[string]any{"state": runDone, "matched": 6, "revoked": 6, "debt": 0})
 }
 
+// Of several records that cannot be read each is met as soon as it can be, whichever was the first: the others may have been
+// unreadable for a moment only.
+func TestRevocationMeetsEachMendedRecord(t *testing.T) {
+	w := newWorld(t)
+	var mends []func()
+	for _, issued := range w.deploys(5, nil)[:3] {
+		mends = append(mends, w.spoil(filedAt(issued)))
+	}
+	id := w.starts(map[string]any{"issuer": "github"})
+	w.wantRun(w.works(id), map[string]any{"state": runWaiting, "matched": 2, "revoked": 2, "unreadable": 3})
+	for i, mend := range slices.Backward(mends) {
+		mend()
+		w.pass(time.Minute)
+		if w.works(id); len(w.keys.Live()) != i {
+			t.Errorf("%d keys live; want the %d that cannot be read", len(w.keys.Live()), i)
+		}
+	}
+	w.wantRun(w.works(id), map[string]any{"state": runDone, "matched": 5, "revoked": 5, "unreadable": 0})
+}
+
+// A debt whose record cannot be read any more is not called revoked because another debt is left.
+func TestRevocationBesideAnUnreadableDebt(t *testing.T) {
+	w := newWorld(t)
+	gamma := w.withGamma()
+	gamma.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 403})
+	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 500})
+	w.issue("gamma")
+	_, rand, _ := splitID(w.issue("deploy").Data["id"].(string))
+	id := w.starts(map[string]any{"issuer": "github"})
+	w.wantRun(w.works(id), map[string]any{"state": runWaiting, "matched": 2, "revoked": 0, "debt": 2, "unreadable": 0})
+	mend := w.spoil(openEntries + rand)
+	w.keys.ClearFaults()
+	for range 2 {
+		w.pass(time.Minute)
+		w.wantRun(w.works(id), map[string]any{"state": runWaiting, "matched": 2, "revoked": 0, "debt": 1, "unreadable": 1})
+	}
+	mend()
+	w.pass(time.Minute)
+	w.wantRun(w.works(id), map[string]any{"state": runWaiting, "matched": 2, "revoked": 1, "debt": 1, "unreadable": 0})
+	if len(w.keys.Live()) != 0 {
+		t.Error("it lives on")
+	}
+}
+
 // filedAt is where the ledger has a key.
 func filedAt(resp *logical.Response) string {
 	hour, rand, _ := splitID(resp.Data["id"].(string))

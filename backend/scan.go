@@ -167,35 +167,42 @@ func (l *ledger) scan(ctx context.Context, s logical.Storage, f *filter, after s
 	return open.and(filed), err
 }
 
+const maxUnread = 100 // so many records that cannot be read are known by name
+
 // unread are the records that a scan could not read.
 type unread struct {
 	faults
-	name string // of the first: its id, or its rand if it is in open/ and the id is not known
+	names []string // of the first: a record's id, or its rand if it is in open/ and the id is not known
 }
 
 func (u *unread) add(name string, err error) {
-	u.name = cmp.Or(u.name, name)
 	u.faults.add(err)
+	if len(u.names) < maxUnread {
+		u.names = append(u.names, name)
+	}
 }
 
 func (u unread) and(more unread) unread {
-	return unread{faults{cmp.Or(u.first, more.first), u.n + more.n}, cmp.Or(u.name, more.name)}
+	names := slices.Concat(u.names, more.names)
+	return unread{faults{cmp.Or(u.first, more.first), u.n + more.n}, names[:min(len(names), maxUnread)]}
 }
 
-// unreadable reports whether a record still cannot be read; name is that which unread has. While it cannot, another scan would
-// meet no more than the last one did.
-func (l *ledger) unreadable(ctx context.Context, s logical.Storage, name string) bool {
-	read := l.get
-	if _, _, isID := splitID(name); !isID {
-		read = openTable.get
-	}
-	_, err := read(ctx, s, name)
-	return err != nil
+// unreadable reports whether none of the records can be read still; names are those that unread has. While none can, another scan
+// would meet no more than the last one did.
+func (l *ledger) unreadable(ctx context.Context, s logical.Storage, names []string) bool {
+	return !slices.ContainsFunc(names, func(name string) bool {
+		read := l.get
+		if _, _, isID := splitID(name); !isID {
+			read = openTable.get
+		}
+		_, err := read(ctx, s, name)
+		return err == nil
+	})
 }
 
 // warnUnread is what an answer says that lacks what could not be read.
-func warnUnread(n int, first string) string {
-	return fmt.Sprintf("%d records of the ledger cannot be read, %s is the first: nothing is known of their keys, which are neither shown nor revoked; see \"A record that cannot be read\" in bootstrap/install.md", n, first)
+func warnUnread(n int, names []string) string {
+	return fmt.Sprintf("%d records of the ledger cannot be read, %s is the first: nothing is known of their keys, which are neither shown nor revoked; see \"A record that cannot be read\" in bootstrap/install.md", n, names[0])
 }
 
 // faults collects the errors of work that goes on after one: the first error, and how many there were.

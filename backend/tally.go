@@ -19,7 +19,7 @@ import (
 type tally struct {
 	mu       sync.Mutex
 	ready    bool            // a scan is complete
-	unread   string          // the first record that the last scan could not read
+	unread   []string        // the records that the last scan could not read, see unread.names
 	fault    error           // why the last scan was not
 	gone     map[string]bool // by rand: removed before a scan is complete, so that the scan does not add it again
 	keys     map[string]*held
