@@ -37,11 +37,11 @@ type rootState struct {
 	Turn        turn              `json:"turn"`
 	From        time.Time         `json:"from"`      // when the credential in use was written or made
 	Expiry      time.Time         `json:"expiry"`    // its own end, as far as it is known; zero = none
-	Old         map[string]string `json:"old"`       // in use when the rotation began; kept until it is retired
-	Next        map[string]string `json:"next"`      // made, and not in use yet
-	NextEnd     time.Time         `json:"next_end"`  // its own end
-	RetireAt    time.Time         `json:"retire_at"` // zero = old is not to be retired
-	Destination string            `json:"way"`       // the target's when the rotation began; "" = it was not kept
+	Old         map[string]string `json:"old"`       // the credential in use when the rotation began; kept until it is retired
+	Next        map[string]string `json:"next"`      // made, but not in use yet
+	NextEnd     time.Time         `json:"next_end"`  // expiry of Next; zero = none known
+	RetireAt    time.Time         `json:"retire_at"` // when to end Old; zero = not
+	Destination string            `json:"way"`       // the target's destination when the rotation began; "" = not recorded
 }
 
 // root is a target's credential while something is done with it; the caller holds its lock.
@@ -100,8 +100,8 @@ func (r *root) ask(ctx context.Context) error {
 
 func (r *root) lost(context.Context) (bool, error) { return false, nil }
 
-// with opens the target with another credential than the one in use. By another way than that credential is known for it is
-// never sent: whoever may write targets could collect it.
+// with opens the target with another credential than the one in use. If the target's destination has changed since the rotation
+// began, it refuses: the credential must not be sent there, or whoever may write targets could collect it.
 func (r *root) with(ctx context.Context, credential map[string]string) (*openTarget, error) {
 	if destination := r.state.Destination; destination != "" && destination != r.target.record.destination() {
 		return nil, fmt.Errorf("the target was changed since, so the credential is not sent there: %w", target.ErrDenied)
@@ -115,7 +115,8 @@ func (r *root) with(ctx context.Context, credential map[string]string) (*openTar
 	return r.openTarget(r.name, &record, conf, r.limiters.of(r.name, origin(record.URL), r.now))
 }
 
-// destination tells apart by what the credential is sent to the target: the fields whose change asks for it again (checkSecretDestination).
+// destination returns a hash of the fields that decide where and how the credential is sent: those for which
+// checkSecretDestination requires it again.
 func (r *targetRecord) destination() string {
 	sum := sha256.New()
 	for _, part := range []string{r.URL, r.CAPEM, r.ProxyURL, r.Profile, r.ClientCert} {
@@ -289,15 +290,15 @@ func (b *engine) tendRoot(ctx context.Context, s logical.Storage, name string) e
 	return b.rotate(ctx, r)
 }
 
-// beforeTarget records the end of a rotation whose new credential is in use already, before an operator's takes its place: after
-// that nobody could tell that the one before it is still to be ended. The target is not asked, nor opened: that may be what the
-// write is to mend.
+// beforeTarget completes the record of an interrupted rotation whose new credential is already in use, before an operator's
+// write replaces that credential: afterwards it could not be known that the old one must still be ended. It neither calls nor
+// opens the target, because the write may be meant to repair just that.
 func (b *engine) beforeTarget(ctx context.Context, s logical.Storage, _ *targetRecord, d *framework.FieldData) error {
 	if _, given := d.GetOk("credential"); !given {
 		return nil
 	}
 	name := d.Get("name").(string)
-	if state, err := b.cutOff(ctx, s, name); err != nil || state == nil { // as a rule: nothing is locked
+	if state, err := b.cutOff(ctx, s, name); err != nil || state == nil { // the usual case needs no lock
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, rotateTimeout)
@@ -333,8 +334,8 @@ func (b *engine) cutOff(ctx context.Context, s logical.Storage, name string) (*r
 	return state, nil
 }
 
-// savedTarget begins anew when an operator has written a credential: whatever was unknown of the one before it does not
-// matter any more. What a rotation has made or replaced and not ended yet is still to be ended.
+// savedTarget resets the state of rotations after an operator has written a credential: the state unknown is over. A credential
+// that a rotation has made or replaced, and not ended yet, is still to be ended.
 func (b *engine) savedTarget(ctx context.Context, s logical.Storage, name string, d *framework.FieldData) ([]string, error) {
 	if _, given := d.GetOk("credential"); !given {
 		return nil, nil
@@ -363,7 +364,7 @@ func (b *engine) savedTarget(ctx context.Context, s logical.Storage, name string
 		state.Old, state.RetireAt, state.Destination = was.Old, was.RetireAt, was.Destination
 	}
 	var warnings []string
-	if !was.Turn.LastRotation.IsZero() || was.Turn.State == turnUnknown { // the written one takes the place of one that nobody else knows
+	if !was.Turn.LastRotation.IsZero() || was.Turn.State == turnUnknown { // the written credential replaces one that only the engine knew
 		warnings = []string{"a credential that the engine made may live on at the target, where its name begins with " + credentialName + ": end it there"}
 	}
 	return warnings, rootTable.put(ctx, s, name, &state)

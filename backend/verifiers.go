@@ -9,14 +9,14 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
 )
 
-// verifiers keeps the verifier that each issuer had last, while the issuer itself is made anew with every write to it or to
-// config: an edit that has nothing to do with its keys must not lose them, least of all while its server is down.
+// verifiers keeps the last verifier of each issuer by name, because every write to an issuer or to config makes a new issuer: a
+// write that does not concern the issuer's keys must not lose them, least of all while its server is down.
 type verifiers struct {
 	mu     sync.Mutex
 	byName map[string]*identity.Verifier
 }
 
-// inherit hands a new issuer the keys that are known of it.
+// inherit gives a new issuer the keys that the last verifier of its name has fetched.
 func (v *verifiers) inherit(i *issuer) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -25,7 +25,7 @@ func (v *verifiers) inherit(i *issuer) {
 	}
 }
 
-// keep remembers the verifier of an issuer that is used from now on.
+// keep remembers the verifier of an issuer that comes into use.
 func (v *verifiers) keep(i *issuer) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -35,7 +35,7 @@ func (v *verifiers) keep(i *issuer) {
 	v.byName[i.name] = i.verifier
 }
 
-// forget drops the verifier of an issuer that is no more.
+// forget drops the verifier of a deleted issuer.
 func (v *verifiers) forget(name string) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

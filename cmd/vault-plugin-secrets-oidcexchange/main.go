@@ -1,7 +1,7 @@
 // Copyright (c) the oidcexchange authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Command vault-plugin-secrets-oidcexchange is the plugin that Vault starts. Run by hand it only tells its version and commit.
+// Command vault-plugin-secrets-oidcexchange is the plugin that Vault starts. Run by hand, it only prints its version and commit.
 package main
 
 import (
@@ -30,7 +30,7 @@ func main() {
 	}
 }
 
-// built tells the commit and the compiler of this binary, as far as it knows them.
+// built returns the commit and the compiler of this binary, as far as they are known.
 func built() string {
 	info, ok := debug.ReadBuildInfo()
 	if !ok {
@@ -61,6 +61,6 @@ func serve(args []string) error {
 	})
 }
 
-// silence switches package log off. Only net/http writes there, and what it writes may be a target's: bytes that come after an
-// answer's end, such as the rest of a key.
+// silence switches package log off. Only net/http writes there, and it may quote a target: bytes that follow the end of an
+// answer, such as the rest of a key.
 func silence() { log.SetOutput(io.Discard) }
