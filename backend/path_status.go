@@ -86,22 +86,7 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 	}
 	keys := b.ledger.perTarget()
 	targets, err := healthOf(ctx, req.Storage, b.targetNoun.table, func(name string, record *targetRecord) (map[string]any, error) {
-		t, err := b.target(ctx, req.Storage, name)
-		if err != nil || t == nil {
-			return nil, err
-		}
-		known, met := abilities(t), t.State()
-		known["failures"], known["breaker_open"], known["next_call_at"] = met.Failures, met.Open, timeOrNil(met.Next)
-		known["calls_running"], known["calls_waiting"] = met.Running, met.Waiting
-		r, err := b.openRoot(ctx, req.Storage, name)
-		if err != nil {
-			return nil, err
-		}
-		if r != nil && r.state != nil {
-			known["credential"] = r.view()
-		}
-		known["driver"], known["enabled"], known["deleted"], known["keys"] = record.Driver, record.Enabled, record.DeletedUntil != nil, keys[name]
-		return known, nil
+		return b.targetHealth(ctx, req.Storage, name, record, keys[name])
 	})
 	if err != nil {
 		return nil, err
@@ -122,19 +107,6 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 	if err != nil {
 		return nil, err
 	}
-	total := 0
-	for _, n := range keys {
-		total += n
-	}
-	ledger := open.view()
-	counted, fault := b.ledger.counting()
-	if fault == nil {
-		fault = open.fault
-	}
-	ledger["keys"], ledger["counted"], ledger["last_error"] = total, counted, ""
-	if fault != nil {
-		ledger["last_error"] = asRefusal(fault).Error()
-	}
 	self, err := b.provider(ctx, req.Storage)
 	if err != nil {
 		return nil, err
@@ -144,9 +116,47 @@ func (b *engine) status(ctx context.Context, req *logical.Request, _ *framework.
 		last = &sweepReport{}
 	}
 	return &logical.Response{Data: map[string]any{
-		"version": Version, "issuers": issuers, "targets": targets, "static_roles": static, "ledger": ledger, "self": self.health(),
+		"version": Version, "issuers": issuers, "targets": targets, "static_roles": static, "ledger": b.ledgerHealth(open, keys), "self": self.health(),
 		"sweeper": map[string]any{"last_run": timeOrNil(last.at), "complete": last.complete, "lag_seconds": int(open.lag / time.Second)},
 	}}, nil
+}
+
+// targetHealth describes a target, which has this many keys in the ledger; nil if it was deleted meanwhile.
+func (b *engine) targetHealth(ctx context.Context, s logical.Storage, name string, record *targetRecord, keys int) (map[string]any, error) {
+	t, err := b.target(ctx, s, name)
+	if err != nil || t == nil {
+		return nil, err
+	}
+	known, met := abilities(t), t.State()
+	known["failures"], known["breaker_open"], known["next_call_at"] = met.Failures, met.Open, timeOrNil(met.Next)
+	known["calls_running"], known["calls_waiting"] = met.Running, met.Waiting
+	r, err := b.openRoot(ctx, s, name)
+	if err != nil {
+		return nil, err
+	}
+	if r != nil && r.state != nil {
+		known["credential"] = r.view()
+	}
+	known["driver"], known["enabled"], known["deleted"], known["keys"] = record.Driver, record.Enabled, record.DeletedUntil != nil, keys
+	return known, nil
+}
+
+// ledgerHealth describes the ledger: its backlog, and its keys by target.
+func (b *engine) ledgerHealth(open backlog, keys map[string]int) map[string]any {
+	total := 0
+	for _, n := range keys {
+		total += n
+	}
+	known := open.view()
+	counted, fault := b.ledger.counting()
+	if fault == nil {
+		fault = open.fault
+	}
+	known["keys"], known["counted"], known["last_error"] = total, counted, ""
+	if fault != nil {
+		known["last_error"] = asRefusal(fault).Error()
+	}
+	return known
 }
 
 // healthOf describes each record of a table. describe returns nil for a record that was deleted meanwhile; its error becomes
