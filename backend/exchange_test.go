@@ -90,6 +90,27 @@ func TestNuGetKeyIsExposedUntilItExpires(t *testing.T) {
 	}
 }
 
+// A key that the ledger has lost and nobody can revoke is brought back by its lease, for as long as it may be valid.
+func TestLeaseBringsBackAnExposedKey(t *testing.T) {
+	w := newWorld(t).withNuGet()
+	resp, err := w.exchange("publish", w.token(map[string]any{"aud": "https://www.nuget.org"}))
+	if err != nil || resp.IsError() {
+		t.Fatal(resp, err)
+	}
+	w.emptyLedger()
+	w.revoke(resp)
+	w.wantFound(map[string]any{"target": "nuget"}, 1, 0)
+	if record := w.read("keys/" + resp.Data["id"].(string)); record["state"] != stateExposed || record["expires_at"] != resp.Data["expires_at"] {
+		t.Errorf("the ledger says %v", record)
+	}
+	w.emptyLedger()
+	w.clock.advance(3 * time.Hour)
+	w.revoke(resp)
+	if left := w.ledgerEntries(); len(left) != 0 {
+		t.Errorf("of a key that has expired the ledger has %v", left)
+	}
+}
+
 // A node whose clock is an hour ahead forgets no key that is valid, nor does a revocation there call it ended: neither one that
 // was delivered, nor one whose answer was lost.
 func TestExposedKeysOnANodeThatIsAhead(t *testing.T) {

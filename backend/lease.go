@@ -290,8 +290,16 @@ func (b *engine) hideClass(err error) error {
 // expose records that a lease has ended whose key cannot be revoked. The ledger shows the key until it expires.
 func (b *engine) expose(ctx context.Context, s logical.Storage, l lease) error {
 	b.Logger().Info("a lease ended, but its target cannot revoke; the key stays valid until it expires", "id", l.ID, "target", l.Target, "expires_at", l.ExpiresAt)
-	_, err := b.ledger.update(ctx, s, l.ID, func(e *entry) { e.State = stateExposed })
-	return err
+	found, err := b.ledger.update(ctx, s, l.ID, func(e *entry) { e.State = stateExposed })
+	if err != nil || found {
+		return err
+	}
+	e := l.entry(b.now().UTC())
+	e.State = stateExposed
+	if e.fileByExpiry(); e.expired(b.now()) {
+		return nil
+	}
+	return b.ledger.file(ctx, s, e) // the ledger has lost it, and the lease knows enough
 }
 
 // revokeAt revokes a key at its target, even if that is disabled or deleted. Once a key has been past expiresAt for longer
