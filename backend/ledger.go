@@ -125,7 +125,16 @@ func keyTable(hour string, sealed bool) table[entry] {
 	return table[entry]{prefix: plainKeys + hour + "/"}
 }
 
-func hourOf(t time.Time) string { return t.UTC().Format(hourLayout) }
+// lastHour is the last under which anything is filed: an id has four digits for the year, like JSON, and there are targets that
+// say "never" by the end of the year 9999.
+var lastHour = time.Date(9999, time.December, 31, 22, 0, 0, 0, time.UTC)
+
+func hourOf(t time.Time) string {
+	if t.After(lastHour) {
+		t = lastHour
+	}
+	return t.UTC().Format(hourLayout)
+}
 
 // splitID returns the parts of an id; ok is false if it is not an id.
 func splitID(id string) (hour, rand string, ok bool) {

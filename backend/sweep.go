@@ -312,7 +312,10 @@ func (w *sweeper) giveUp(ctx context.Context, t *openTarget, e *entry) error {
 		end = e.NotAfter.Add(24 * time.Hour)
 	}
 	e.State, e.Revocable = stateExposed, false
-	e.ExpiresAt = end.Add(w.grace)
+	if end.Before(lastHour) {
+		end = end.Add(w.grace)
+	}
+	e.ExpiresAt = end
 	e.fileByExpiry()
 	if err := w.ledger.file(ctx, w.s, e); err != nil {
 		return err

@@ -421,3 +421,29 @@ func TestLostKeyIsShownForItsWholeLife(t *testing.T) {
 		t.Errorf("the key lives until %v; the ledger shows it as %v until %v (%v)", living[0].ExpiresAt, shown["state"], shown["not_after"], err)
 	}
 }
+
+// A target may say "never" by the last moment that a time can have. Such a key is in the ledger, delivered or not, and told of.
+func TestKeyThatExpiresInTheYear9999(t *testing.T) {
+	for accessor, refused := range map[string]string{"string(response.json.id)": "", `'".."'`: reasonTargetProtocol} {
+		w := newWorld(t)
+		start, end := strings.Index(acme, "renew:\n"), strings.Index(acme, "check:\n")
+		profile := strings.NewReplacer("timestamp(response.json.expires_at)", `timestamp("9999-12-31T23:59:59Z")`, "string(response.json.id)", accessor).
+			Replace(acme[:start] + acme[end:] + "lifetime: 30m\n")
+		w.write("targets/plain", map[string]any{"driver": "http", "url": w.keysURL, "profile": profile, "ca_pem": w.ca, "credential": "token=" + adminToken, "allowed_roles": "*"})
+		w.write("roles/plain", map[string]any{"trust": "main", "target": "plain", "parameters": "project=widget", "ttl": "15m", "max_ttl": "2h"})
+		if reason, _ := reasonOf(w.exchange("plain", w.token(nil))); reason != refused {
+			t.Fatalf("%q; want %q", reason, refused)
+		}
+		for range 2 {
+			w.clock.advance(5 * time.Hour)
+			w.settleAll()
+		}
+		ids := w.list("keys")
+		if len(ids) != 1 || w.read("keys/" + ids[0])["expires_at"] != "9999-12-31T23:59:59Z" {
+			t.Fatalf("the ledger has %v\n%s", ids, w.logs)
+		}
+		w.wantRun(w.works(w.starts(map[string]any{"role": "plain"})), map[string]any{"matched": 1, "exposed": 1, "exposed_until": "9999-12-31T23:59:59Z"})
+		w.delete("roles/plain", nil)
+		w.delete("targets/plain", map[string]any{"force": true})
+	}
+}
