@@ -35,7 +35,7 @@ func (b *engine) statusPaths() []*framework.Path {
 		},
 		HelpSynopsis: "Drop an issuer's keys now, and fetch them.",
 		HelpDescription: "Use this when an issuer has withdrawn a key: none of the keys known so far is accepted any more, even if fetching fails. " +
-			"Otherwise keys are fetched again as config's jwks_min_refresh and jwks_max_age say, and dropped when a write changes where they come from or which keys are acceptable. Keys in jwt_validation_pubkeys stay.",
+			"Otherwise keys are fetched again as config's jwks_min_refresh and jwks_max_age say, and dropped when a write changes where they come from or which keys are acceptable. Keys in jwt_validation_pubkeys stay. Each cluster has its own copy of the keys: where Vault replicates the mount, run this on each.",
 	}}
 }
 
