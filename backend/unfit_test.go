@@ -73,7 +73,11 @@ func TestUnfitIsSwitchedOff(t *testing.T) {
 		w.write(path, map[string]any{"enabled": true})
 	}
 	w.issue("deploy")
-	w.refused("targets/new", map[string]any{"enabled": false}, "driver")
+	for path, field := range map[string]string{"issuers/new": "issuer", "trust/new": "issuer", "targets/new": "driver", "roles/new": "trust"} {
+		w.refused(path, map[string]any{"enabled": false}, field) // it is no way to make one that nobody checked
+	}
+	w.refused("trust/main", map[string]any{"enabled": false, "condition": "claims."}, "condition")
+	w.refused("roles/deploy", map[string]any{"enabled": false, "trust": "none"}, "trust")
 }
 
 // A login issuer can be unfit too: the rules of a later version may refuse what is stored.
