@@ -386,7 +386,7 @@ func TestCeilingsCountKeysThatOutliveTheirLease(t *testing.T) {
 	if reason, _ := reasonOf(w.exchange("publish", token())); reason != reasonLimit {
 		t.Errorf("refused for %q", reason)
 	}
-	w.clock.advance(3 * time.Hour)
+	w.clock.advance(4 * time.Hour)
 	w.settleAll()
 	if resp, err := w.exchange("publish", token()); err != nil || resp.IsError() {
 		t.Errorf("%v %v", err, resp)
