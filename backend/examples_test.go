@@ -353,7 +353,7 @@ func (e example) testLost(t *testing.T, f lab.Fault, want string) {
 	if len(records) != 1 || records[0]["state"] != stateExposed {
 		t.Errorf("the ledger has %v; want one key that is exposed", records)
 	}
-	w.clock.advance(26 * time.Hour)
+	w.clock.advance(28 * time.Hour)
 	w.settleAll()
 	if living() != 0 || len(w.ledgerEntries()) != 0 {
 		t.Errorf("a day later %d keys live, the ledger has %q", living(), w.ledgerEntries())
