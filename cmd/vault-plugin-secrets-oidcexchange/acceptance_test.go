@@ -44,6 +44,7 @@ var acceptance = []struct {
 	{"Debt", testDebt},
 	{"ForceWhileDown", testForceWhileDown},
 	{"DisableWhileDown", testDisableWhileDown},
+	{"DisableByForce", testDisableByForce},
 	{"DisableWithUnknownOutcome", testDisableWithUnknownOutcome},
 	{"KeyByLogin", testKeyByLogin},
 	{"KeyByToken", testKeyByToken},

@@ -249,6 +249,22 @@ func testDisableWhileDown(t *testing.T, s *server) {
 	w.wantUnmounted(t)
 }
 
+// Where a target is gone for good, giving its leases up lets the mount go.
+func testDisableByForce(t *testing.T, s *server) {
+	w := newWorld(t, s, pluginName)
+	w.write(t, "config", map[string]any{"request_timeout": "1s"})
+	w.issue(t, "deploy")
+	w.keys.Fault(lab.OpRevoke, lab.Fault{Kind: lab.KindStatus, Status: 503})
+	if r := w.cli(t, w.root.Token(), "secrets", "disable", w.path); r.code != 2 {
+		t.Errorf("disabling while the target is down: exit status %d: %s%s", r.code, r.stdout, r.stderr)
+	}
+	w.must(t, w.root.Token(), "lease", "revoke", "-force", "-prefix", w.path+"/creds")
+	w.must(t, w.root.Token(), "secrets", "disable", w.path)
+	if len(w.live()) != 1 {
+		t.Error("the key ended: then this test proves nothing")
+	}
+}
+
 // Nor may disabling forget a key that only the ledger knows of.
 func testDisableWithUnknownOutcome(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
