@@ -63,7 +63,7 @@ var roleFields = described(map[string]*framework.FieldSchema{
 	"ttl":                  {Type: framework.TypeDurationSecond, Description: "Lease duration of a key; default the mount's."},
 	"max_ttl":              {Type: framework.TypeDurationSecond, Description: "Maximum lease duration of a key, renewals included; default the mount's."},
 	"lease_path":           {Type: framework.TypeString, Description: "CEL expression that computes the path which a request must have after creds/<role>, and so the prefix of its lease."},
-	"max_keys":             {Type: framework.TypeInt, Description: "Maximum number of keys of this role at a time, including keys that could not be revoked yet; 0 (default) = no limit."},
+	"max_keys":             {Type: framework.TypeInt, Description: "Maximum number of keys of this role at a time, including keys that could not be revoked yet, and keys that cannot be revoked until two hours after they expire at the latest; 0 (default) = no limit."},
 	"max_keys_per_subject": {Type: framework.TypeInt, Description: "Maximum number of keys of this role that one subject of one issuer may have at a time; 0 (default) = no limit."},
 	"on_limit":             {Type: framework.TypeString, Description: "What to do when max_keys or max_keys_per_subject is reached: refuse (default), or revoke_oldest, which revokes the oldest key before it requests the new one."},
 	"require_revocable":    {Type: framework.TypeBool, Description: "Refuse to issue keys if the target cannot revoke them."},
