@@ -54,9 +54,9 @@ type ArtifactoryToken struct {
 //	GET    /lab/keys                       -> 200 {"keys":[...]}, the inventory, open to all
 //	POST   /lab/faults, DELETE /lab/faults see Control
 //
-// All but the exchange want an access token as bearer. Errors are {"errors":[{"status","code","message"}]}; which status says
-// what in an exchange is not documented. As there, a token with an expiry that was not made revocable is deleted by DELETE
-// and still works. Make one with NewArtifactory.
+// All calls but the exchange require an access token as bearer. Errors are {"errors":[{"status","code","message"}]}; which
+// status an exchange uses for which error is not documented. As in the real platform, DELETE of a token that has an expiry
+// but was not made revocable removes it from the list, and the token still works. Make one with NewArtifactory.
 type Artifactory struct {
 	Control
 	mux *http.ServeMux
@@ -73,7 +73,7 @@ type heldToken struct {
 	ArtifactoryToken
 	secret    string
 	revocable bool
-	deleted   bool // no longer listed, and still alive
+	deleted   bool // no longer listed, but still valid
 }
 
 // NewArtifactory makes an Artifactory without providers. It panics if there is no admin token.
@@ -131,7 +131,7 @@ func (a *Artifactory) Valid(key string) bool {
 
 const administrator = "admin"
 
-// user finds out whose token it is.
+// user returns the user of a token that lives.
 func (a *Artifactory) user(token string) (string, bool) {
 	if token == a.o.AdminToken {
 		return administrator, true
@@ -147,7 +147,7 @@ func (a *Artifactory) user(token string) (string, bool) {
 	return "", false
 }
 
-// dropExpired lets time do its work. The caller holds mu.
+// dropExpired removes expired tokens. The caller holds mu.
 func (a *Artifactory) dropExpired() {
 	now := a.now()
 	a.tokens = slices.DeleteFunc(a.tokens, func(t heldToken) bool { return !t.ExpiresAt.IsZero() && !t.ExpiresAt.After(now) })
@@ -260,7 +260,7 @@ func (a *Artifactory) create(w http.ResponseWriter, r *http.Request, caller stri
 	}
 }
 
-// list takes a description with a star at its end for all that begin so.
+// list filters by description; with a star at its end, it matches all descriptions that begin with the rest.
 func (a *Artifactory) list(w http.ResponseWriter, r *http.Request, caller string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -19,13 +19,14 @@ import (
 // certificateLife is longer than any run of the lab.
 const certificateLife = 7 * 24 * time.Hour
 
-// Authority is a certificate authority for servers on this machine, and for clients of servers that ask who they are.
+// Authority is a certificate authority for servers on this machine, and for clients of servers that require client
+// certificates.
 type Authority struct {
 	root *x509.Certificate
 	key  crypto.Signer
 }
 
-// NewAuthority makes one that nobody trusts yet.
+// NewAuthority makes an Authority with a new root certificate.
 func NewAuthority() *Authority {
 	a := &Authority{root: template("oidcexchange-lab CA"), key: generateKey("ES256")}
 	a.root.IsCA, a.root.BasicConstraintsValid, a.root.MaxPathLenZero = true, true, true
@@ -34,11 +35,11 @@ func NewAuthority() *Authority {
 	return a
 }
 
-// PEM is the certificate by which others trust the authority.
+// PEM returns the root certificate, for others to trust.
 func (a *Authority) PEM() string { return CertificatePEM(a.root) }
 
-// Issue makes a certificate for a server at localhost and the loopback addresses, or for a client, and its key; change makes
-// it another one, nil leaves it.
+// Issue makes a certificate and its key, for a server at localhost and the loopback addresses, or for a client. change may
+// alter the certificate before it is signed; nil leaves it as it is.
 func (a *Authority) Issue(change func(*x509.Certificate)) tls.Certificate {
 	key := generateKey("ES256")
 	leaf := template("oidcexchange-lab")
@@ -94,7 +95,7 @@ func CertificatePEM(c *x509.Certificate) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw}))
 }
 
-// template returns what all certificates share; the serial number is filled in when one is signed.
+// template returns the fields that all certificates share; signing fills in the serial number.
 func template(name string) *x509.Certificate {
 	now := time.Now()
 	return &x509.Certificate{

@@ -15,13 +15,13 @@ import (
 
 // ConnectOptions configures a Connect.
 type ConnectOptions struct {
-	Issuers    []string         // exact issuers whose tokens are taken
+	Issuers    []string         // exact issuers whose tokens are accepted
 	Client     *http.Client     // fetches their discovery documents and keys; nil = http.DefaultClient
-	Path       string           // of the server below its host, such as /connect
-	TokenQuery string           // of the token endpoint's address, if it has one
+	Path       string           // path of the server below its host, such as /connect
+	TokenQuery string           // query of the token endpoint's address, if it has one
 	GrantTypes []string         // in the OAuth metadata; nil = the member is left out
 	KeyTTL     time.Duration    // of exchanged keys, whole seconds; default 15 minutes
-	NoExpiry   bool             // an older server: no expires_in, and keys of the API do not end
+	NoExpiry   bool             // an older server: no expires_in, and keys made through the API do not expire
 	NoOAuth    bool             // an older server: no OAuth server
 	Now        func() time.Time // nil = time.Now
 }
@@ -71,11 +71,11 @@ type ConnectKey struct {
 //
 // and besides GET /lab/keys, the inventory, open to all; POST and DELETE /lab/faults, see Control.
 //
-// The API wants "Authorization: Key …" (401 code 30). Users have keys of their own alone: for another's guid, making one is
-// 403 code 22 and all else 404. A key's role is at most its user's. The exchanges know no client; they verify tokens for
-// real. Of the codes and descriptions of errors only 22, 30, "ambiguous match", "could not verify token signature" and "no
-// service principal found" are known from Connect's clients; the others are this stand-in's. Tokens may be used again: what
-// Connect does is not known. Make one with NewConnect.
+// The API requires "Authorization: Key …" (401 code 30). Users can reach only their own keys: with another user's guid,
+// making a key is 403 code 22, and every other call is 404. A key's role is at most its user's. The exchanges have no client
+// authentication; they do verify tokens. Of the error codes and descriptions, only 22, 30, "ambiguous match", "could not
+// verify token signature" and "no service principal found" are known from Connect's clients; the others are this stand-in's
+// own. Tokens may be used again: what Connect does is not known. Make one with NewConnect.
 type Connect struct {
 	Control
 	mux *http.ServeMux
@@ -87,7 +87,7 @@ type Connect struct {
 	integrations []ConnectIntegration
 	users        []ConnectUser
 	keys         []connectKey
-	made         int // keys so far; the next one's id
+	made         int // number of keys made so far; the next key's id
 }
 
 // connectKey is a key with its secret.
@@ -96,7 +96,7 @@ type connectKey struct {
 	secret string
 }
 
-// The known codes of errors, and those of this stand-in.
+// The known error codes, and this stand-in's own.
 const (
 	connectBadRequest   = 3
 	connectNotFound     = 4
@@ -157,7 +157,8 @@ func (c *Connect) AddIntegration(i ConnectIntegration) {
 	c.integrations = append(c.integrations, i)
 }
 
-// AddUser adds a user with one key that never ends, such as people make for themselves; secret = "" is one without.
+// AddUser adds a user with one key that never expires, like those that people make for themselves; with secret "" the user
+// has none.
 func (c *Connect) AddUser(u ConnectUser, secret string) {
 	u.Role = cmp.Or(u.Role, "publisher")
 	c.mu.Lock()
@@ -206,7 +207,7 @@ func (c *Connect) bySecret(secret string) (ConnectKey, bool) {
 	return c.keys[i].ConnectKey, true
 }
 
-// dropExpired lets time do its work. The caller holds mu.
+// dropExpired removes expired keys. The caller holds mu.
 func (c *Connect) dropExpired() {
 	now := c.now()
 	c.keys = slices.DeleteFunc(c.keys, func(k connectKey) bool { return !k.ExpiresAt.IsZero() && !k.ExpiresAt.After(now) })
@@ -246,7 +247,7 @@ func (c *Connect) whoami(w http.ResponseWriter, _ *http.Request, k ConnectKey) {
 	noPermission(w)
 }
 
-// keyJSON is a key as the API shows it; secret is the whole of it once, and cut off ever after.
+// keyJSON returns a key as the API shows it. secret is the whole secret when the key is made, and cut off ever after.
 func (k ConnectKey) keyJSON(secret string, withEnd bool) map[string]any {
 	out := map[string]any{"id": k.ID, "name": k.Name, "user_role": k.Role, "key": secret}
 	if withEnd {

@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// The names of RFC 8693, and Connect's own.
+// Names from RFC 8693, and Connect's own.
 const (
 	tokenExchangeGrant = "urn:ietf:params:oauth:grant-type:token-exchange"
 	idTokenType        = "urn:ietf:params:oauth:token-type:id_token"
@@ -88,7 +88,7 @@ func (p ConnectPublisher) fits(claims tokenClaims) bool {
 	return true
 }
 
-// federate gives a key of an existing user. Without an audience there must be one integration alone.
+// federate issues a key of an existing user. Without an audience there must be exactly one integration.
 func (c *Connect) federate(w http.ResponseWriter, r *http.Request) {
 	claims, refused := c.subject(r, connectKeyType)
 	if refused != nil {

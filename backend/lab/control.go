@@ -22,24 +22,24 @@ const (
 	OpJWKS      = "jwks"      // Issuer, OAuth: the keys
 
 	OpToken = "token" // NuGet, the registries, Artifactory, Connect: a key for an identity token
-	OpPush  = "push"  // NuGet, the registries: use of a key
+	OpPush  = "push"  // NuGet, the registries: use a key
 
 	OpGrant      = "grant"      // TokenEndpoint: a token for the client's credentials. OAuth: a token by any grant
-	OpIntrospect = "introspect" // OAuth: does a token live, and until when
+	OpIntrospect = "introspect" // OAuth: is a token valid, and until when
 
 	OpCreate = "create" // KeyAPI, Artifactory, Gitea, Connect, GitLab: make a key; GitProxy: make a user
 	OpExtend = "extend" // KeyAPI: move a key's end
 	OpRevoke = "revoke" // KeyAPI, CratesIO, Artifactory, Gitea, Connect, GitLab, OAuth: end a key; GitProxy: delete a user
 	OpFind   = "find"   // KeyAPI, Artifactory, Gitea, Connect, GitLab: look for keys; GitProxy: look for a user
 	OpCheck  = "check"  // KeyAPI, GitLab, GitProxy: is the credential good; Connect: is the server there
-	OpUse    = "use"    // KeyAPI, Artifactory, Gitea, Connect, GitLab, GitProxy, FinosGitProxy, OAuth: use of a key
+	OpUse    = "use"    // KeyAPI, Artifactory, Gitea, Connect, GitLab, GitProxy, FinosGitProxy, OAuth: use a key
 
 	OpFederate = "federate" // Connect: a user's key for an identity token
 	OpWhoami   = "whoami"   // Connect: whose key is it
 
 	OpLogin   = "login"    // GitProxy: a user logs in
 	OpMakeKey = "make-key" // GitProxy: the user makes a key
-	OpDropKey = "drop-key" // GitProxy: the user gives the key up
+	OpDropKey = "drop-key" // GitProxy: the user deletes the key
 
 	OpRotate = "rotate" // GitLab: end a key and make its successor
 	OpUsers  = "users"  // GitLab: look for a user by name
@@ -53,19 +53,19 @@ type Stage string
 
 // The stages at which OnRequest's function is called.
 const (
-	StageReceived Stage = "received" // the request has been read, nothing is done
-	StageDone     Stage = "done"     // the work is done, no byte of the answer is sent
+	StageReceived Stage = "received" // the request has been read, nothing has been done
+	StageDone     Stage = "done"     // the work is done, no byte of the answer has been sent
 )
 
-// maxRequestBytes bounds what is read of one request.
+// maxRequestBytes limits how much of a request is read.
 const maxRequestBytes = 64 << 20
 
-// Control is what a test does to a stand-in from outside: it injects faults, counts calls and watches them. Every stand-in
-// embeds one. A method given an operation that the stand-in does not have panics, because a fault that silently never
-// happens makes a test that cannot fail.
+// Control lets a test act on a stand-in from outside: it injects faults, counts calls and watches them. Every stand-in
+// embeds one. A method panics if the stand-in does not have the given operation, because a fault that silently never happens
+// makes a test that cannot fail.
 type Control struct {
 	ops   []string
-	kinds []Kind // of faults that can be carried out, and then only instead of the work; nil = all
+	kinds []Kind // the kinds of faults that can be carried out, and none with After; nil = all, with After too
 
 	mu     sync.Mutex
 	faults map[string][]Fault
@@ -73,22 +73,22 @@ type Control struct {
 	hook   func(op string, stage Stage)
 }
 
-// Fault makes the next calls of op go wrong as f says. Faults of one operation are used up in the order in which they were
-// given, those of OpAny when the operation has none of its own. It panics if f cannot be carried out.
+// Fault makes the next calls of op fail as f says. Faults of one operation are used up in the order in which they were
+// given; those of OpAny are used when the operation has none of its own. It panics if f cannot be carried out.
 func (c *Control) Fault(op string, f Fault) {
 	if err := c.addFault(op, f); err != nil {
 		panic("lab: " + err.Error())
 	}
 }
 
-// ClearFaults forgets all faults. A call that is already in one stays in it.
+// ClearFaults removes all faults. A call that has already met a fault continues with it.
 func (c *Control) ClearFaults() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.faults = nil
 }
 
-// Calls returns how often op was called, faults included.
+// Calls returns how often op was called. Calls that met a fault count too.
 func (c *Control) Calls(op string) int {
 	c.mustKnow(op)
 	c.mu.Lock()
@@ -161,7 +161,7 @@ func (c *Control) take(op string) Fault {
 		}
 		f := queue[0]
 		switch f.Count {
-		case 0: // stays until it is cleared
+		case 0: // a fault without a count stays until it is cleared
 		case 1:
 			c.faults[name] = queue[1:]
 		default:
@@ -172,8 +172,8 @@ func (c *Control) take(op string) Fault {
 	return Fault{}
 }
 
-// handle puts an operation under control. The body is read before anything else: only then does net/http notice that a
-// client has gone, and end the request's context.
+// handle puts an operation under control. The body is read first, because only then does net/http notice that the client has
+// gone, and end the request's context.
 func (c *Control) handle(op string, work http.HandlerFunc) http.HandlerFunc {
 	c.mustKnow(op)
 	return func(w http.ResponseWriter, r *http.Request) {

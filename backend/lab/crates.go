@@ -20,14 +20,14 @@ import (
 //	DELETE /api/v1/trusted_publishing/tokens   with the key -> 204, also for one that is unknown
 //	PUT    /api/v1/crates/new                  with the key -> 200 while it lives; what is published is not looked at
 //
-// and those of every registry. A key is presented as Authorization, with or without Bearer. Every call wants a User-Agent
-// (403). Refusals are 400 with crates.io's texts; those do not cost the token, which otherwise works once. A key lives 30
-// minutes. Make one with NewCratesIO.
+// and those of every registry. A key is presented in the Authorization header, with or without Bearer. Every call needs a
+// User-Agent (403). Refusals are 400 with crates.io's texts and do not use up the token; otherwise a token works once. A key
+// lives 30 minutes. Make one with NewCratesIO.
 type CratesIO struct{ registry }
 
 const cratesKeyTTL = 30 * time.Minute
 
-// cratesKey is the form of a key. Its checksum is not looked at.
+// cratesKey matches the form of a key. The key's checksum is not verified.
 var cratesKey = regexp.MustCompile(`^cio_tp_[A-Za-z0-9]{32}$`)
 
 // NewCratesIO makes a CratesIO without publishers.
@@ -116,7 +116,8 @@ func (c *CratesIO) mismatch(claims tokenClaims) string {
 	return text
 }
 
-// presented returns the key of a request, and answers if there is none that could be one.
+// presented returns the key of a request. If there is none, or it does not have the form of a key, presented answers the
+// request.
 func (c *CratesIO) presented(w http.ResponseWriter, r *http.Request) (string, bool) {
 	key := r.Header.Get("Authorization")
 	if scheme, rest, found := strings.Cut(key, " "); found && strings.EqualFold(scheme, "Bearer") {

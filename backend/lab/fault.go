@@ -16,13 +16,13 @@ import (
 	"time"
 )
 
-// Kind is a way in which a call goes wrong.
+// Kind is a way in which a call fails.
 type Kind string
 
-// The kinds of faults. The first five come instead of the work, or with After once the work is done and before its answer:
-// that is how a key comes to live whose maker never hears of it. The others always do the work and spoil its answer.
+// The kinds of faults. The first five replace the work; with After, the work is done and they replace its answer: so a key
+// comes to live that its requester never hears of. The others always do the work and spoil its answer.
 const (
-	KindDelay    Kind = "delay"    // wait for Delay or Until, then go on as if nothing had been
+	KindDelay    Kind = "delay"    // wait for Delay or Until, then go on as usual
 	KindHang     Kind = "hang"     // never answer; ends when the client goes
 	KindCut      Kind = "cut"      // close the connection
 	KindStatus   Kind = "status"   // answer Status, with Retry-After if RetryAfter is set
@@ -43,10 +43,10 @@ var (
 // maxPaddingMiB keeps a mistyped Size from taking the machine's memory.
 const maxPaddingMiB = 256
 
-// Fault says how a call goes wrong. The zero Fault is none; Kind is required to inject one.
+// Fault says how a call fails. The zero Fault is none; Kind is required to inject one.
 type Fault struct {
 	Kind  Kind
-	After bool // do the work first; only for the kinds that come instead of it
+	After bool // do the work first; only for the kinds that replace it
 	Count int  // for that many calls; 0 = until ClearFaults
 
 	Status     int             // KindStatus: 400 to 599. KindRedirect: 300 to 399
@@ -57,7 +57,7 @@ type Fault struct {
 	Size       int             // KindHuge: MiB, at most 256
 }
 
-// check says what keeps f from being carried out.
+// check returns why f cannot be carried out, or nil.
 func (f Fault) check() error {
 	switch {
 	case f.Count < 0:
@@ -82,8 +82,8 @@ func (f Fault) check() error {
 	return nil
 }
 
-// interrupt carries out a fault that comes instead of the work or of its answer. It reports whether the request has been
-// answered; a closed connection leaves by panic, as net/http demands.
+// interrupt carries out a fault that replaces the work or its answer. It reports whether the request has been answered. To
+// close the connection it panics, as net/http requires.
 func (f Fault) interrupt(w http.ResponseWriter, r *http.Request) bool {
 	switch f.Kind {
 	case KindDelay:
@@ -117,7 +117,7 @@ func (f Fault) wait() {
 	}
 }
 
-// send answers with what the work said, spoiled if f spoils it.
+// send sends the answer that the work gave, spoiled if f says so.
 func (f Fault) send(w http.ResponseWriter, a *answer) {
 	switch f.Kind {
 	case KindTruncate:
@@ -152,11 +152,11 @@ func (f Fault) send(w http.ResponseWriter, a *answer) {
 	}
 }
 
-// answer holds a response back until the fault of the call has had its turn.
+// answer buffers a response, so that the fault of the call can still change it.
 type answer struct {
 	header http.Header
 	status int
-	reason string // the phrase beside the status; "" = the usual one
+	reason string // the reason phrase of the status line; "" = the usual one
 	body   bytes.Buffer
 }
 
@@ -178,7 +178,7 @@ func (a *answer) replace(body []byte) {
 	a.body.Write(body)
 }
 
-// edit changes the members of a JSON object; another body stays as it is.
+// edit changes the members of a JSON object; any other body stays as it is.
 func (a *answer) edit(change func(map[string]any)) {
 	var object map[string]any
 	if json.Unmarshal(a.body.Bytes(), &object) == nil {
@@ -187,7 +187,7 @@ func (a *answer) edit(change func(map[string]any)) {
 	}
 }
 
-// pad puts a long member before the others of a JSON object, so that a reader who stops at a limit has seen none of them.
+// pad puts a long member before the others of a JSON object, so that a reader that stops at a limit has seen none of them.
 func (a *answer) pad(n int) {
 	members, ok := bytes.CutPrefix(bytes.Clone(a.body.Bytes()), []byte("{"))
 	if !ok {
@@ -210,8 +210,8 @@ func (a *answer) send(w http.ResponseWriter) {
 	_, _ = w.Write(a.body.Bytes())
 }
 
-// sendWithReason writes the answer with its own phrase beside the status, which net/http cannot. It reports whether it has
-// the connection that this takes.
+// sendWithReason writes the answer with its own reason phrase, which net/http cannot do. It reports whether it got hold of
+// the connection, which this needs.
 func (a *answer) sendWithReason(w http.ResponseWriter) bool {
 	conn, out, err := http.NewResponseController(w).Hijack()
 	if err != nil {
@@ -228,12 +228,12 @@ func (a *answer) sendWithReason(w http.ResponseWriter) bool {
 }
 
 func (a *answer) sendHalf(w http.ResponseWriter) {
-	if a.status == http.StatusNoContent { // has no body that could be cut
+	if a.status == http.StatusNoContent { // a 204 has no body that could be cut
 		a.status = http.StatusOK
 	}
 	a.writeHead(w, max(a.body.Len(), 1))
 	_, _ = w.Write(a.body.Bytes()[:a.body.Len()/2])
-	_ = http.NewResponseController(w).Flush() // else the client would not even see the status
+	_ = http.NewResponseController(w).Flush() // otherwise the client would not even see the status
 	panic(http.ErrAbortHandler)
 }
 

@@ -24,29 +24,30 @@ type FinosGitProxyOptions struct {
 	ClientID         string
 	ExpectedAudience string // "" = ClientID
 
-	// RoleMapping has for each role the claims that it is given for, in their order. Only the first of them is looked at.
+	// RoleMapping lists, for each role, the claims that give it. Only the first claim in the list is looked at.
 	RoleMapping map[string][]FinosClaim
 
 	Client *http.Client // reaches the authority; nil = http.DefaultClient
 	Now    func() time.Time
 }
 
-// FinosClaim is a claim and the text that it must be.
+// FinosClaim is a claim and the text that it must equal.
 type FinosClaim struct{ Name, Value string }
 
-// FinosGitProxy is a stand-in for the API of finos/git-proxy with JWT authentication. It issues nothing: who presents a token
-// of its identity provider is let in by that.
+// FinosGitProxy is a stand-in for the API of finos/git-proxy with JWT authentication. It issues nothing: callers
+// authenticate with a token of its identity provider.
 //
 //	GET    /api/v1/healthcheck          -> 200, open to all
 //	GET    /api/v1/repo, /push, /user   -> 200 [], for who presents a token
 //	DELETE /api/v1/repo/{id}/delete     -> 200 {"message":"deleted"}, for the role admin; 401 JSON without it
 //	POST   /lab/faults, DELETE /lab/faults, see Control
 //
-// Of Authorization "Bearer <token>" and "<token>" alone are taken. The authority's document and keys are fetched for each
-// request. A token must have a kid that the keys have, be signed by RS256, live, be for ExpectedAudience among others, be of
-// exactly AuthorityURL, and if it has an azp, that is ClientID. A refusal is 401 with a text that ends with a line feed. A role
-// is given by one claim that is a text and equals the mapping's: a list never does. There is no revocation: a token lives
-// until its exp, whatever its issuer says. Left out: sessions, and all that git does. Make one with NewFinosGitProxy.
+// Authorization may be "Bearer <token>" or "<token>", nothing else. The authority's discovery document and keys are fetched
+// for each request. A token must have a kid that is in the keys, an RS256 signature, an exp in the future, ExpectedAudience
+// among its audiences, exactly AuthorityURL as its issuer, and ClientID as its azp if it has one. A refusal is 401 with a
+// text that ends with a line feed. A role is given by one claim that is a string and equals the mapping's; a list never
+// gives one. There is no revocation: a token lives until its exp, whatever its issuer says. Left out: sessions, and all that
+// git does. Make one with NewFinosGitProxy.
 type FinosGitProxy struct {
 	Control
 	mux *http.ServeMux
@@ -82,7 +83,8 @@ func NewFinosGitProxy(o FinosGitProxyOptions) *FinosGitProxy {
 // ServeHTTP implements http.Handler.
 func (p *FinosGitProxy) ServeHTTP(w http.ResponseWriter, r *http.Request) { p.mux.ServeHTTP(w, r) }
 
-// authenticated lets through who presents a token, with the roles that it gives. Where authentication is off there are none.
+// authenticated lets through callers who present a good token, with the roles that it gives. With authentication disabled
+// there are no roles.
 func (p *FinosGitProxy) authenticated(next func(w http.ResponseWriter, roles []string)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		header := r.Header.Get("Authorization")
@@ -125,7 +127,7 @@ func writeHTML(w http.ResponseWriter, status int, text string) {
 	_, _ = w.Write([]byte(text))
 }
 
-// verify checks a token; fault is what the real one says of it, "" if it is good.
+// verify checks a token; fault is the text with which finos/git-proxy refuses it, "" if it is good.
 func (p *FinosGitProxy) verify(ctx context.Context, token string) (claims tokenClaims, fault string) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -152,7 +154,7 @@ func (p *FinosGitProxy) verify(ctx context.Context, token string) (claims tokenC
 	return claims, p.judge(claims)
 }
 
-// keys fetches the authority's keys, each time anew. Whose document it is does not matter.
+// keys fetches the authority's keys, each time anew. The issuer that the discovery document names is not checked.
 func (p *FinosGitProxy) keys(ctx context.Context) (keys jose.JSONWebKeySet, err error) {
 	var document struct {
 		JWKSURI string `json:"jwks_uri"`
@@ -163,13 +165,13 @@ func (p *FinosGitProxy) keys(ctx context.Context) (keys jose.JSONWebKeySet, err 
 	return keys, err
 }
 
-// jwtHeader is what a token's header says of its signature.
+// jwtHeader is the part of a token's header that concerns its signature.
 type jwtHeader struct {
 	Algorithm string `json:"alg"`
 	KeyID     string `json:"kid"`
 }
 
-// headerOf reads a header without believing it; zero if it cannot be read.
+// headerOf reads a token's header without verifying it; it returns zero if the header cannot be read.
 func headerOf(token string) (h jwtHeader) {
 	first, _, _ := strings.Cut(token, ".")
 	if raw, err := base64.RawURLEncoding.DecodeString(first); err != nil || json.Unmarshal(raw, &h) != nil {
@@ -198,7 +200,7 @@ func (p *FinosGitProxy) judge(claims tokenClaims) string {
 	return ""
 }
 
-// roles are those that a token's claims give.
+// roles returns the roles that a token's claims give.
 func (p *FinosGitProxy) roles(claims tokenClaims) []string {
 	var roles []string
 	for role, wanted := range p.o.RoleMapping {

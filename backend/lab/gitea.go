@@ -38,8 +38,9 @@ type GiteaToken struct {
 //	GET    /lab/keys                                -> 200 {"keys":[...]}, the inventory, open to all
 //	POST   /lab/faults, DELETE /lab/faults          see Control
 //
-// Tokens have no end. Their paths want name and password of the user or an administrator, who may act as the user by the
-// header Sudo. A user's former name is a redirect in paths (307), and nobody's in Sudo (404). Make one with NewGitea.
+// Tokens never expire. The paths of tokens require the name and password of the user or of an administrator, who may act as
+// the user with the header Sudo. A user's former name is a redirect in paths (307), and unknown in Sudo (404). Make one with
+// NewGitea.
 type Gitea struct {
 	Control
 	mux *http.ServeMux
@@ -49,7 +50,7 @@ type Gitea struct {
 	tokens  []heldGiteaToken
 	made    int
 	ownOnly bool              // see DeletesOwnOnly
-	former  map[string]string // names that users have now, by those that they had
+	former  map[string]string // a user's present name by former name
 }
 
 // heldGiteaToken is a token with its secret.
@@ -92,7 +93,7 @@ func (g *Gitea) SetUser(u GiteaUser) {
 	g.users = append(g.users, u)
 }
 
-// Rename gives a user another name; the former one leads there, but by Sudo.
+// Rename gives a user another name. Paths with the former name redirect there; Sudo does not know it.
 func (g *Gitea) Rename(from, to string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -106,7 +107,7 @@ func (g *Gitea) Rename(from, to string) {
 	}
 }
 
-// RemoveUser ends a user with all tokens.
+// RemoveUser removes a user and all their tokens.
 func (g *Gitea) RemoveUser(name string) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -114,8 +115,8 @@ func (g *Gitea) RemoveUser(name string) {
 	g.tokens = slices.DeleteFunc(g.tokens, func(t heldGiteaToken) bool { return t.User == name })
 }
 
-// DeletesOwnOnly makes DELETE look for the token among those of whoever calls, and answer 404 to an administrator who
-// deletes another user's. There are versions that do.
+// DeletesOwnOnly makes DELETE look for the token only among the caller's own, so that an administrator who deletes another
+// user's token gets 404. Some versions behave so.
 func (g *Gitea) DeletesOwnOnly(own bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -154,7 +155,8 @@ func giteaRefusal(w http.ResponseWriter, status int, text string) {
 	writeJSON(w, status, map[string]string{"message": text, "url": "/api/swagger"})
 }
 
-// asOwner lets through who has proved by password to be the user of the path, or an administrator. It holds mu meanwhile.
+// asOwner lets through callers who authenticate by password as the user of the path or as an administrator. It holds mu
+// during next.
 func (g *Gitea) asOwner(next func(w http.ResponseWriter, r *http.Request, doer, owner string)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		name, password, ok := r.BasicAuth()
@@ -258,7 +260,7 @@ func (g *Gitea) revoke(w http.ResponseWriter, r *http.Request, doer, owner strin
 	w.WriteHeader(http.StatusNoContent)
 }
 
-// use takes a token as "token" or "Bearer".
+// use accepts a token as "token" or "Bearer".
 func (g *Gitea) use(w http.ResponseWriter, r *http.Request) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -17,10 +17,10 @@ import (
 
 // GitLabOptions configures a GitLab.
 type GitLabOptions struct {
-	AdminToken  string           // of the administrator root, the first user, with scope api and without end; "" = no such user
+	AdminToken  string           // token of the administrator root, the first user, with scope api and without expiry; "" = no such user
 	MaxLifetime int              // days; 0 = 365
 	Free        bool             // no project and group access tokens, as on gitlab.com without a subscription
-	Before1711  bool             // tokens of service accounts can be made, and neither listed nor ended by id
+	Before1711  bool             // tokens of service accounts can be made, but neither listed nor ended by id
 	Now         func() time.Time // nil = time.Now
 }
 
@@ -39,7 +39,7 @@ type GitLabToken struct {
 	Name      string   `json:"name"`
 	Scopes    []string `json:"scopes"`
 	Level     int      `json:"access_level,omitempty"`
-	ExpiresAt string   `json:"expires_at"` // the day on which it is dead
+	ExpiresAt string   `json:"expires_at"` // the first day on which it no longer works
 }
 
 // GitLab is a stand-in for the token API of a GitLab instance, below /api/v4:
@@ -55,14 +55,14 @@ type GitLabToken struct {
 //	GET    /lab/keys                                            200 {"keys":[...]}, the inventory, open to all
 //	POST   /lab/faults, DELETE /lab/faults                      see Control
 //
-// It refuses as GitLab does: what a caller may not see is 404, what it may not list 401, what it may not make or end 400 (422
-// for a service account's). Any token but an impersonation's may end itself, whatever its scopes. A token ends at 00:00 UTC
-// of its expires_at. Rotation ends the old token; to rotate a token with itself after it was ended
-// ends all that descends from it. The bot of a project or group token goes with its token, so that ending it again is 404
-// (as in older versions), while another token may be ended again and again.
+// It refuses as GitLab does: 404 for what a caller may not see, 401 for what the caller may not list, 400 for what the
+// caller may not make or end (422 for a service account's). Any token but an impersonation token may end itself, whatever
+// its scopes. A token ends at 00:00 UTC of its expires_at. Rotation ends the old token. An attempt to rotate an ended token
+// with itself ends all tokens that descend from it. The bot of a project or group token is removed with its token, so ending
+// such a token again is 404 (as in older versions); other tokens may be ended again and again.
 //
-// Left out: bearer tokens and tokens in the query (only PRIVATE-TOKEN is read), Admin Mode, tiers other than Free, mails, and
-// the visibility of anything but to its members. Make one with NewGitLab.
+// Left out: bearer tokens and tokens in the query (only PRIVATE-TOKEN is read), Admin Mode, tiers other than Free, mails,
+// and visibility to anybody but members. Make one with NewGitLab.
 type GitLab struct {
 	Control
 	mux *http.ServeMux
@@ -73,8 +73,8 @@ type GitLab struct {
 	users     []GitLabUser   // a user's id is its place, counted from 1
 	places    []*gitlabPlace // a project's or group's id is its place, counted from 1
 	tokens    []*gitlabToken // a token's id is its place, counted from 1
-	callsLeft int            // before the next is throttled; -1 = no bound
-	resetAt   time.Time      // when calls count anew
+	callsLeft int            // calls left before they are throttled; -1 = no limit
+	resetAt   time.Time      // when callsLeft is reset
 }
 
 // gitlabPlace is a project or group.
@@ -88,15 +88,15 @@ type gitlabPlace struct {
 type gitlabToken struct {
 	GitLabToken
 	secret   string
-	user     int64        // who it acts as; 0 = the bot of its place
+	user     int64        // the user that it acts as; 0 = the bot of its place
 	place    *gitlabPlace // of project and group tokens
 	created  time.Time
 	revoked  bool
-	given    bool  // by the test, not asked for
+	given    bool  // made by the test through AddToken, not requested
 	previous int64 // the token that it replaced
 }
 
-// NewGitLab makes a GitLab without users but root.
+// NewGitLab makes a GitLab whose only user is root.
 func NewGitLab(o GitLabOptions) *GitLab {
 	o.MaxLifetime = cmp.Or(o.MaxLifetime, 365)
 	g := &GitLab{
@@ -132,7 +132,7 @@ func NewGitLab(o GitLabOptions) *GitLab {
 	}
 	g.route("GET", "/users", OpUsers, g.findUsers)
 	g.route("GET", "/user", OpUse, g.use)
-	if o.Before1711 { // a path that has other methods
+	if o.Before1711 { // the path exists, with other methods
 		g.mux.HandleFunc("GET /api/v4/groups/{id}/service_accounts/{user}/personal_access_tokens", func(w http.ResponseWriter, _ *http.Request) {
 			writeError(w, http.StatusMethodNotAllowed, "405 Not Allowed")
 		})
@@ -180,8 +180,8 @@ func (g *GitLab) Move(id int64, path string) {
 	g.places[id-1].path = path
 }
 
-// AddToken adds a personal access token of a user that ends after some days, and returns its secret. The inventory leaves
-// it out.
+// AddToken adds a personal access token for a user, which ends after the given number of days, and returns its secret. The
+// inventory leaves it out.
 func (g *GitLab) AddToken(user int64, days int, scopes ...string) string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -191,7 +191,7 @@ func (g *GitLab) AddToken(user int64, days int, scopes ...string) string {
 	return t.secret
 }
 
-// Throttle lets some more calls through and answers the others with 429, until calls count anew after d.
+// Throttle lets the given number of calls through and answers later ones with 429, until d has passed.
 func (g *GitLab) Throttle(calls int, d time.Duration) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -211,7 +211,7 @@ func (g *GitLab) Live() []GitLabToken {
 	return live
 }
 
-// Valid reports whether secret is that of a token that lives.
+// Valid reports whether secret is the secret of a live token.
 func (g *GitLab) Valid(secret string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -227,31 +227,31 @@ func (g *GitLab) bySecret(secret string) *gitlabToken {
 	return g.tokens[i]
 }
 
-// add gives a token its id, secret and time.
+// add gives a token its id, secret and creation time.
 func (g *GitLab) add(t *gitlabToken) *gitlabToken {
 	t.ID, t.secret, t.created = int64(len(g.tokens)+1), "glpat-"+randomHex(10), g.now().UTC()
 	g.tokens = append(g.tokens, t)
 	return t
 }
 
-// day is the date that many days from now.
+// day returns the date that many days from now.
 func (g *GitLab) day(days int) string {
 	return g.now().UTC().AddDate(0, 0, days).Format(time.DateOnly)
 }
 
-// expired compares dates as texts, which sort as they do: a token is dead on the day of its expires_at.
+// expired compares dates as text, which sorts like the dates. A token no longer works on the day of its expires_at.
 func (g *GitLab) expired(t *gitlabToken) bool { return t.ExpiresAt != "" && t.ExpiresAt <= g.day(0) }
 
 func (g *GitLab) active(t *gitlabToken) bool { return !t.revoked && !g.expired(t) }
 
-// gitlabCall is one request, once it is known who makes it.
+// gitlabCall is one authenticated request.
 type gitlabCall struct {
 	*http.Request
 	w     http.ResponseWriter
 	token *gitlabToken // the caller's
 	user  GitLabUser
 
-	// where the token that is asked for belongs, once that is found
+	// where the requested token belongs, once that is known
 	kind  string
 	of    int64
 	place *gitlabPlace
@@ -261,7 +261,7 @@ type gitlabHandler func(*gitlabCall)
 
 var gitlabRotation = regexp.MustCompile(`access_tokens/(\d+|self)/rotate$`)
 
-// route serves a path under control, for callers whose token is good.
+// route serves a path under control, for callers with a good token.
 func (g *GitLab) route(method, path, op string, work gitlabHandler) {
 	g.mux.HandleFunc(method+" /api/v4"+path, g.handle(op, func(w http.ResponseWriter, r *http.Request) {
 		g.mu.Lock()
@@ -297,7 +297,7 @@ func (g *GitLab) route(method, path, op string, work gitlabHandler) {
 	}))
 }
 
-// throttled counts the call, and answers it if it is one too many.
+// throttled counts the call. If it is over the limit, throttled answers it and returns true.
 func (g *GitLab) throttled(c *gitlabCall) bool {
 	if g.callsLeft < 0 || !g.now().Before(g.resetAt) {
 		g.callsLeft = -1
@@ -356,7 +356,7 @@ func (c *gitlabCall) oauthError(status int, code, description string) {
 	writeJSON(c.w, status, map[string]string{"error": code, "error_description": description})
 }
 
-// level is what the caller may do in a place; -1 = not even see it.
+// level is the caller's access level in a place; -1 = may not even see it.
 func (c *gitlabCall) level(p *gitlabPlace) int {
 	if c.user.Admin {
 		return 50

@@ -26,7 +26,7 @@ func (g *GitLab) rotate(c *gitlabCall) {
 	g.replace(c, t)
 }
 
-// replace ends a token and makes its successor, in one step. Who gives no end gets a week.
+// replace ends a token and makes its successor, in one step. Without an expiry in the request, the successor gets a week.
 func (g *GitLab) replace(c *gitlabCall, old *gitlabToken) {
 	var in gitlabInput
 	_ = json.NewDecoder(c.Body).Decode(&in) // a rotation may have no body
@@ -50,7 +50,7 @@ func (g *GitLab) replace(c *gitlabCall, old *gitlabToken) {
 	g.present(c, http.StatusOK, g.add(&next), true)
 }
 
-// revokeDescendants ends all that was made by rotating a token.
+// revokeDescendants ends all tokens that were made by rotating a token, directly or not.
 func (g *GitLab) revokeDescendants(t *gitlabToken) {
 	for _, next := range g.tokens {
 		if next.previous == t.ID {

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// gitlabScopes are those of all kinds of tokens; gitlabUserScopes only users' tokens may have.
+// gitlabScopes may be given to all kinds of tokens, gitlabUserScopes only to users' tokens.
 var (
 	gitlabScopes = []string{"api", "read_api", "read_repository", "write_repository", "read_registry", "write_registry", "self_rotate",
 		"create_runner", "manage_runner", "ai_features", "k8s_proxy"}
@@ -84,12 +84,12 @@ func (g *GitLab) ofServiceAccount(next gitlabHandler) gitlabHandler {
 func (g *GitLab) within(c *gitlabCall) []*gitlabToken {
 	kind := c.kind
 	if kind == "service_account" {
-		kind = "personal" // that is what they are, of another user
+		kind = "personal" // tokens of service accounts are personal tokens of another user
 	}
 	var found []*gitlabToken
 	for _, t := range g.tokens {
 		isOf := c.place != nil && t.place == c.place || c.place == nil && t.user == c.of
-		if isOf && (t.Kind == kind || t.Kind == c.kind) && !(t.place != nil && t.revoked) { // a bot goes with its token
+		if isOf && (t.Kind == kind || t.Kind == c.kind) && !(t.place != nil && t.revoked) { // a bot is removed with its token, so a revoked one is gone
 			found = append(found, t)
 		}
 	}
@@ -139,15 +139,15 @@ func (g *GitLab) create(c *gitlabCall) {
 	g.present(c, http.StatusCreated, g.add(t), true)
 }
 
-// gitlabInput is what a token is asked to be.
+// gitlabInput describes a token that a request asks for.
 type gitlabInput struct {
 	Name      string   `json:"name"`
 	Scopes    []string `json:"scopes"`
 	Level     int      `json:"access_level"`
-	ExpiresAt string   `json:"expires_at"` // then a date
+	ExpiresAt string   `json:"expires_at"` // a date, or an instant that read turns into its date
 }
 
-// read reads and checks what a token is asked to be; it answers if that will not do.
+// read reads and checks the description of a requested token. If it is not acceptable, read answers and returns false.
 func (c *gitlabCall) read() (gitlabInput, bool) {
 	var in gitlabInput
 	if !isJSON(c.Request) || json.NewDecoder(c.Body).Decode(&in) != nil {
@@ -186,7 +186,7 @@ func (c *gitlabCall) read() (gitlabInput, bool) {
 	return in, text == ""
 }
 
-// gitlabDate takes a date, or the date of an instant; "" is none.
+// gitlabDate returns the date in text, which may be a date or an instant; "" means none.
 func gitlabDate(text string) (string, bool) {
 	if text == "" {
 		return "", true
@@ -248,7 +248,7 @@ func (g *GitLab) listPersonal(c *gitlabCall) {
 	g.page(c, g.within(c), query.Get("search"))
 }
 
-// page answers with one page of the tokens that state and search leave.
+// page answers with one page of the tokens that match state and search.
 func (g *GitLab) page(c *gitlabCall, tokens []*gitlabToken, search string) {
 	query := c.URL.Query()
 	entities := []map[string]any{}
@@ -299,7 +299,7 @@ func (g *GitLab) revoke(c *gitlabCall) {
 	}
 }
 
-// token finds the token of the path of personal tokens, of whatever kind it is: "self" is the caller's own.
+// token finds the token that the path names, of whatever kind; "self" is the caller's own.
 func (g *GitLab) token(c *gitlabCall) *gitlabToken {
 	if c.PathValue("token") == "self" {
 		return c.token
@@ -325,7 +325,7 @@ func (g *GitLab) show(c *gitlabCall) {
 	g.present(c, http.StatusOK, t, false)
 }
 
-// hide tells administrators alone that there is no such token.
+// hide answers 404, but only to administrators; others are not told that there is no such token.
 func (g *GitLab) hide(c *gitlabCall) {
 	if c.user.Admin {
 		c.notFound("")
