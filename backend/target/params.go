@@ -96,8 +96,8 @@ func parseParameter(s section, name string) parameter {
 	return p
 }
 
-// pattern reads a regular expression that must match the whole of a text. It must be one by itself: "a)|(b" would end the
-// group that holds its alternatives together.
+// pattern reads a regular expression, and anchors it to match a whole text. It must also compile by itself: "a)|(b" would close
+// the group that the anchors stand around, and escape them.
 func (s section) pattern(name string) *regexp.Regexp {
 	text := s.text(name)
 	_, err := regexp.Compile(text)
@@ -108,7 +108,7 @@ func (s section) pattern(name string) *regexp.Regexp {
 	return anchored
 }
 
-// written returns a member as Params would be given it: a text, or a list of them.
+// written returns a member in the form that Params takes: a text, or a list of texts.
 func (s section) written(name string) any {
 	if s.nodes[name].Kind != yaml.SequenceNode {
 		return s.scalar(name)
@@ -120,10 +120,11 @@ func (s section) written(name string) any {
 	return out
 }
 
-// Params judges the parameters of a request: it wants what is required, refuses what is unknown, checks types and
-// patterns and what belongs together, fills in defaults, and then asks the target's condition. Values may be as JSON, a query string or an
-// expression gives them; a list may be one comma-separated text. Every error is a *FieldError for "parameters.<name>" or
-// "condition" and holds no value. The result is the caller's; it may be stored as JSON.
+// Params checks the parameters of a request. It refuses unknown parameters and missing required ones, checks types, patterns
+// and dependencies between parameters, fills in defaults, and then evaluates the target's condition. Values may have the types
+// that JSON, a query string or an expression yields; a list may also be one comma-separated text. Every error is a *FieldError
+// for "parameters", "parameters.<name>" or "condition", and contains no value. The result belongs to the caller, and may be
+// stored as JSON.
 func (t *Target) Params(given map[string]any) (map[string]any, error) {
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		if !slices.ContainsFunc(t.kind.params, func(p parameter) bool { return p.name == name }) {
@@ -158,12 +159,12 @@ func (t *Target) Params(given map[string]any) (map[string]any, error) {
 	return out, nil
 }
 
-// ParamNames are the names of the parameters that the target has, sorted.
+// ParamNames returns the names of the target's parameters, sorted.
 func (t *Target) ParamNames() []string { return t.kind.params.names() }
 
 func (ps parameters) unknown(name string) *FieldError {
 	field := "parameters." + name
-	if !fieldName.MatchString(name) { // somebody else's text: not as it is
+	if !fieldName.MatchString(name) { // do not repeat a caller's arbitrary text
 		field = "parameters"
 	}
 	if len(ps) == 0 {
@@ -172,7 +173,8 @@ func (ps parameters) unknown(name string) *FieldError {
 	return fieldErrorf(field, "not a parameter of this target; it has %s", strings.Join(ps.names(), ", "))
 }
 
-// value picks the parameter out of given: nil = none. text says what is wrong, if something is.
+// value returns the parameter's value in given, or else its default; nil = there is neither. text says what is wrong; "" =
+// nothing.
 func (p parameter) value(given map[string]any) (value any, text string) {
 	if raw, ok := given[p.name]; ok && raw != nil {
 		if value, text = p.convert(raw); text != "" {
@@ -187,7 +189,7 @@ func (p parameter) value(given map[string]any) (value any, text string) {
 	return value, ""
 }
 
-// copyOf keeps a default apart from what callers are given.
+// copyOf copies a default, so that callers cannot change it.
 func copyOf(value any) any {
 	if list, ok := value.([]any); ok {
 		return slices.Clone(list)
@@ -195,10 +197,10 @@ func copyOf(value any) any {
 	return value
 }
 
-// maxInt bounds ints, for Vault hands numbers over as floats, of which one from here on may have been another.
+// maxInt bounds ints, exclusively: Vault passes numbers as float64, which from here on cannot represent every integer.
 const maxInt = 1 << 53
 
-// convert brings raw to the parameter's type: string, []any of strings, int64 or bool.
+// convert converts raw to the parameter's type: string, []any of strings, int64 or bool. text says what is wrong; "" = nothing.
 func (p parameter) convert(raw any) (value any, text string) {
 	switch p.kind {
 	case kindList:
@@ -224,7 +226,7 @@ func (p parameter) convert(raw any) (value any, text string) {
 	return s, p.judge(s)
 }
 
-// plainText is a text, number or bool as text, and "" for anything else.
+// plainText formats a text, a number or a bool, and returns "" for anything else.
 func plainText(raw any) string {
 	switch raw := raw.(type) {
 	case string:
@@ -275,7 +277,7 @@ func (p parameter) list(raw any) (value any, text string) {
 	return out, ""
 }
 
-// judge says what is wrong with a text.
+// judge says what is wrong with a text; "" = nothing.
 func (p parameter) judge(s string) string {
 	switch {
 	case len(s) > maxParamBytes:
@@ -288,8 +290,8 @@ func (p parameter) judge(s string) string {
 	return ""
 }
 
-// isControl reports characters that change how a text is read instead of being read: control and format characters,
-// line and paragraph separators.
+// isControl reports whether a character changes how a text is displayed instead of being displayed: control and format
+// characters, line and paragraph separators.
 func isControl(c rune) bool {
 	return unicode.In(c, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp)
 }

@@ -21,7 +21,7 @@ import (
 // maxHeaderValue bounds a header's value in bytes; a subject token may have 16 KiB.
 const maxHeaderValue = 32 << 10
 
-// call makes the operation's request of the variables. Every error is ErrParameter: nothing has been sent.
+// call builds the operation's request from the variables, and sends nothing. Every error is ErrParameter.
 func (o *operation) call(op string, b *expr.Budget, vars map[string]any) (call, error) {
 	c := call{
 		op: op, method: o.method, query: url.Values{}, header: http.Header{},
@@ -42,7 +42,7 @@ func (o *operation) call(op string, b *expr.Budget, vars map[string]any) (call, 
 			return call{}, unbuildable(op, "headers.%s: %v", h.name, err)
 		}
 		text, ok := value.(string)
-		if !ok || len(text) > maxHeaderValue || !printable(text) { // a line break would begin a header of its own
+		if !ok || len(text) > maxHeaderValue || !printable(text) { // a line break would start another header
 			return call{}, unbuildable(op, "headers.%s: yields no printable ASCII of at most %d bytes", h.name, maxHeaderValue)
 		}
 		c.header.Set(h.name, text)
@@ -55,7 +55,7 @@ func (o *operation) call(op string, b *expr.Budget, vars map[string]any) (call, 
 	return c, nil
 }
 
-// hint returns the first hint whose condition holds.
+// hint returns the first hint whose condition holds; "" = none does.
 func (o *operation) hint(op string, b *expr.Budget, a answer) string {
 	refusal := wholeAnswer(op, b, a)
 	for _, h := range o.hints {
@@ -66,15 +66,15 @@ func (o *operation) hint(op string, b *expr.Budget, a answer) string {
 	return ""
 }
 
-// wholeAnswer prepares an answer for conditions, which see its text too.
+// wholeAnswer prepares an answer for conditions, which may also read its text, as response.text.
 func wholeAnswer(op string, b *expr.Budget, a answer) *reading {
 	whole := answerOf(op, b, a, map[string]any{})
 	whole.vars["response"].(map[string]any)["text"] = a.reason + "\n" + strings.ToValidUTF8(string(a.body), "?")
 	return whole
 }
 
-// says reports whether a condition holds of an answer. One that cannot be judged does not: most read members that only some
-// answers have.
+// says reports whether a condition holds for an answer. A condition that cannot be evaluated does not hold: most read members
+// that only some answers have.
 func (a *reading) says(condition *expr.Program) bool {
 	holds, err := condition.Eval(a.budget, a.vars)
 	return err == nil && holds == true
@@ -109,8 +109,8 @@ func (o *operation) address(c *call, b *expr.Budget, vars map[string]any) error 
 	return nil
 }
 
-// validSegment refuses what would change the meaning of the segments around it. Some servers unescape a path before they
-// split it, so a slash or backslash within a segment must not bring forth a dot segment either.
+// validSegment reports whether s can be a path segment without changing the meaning of the segments around it. Some servers
+// unescape a path before they split it, so a slash or backslash in s must not create a dot segment either.
 func validSegment(s string) bool {
 	if s == "" || !utf8.ValidString(s) || strings.ContainsFunc(s, isControl) {
 		return false
@@ -191,7 +191,7 @@ func plainJSON(value any) any {
 	return value
 }
 
-// addValues adds a value to a query or form: a list once for each element, null not at all.
+// addValues adds a value to a query or form. A list adds one entry for each element; null adds none.
 func addValues(to url.Values, name string, value any) error {
 	list, isList := value.([]any)
 	if !isList {
@@ -210,7 +210,7 @@ func addValues(to url.Values, name string, value any) error {
 	return nil
 }
 
-// scalar is a single value as text.
+// scalar formats a single value: instants as RFC 3339, durations as whole seconds. It returns false for lists, maps and null.
 func scalar(value any) (string, bool) {
 	switch value := value.(type) {
 	case string:

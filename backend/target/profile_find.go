@@ -15,7 +15,7 @@ import (
 
 const (
 	maxPages      = 100     // of a list of keys
-	maxQueryBytes = 4 << 10 // of the query of a page that an answer tells
+	maxQueryBytes = 4 << 10 // of a page's query, if next yields one
 )
 
 // doFind reads the whole list of keys: only the last page shows that a key is not in it. While several pages are read, keys
@@ -36,7 +36,7 @@ func (p *profileDriver) doFind(ctx context.Context, h Handle) ([]Handle, error) 
 	return handles, nil
 }
 
-// accessors lists those of the keys of a handle's name, sorted, and tells how many pages were read.
+// accessors returns the accessors of the keys with the handle's name, sorted and each once, and how many pages were read.
 func (p *profileDriver) accessors(ctx context.Context, h Handle) (found []string, pages int, err error) {
 	const op = "find"
 	w := walk{op: op, request: p.find, next: p.next, vars: map[string]any{"params": numbers(h.Params), "name": h.Name}}
@@ -78,16 +78,16 @@ func (p *profileDriver) doList(ctx context.Context, prefix string, place map[str
 	return keys, whole, err
 }
 
-// walk is a list of keys that is to be read.
+// walk describes a list of keys to be read.
 type walk struct {
 	op      string
 	request *operation
 	next    *expr.Program
 	vars    map[string]any               // of all expressions
-	take    func(*reading) (enough bool) // a page; enough: a further one that the server tells of, and next does not, may be left out
+	take    func(*reading) (enough bool) // reads a page; enough = a further page that the server announces, but next does not ask for, may be left out
 }
 
-// walk reads a list page by page. whole is false if it goes on after the last page that is read.
+// walk reads a list page by page. whole is false if the list goes on after maxPages.
 func (p *profileDriver) walk(ctx context.Context, w walk) (pages int, whole bool, err error) {
 	var query map[string]any // of the page; none = the first one
 	for page := 1; page <= maxPages; page++ {
@@ -110,7 +110,7 @@ func (p *profileDriver) walk(ctx context.Context, w walk) (pages int, whole bool
 	return maxPages, false, nil
 }
 
-// page asks for one page of a list.
+// page requests one page of a list.
 func (p *profileDriver) page(ctx context.Context, w walk, query map[string]any) (*reading, error) {
 	b, vars := expr.NewBudget(), maps.Clone(w.vars)
 	vars["credential"] = p.credential
@@ -136,7 +136,7 @@ func (p *profileDriver) page(ctx context.Context, w walk, query map[string]any) 
 	return answerOf(w.op, b, answered, vars), nil
 }
 
-// handles takes a list of keys, each with a name and, where it has one, an accessor.
+// handles reads a list of keys, each with a name and an accessor; the accessor may be empty.
 func (a *reading) handles(member string, p *expr.Program) []Handle {
 	value, ok := a.eval(member, p)
 	list, isList := value.([]any)
@@ -157,7 +157,7 @@ func (a *reading) handles(member string, p *expr.Program) []Handle {
 	return out
 }
 
-// accessors takes a list of them.
+// accessors reads a list of accessors.
 func (a *reading) accessors(member string, p *expr.Program) []string {
 	value, ok := a.eval(member, p)
 	list, isList := value.([]any)
@@ -173,7 +173,7 @@ func (a *reading) accessors(member string, p *expr.Program) []string {
 	return out
 }
 
-// query takes a map of what a request's query is to have.
+// query reads a map of query parameters for the next request.
 func (a *reading) query(member string, p *expr.Program) map[string]any {
 	value, ok := a.eval(member, p)
 	query, isMap := value.(map[string]any)
@@ -186,7 +186,7 @@ func (a *reading) query(member string, p *expr.Program) map[string]any {
 // furtherPage matches a Link header (RFC 8288) that names the next page.
 var furtherPage = regexp.MustCompile(`(?i);\s*rel\s*=\s*("[^"]*\bnext\b[^"]*"|next\b)`)
 
-// goesOn reports whether an answer says in its header that it is one page of several, and not the last.
+// goesOn reports whether an answer's header says that there is a further page.
 func goesOn(h http.Header) bool {
 	return slices.ContainsFunc(h.Values("Link"), furtherPage.MatchString)
 }

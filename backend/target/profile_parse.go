@@ -19,8 +19,8 @@ var allVariables = []string{
 	"params", "subject", "name", "not_after", "ttl", "now", "credential", "subject_token", "accessor", "key", "response", "page", "prefix", "hostname",
 }
 
-// scope is what the expressions of one operation may use: in the URL, and beyond it in headers and body. Secrets are in
-// url only where the design of an API leaves no other way (a key, to end it).
+// scope lists the variables that the expressions of one operation may use: url everywhere, inside only in headers and body. A
+// secret is in url only where an API leaves no other way, such as a key in the URL of the call that ends it.
 type scope struct{ url, inside []string }
 
 var (
@@ -36,7 +36,7 @@ var (
 	rotateCredentialScope = scope{url: []string{"name", "not_after"}, inside: []string{"credential"}}
 )
 
-// What the expressions that read an answer may use.
+// Variables of the expressions that read an answer.
 var (
 	keyVariables     = []string{"response", "params", "subject", "name", "not_after", "ttl"}
 	renewVariables   = []string{"response", "params", "name", "not_after"}
@@ -52,7 +52,8 @@ var (
 	credentialVariables = []string{"response", "name", "not_after"}
 )
 
-// takenFields are what creds/ answers with for every key, so that no profile can speak for the engine.
+// takenFields are the fields that creds/ returns for every key. A profile cannot have fields with these names, so that it
+// cannot speak for the engine.
 var takenFields = []string{
 	"api_key", "id", "accessor", "expires_at", "revocable", "header_name", "header_value", "target", "issuer", "subject", "trust",
 }
@@ -66,7 +67,7 @@ var (
 	claimName   = regexp.MustCompile(`\A[A-Za-z_][A-Za-z0-9_:/.-]{0,127}\z`)
 )
 
-// parseProfile reads a profile. The error names line and member of the first fault.
+// parseProfile parses and checks a profile. The error names the line and the member of the first fault.
 func parseProfile(text string) (*profile, error) {
 	s, doc := readDocument(text)
 	if doc.fault != nil {
@@ -164,7 +165,7 @@ func (p *profile) parseOperations(s section) {
 	p.parseRotation(s)
 }
 
-// wholeList advises where an operation's answer is taken for all there is.
+// wholeList adds advice for an operation without next, whose one answer is taken for the whole list of keys.
 func (p *profile) wholeList(operation string, next *expr.Program) {
 	if next == nil {
 		p.advice = append(p.advice, "the profile's "+operation+" has no next, so its answer is taken for the whole list of keys: a key that was lost and is on a further page would be taken for dead")
@@ -179,8 +180,8 @@ func (s section) required(name string, want expr.Type, variables ...string) *exp
 	return s.cel(name, want, variables...)
 }
 
-// parseOperation reads an operation's request and statuses; nil if the profile has no such operation. own are the members
-// that not every operation has.
+// parseOperation reads an operation's request and statuses. It returns nil if the profile has no such operation. own lists the
+// members that only some operations have.
 func parseOperation(s section, name string, scope scope, own ...string) *operation {
 	if !s.has(name) {
 		return nil
@@ -211,7 +212,8 @@ func parseOperation(s section, name string, scope scope, own ...string) *operati
 	return op
 }
 
-// bringsNew are the operations that make something: net/http repeats a GET by itself, and these must not be.
+// bringsNew lists the operations that create something. They must not be repeated, so they cannot use GET, which net/http may
+// send again by itself.
 var bringsNew = []string{"exchange", "rotate", "rotate_credential"}
 
 func parseMethod(o section, name string) string {
@@ -256,8 +258,8 @@ func parseHeaders(s, o section, variables []string) []entry {
 	return entries(h, expr.String, variables)
 }
 
-// ownHeaders are the headers that the transport owns: set by a profile they would change where a request ends, or how its
-// answer is read.
+// ownHeaders are the headers that only the transport may set: a profile could use them to change where a request ends, or how
+// its answer is read.
 var ownHeaders = []string{
 	"Accept-Encoding", "Connection", "Content-Encoding", "Content-Length", "Expect", "Host", "Keep-Alive",
 	"Proxy-Authorization", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "User-Agent",
@@ -270,9 +272,9 @@ func validHeaderName(name string) bool {
 	return name != "" && !strings.ContainsFunc(name, func(c rune) bool { return !valid(c) })
 }
 
-// parseStatuses reads what an operation's statuses mean. A status that is written down somewhere leaves the defaults of
-// the other lists. Only what makes something, and renew, can be denied for what they ask; for the others a refusal is one of the
-// engine's credential, and that is never taken for a key that is gone.
+// parseStatuses reads what an operation's statuses mean. A status that the profile puts in one list is removed from the
+// defaults of the others. For operations without the member denied, a refusal means that the engine's credential was refused,
+// and never that a key is gone.
 func parseStatuses(op *operation, o section, name string) {
 	lists := []struct {
 		member      string
@@ -300,7 +302,7 @@ func parseStatuses(op *operation, o section, name string) {
 				o.fault(l.member, "want statuses from %d to %d", l.least, l.most)
 			case written[status] != "":
 				o.fault(l.member, "has %d, which stands in %s already", status, written[status])
-			case l.member == "gone" && slices.Contains([]int{401, 403}, status) && name != "retire_credential": // which is what ends there
+			case l.member == "gone" && slices.Contains([]int{401, 403}, status) && name != "retire_credential": // retiring ends the credential itself
 				o.fault(l.member, "has %d, which refuses the credential and says nothing of the key", status)
 			}
 			written[status] = l.member
@@ -317,7 +319,7 @@ func parseStatuses(op *operation, o section, name string) {
 	}
 }
 
-// checkWhole checks what no member shows by itself.
+// checkWhole checks the rules that involve several members.
 func (p *profile) checkWhole(s section) {
 	if s.doc.fault != nil {
 		return
@@ -356,7 +358,7 @@ func (p *profile) endsBy(property func(*expr.Program) bool) bool {
 	return slices.ContainsFunc(slices.Concat(p.renew.programs(), p.revoke.programs()), property)
 }
 
-// places are the parameters that say where a key is: those that list, revoke and absent read.
+// places returns the parameters that say where at the target a key is: those that list, revoke and absent read.
 func (p *profile) places() []string {
 	if p.list == nil {
 		return nil
@@ -379,7 +381,7 @@ func readsMember(e *expr.Program, variable, member string) bool {
 	return whole || slices.Contains(names, member)
 }
 
-// programs are the expressions of the request; none of an operation that is not there.
+// programs returns the expressions of the operation's request; none if the operation is nil.
 func (o *operation) programs() []*expr.Program {
 	if o == nil {
 		return nil

@@ -25,20 +25,21 @@ const (
 	maxTextBytes    = 1 << 10
 )
 
-// document is a profile's YAML while it is read. It keeps the first fault, so that its readers need not.
+// document is a profile's YAML while it is parsed. It records the first fault, so that the functions that read it need not
+// return errors.
 type document struct {
 	fault    error
 	declared map[string][]string // variable -> the members that its expressions may read
 }
 
-// failf records a fault at a line and a member.
+// failf records a fault at a line and a member, unless there is an earlier one.
 func (d *document) failf(line int, member, format string, args ...any) {
 	if d.fault == nil {
 		d.fault = fmt.Errorf("line %d: %s: %s", max(line, 1), member, fmt.Sprintf(format, args...))
 	}
 }
 
-// section is one mapping of a profile. The zero section has no members and is for mappings that are absent.
+// section is one mapping of a profile. An absent mapping is a section without members.
 type section struct {
 	doc   *document
 	path  string // as errors name it: "exchange.key"; "" = the profile itself
@@ -48,7 +49,7 @@ type section struct {
 	names []string // as written
 }
 
-// readDocument reads text as one strict YAML mapping: no second document, no aliases, no tags of one's own.
+// readDocument reads text as one strict YAML mapping: no second document, no anchors or aliases, no explicit tags.
 func readDocument(text string) (section, *document) {
 	doc := &document{}
 	switch {
@@ -79,7 +80,7 @@ func readDocument(text string) (section, *document) {
 	return doc.section(root.Content[0], "", root.Content[0].Line), doc
 }
 
-// yamlFault takes apart an error of the YAML library, of which there is only the text ("yaml: line 3: …").
+// yamlFault splits an error of the YAML library, which is only a text ("yaml: line 3: …"). line is 0 if the text has none.
 func yamlFault(err error) (line int, text string) {
 	text = strings.TrimPrefix(err.Error(), "yaml: ")
 	if rest, found := strings.CutPrefix(text, "line "); found {
@@ -91,7 +92,7 @@ func yamlFault(err error) (line int, text string) {
 	return 0, text
 }
 
-// plain refuses what makes a document mean more than it shows.
+// plain refuses anchors, aliases and tags, which make a document mean more than it shows, and deep nesting.
 func (d *document) plain(n *yaml.Node, depth int) {
 	switch {
 	case n.Kind == yaml.AliasNode || n.Anchor != "":
@@ -112,12 +113,12 @@ func (d *document) plain(n *yaml.Node, depth int) {
 // section reads a mapping that begins at line; n may be nil.
 func (d *document) section(n *yaml.Node, path string, line int) section {
 	s := section{doc: d, path: path, line: line, nodes: map[string]*yaml.Node{}, lines: map[string]int{}}
-	if n == nil || n.Tag == "!!null" { // absent, or "project:" with nothing behind it
+	if n == nil || n.Tag == "!!null" { // absent, or "project:" with nothing after it
 		return s
 	}
 	if n.Kind != yaml.MappingNode {
 		hint := ""
-		if path == "" { // the text is no profile: perhaps the name of its file
+		if path == "" { // not a profile: perhaps the name of its file
 			hint = "; a file is given as profile=@FILE"
 		}
 		s.fault("", "want a mapping, name: value%s", hint)
@@ -138,7 +139,7 @@ func (d *document) section(n *yaml.Node, path string, line int) section {
 	return s
 }
 
-// member is how errors name a member of the section; "" is the section itself.
+// member returns the name that errors use for a member of the section; name "" is the section itself.
 func (s section) member(name string) string {
 	switch {
 	case s.path == "" && name == "":
@@ -151,7 +152,7 @@ func (s section) member(name string) string {
 	return s.path + "." + name
 }
 
-// fault records a fault of a member, at its line if it is there.
+// fault records a fault of a member, at the member's line, or at the section's if the member is absent.
 func (s section) fault(name, format string, args ...any) {
 	line, ok := s.lines[name]
 	if !ok {
@@ -171,7 +172,7 @@ func (s section) only(known ...string) {
 
 func (s section) has(name string) bool { return s.nodes[name] != nil }
 
-// section reads a member that is a mapping; absent, it is empty.
+// section returns a member that is a mapping, and an empty section if it is absent.
 func (s section) section(name string) section {
 	return s.doc.section(s.nodes[name], s.member(name), s.lines[name])
 }
@@ -206,7 +207,7 @@ func (s section) bool(name string) bool {
 	return strings.EqualFold(value, "true")
 }
 
-// duration returns a member that is seconds or a duration such as 1h; absent, it is 0.
+// duration returns a member that is a number of seconds or a duration such as 1h, and 0 if it is absent.
 func (s section) duration(name string) time.Duration {
 	value := s.scalar(name)
 	if !s.has(name) {
@@ -241,7 +242,7 @@ func (s section) list(name, want string) []*yaml.Node {
 	return n.Content
 }
 
-// cel compiles a member that is an expression over variables; absent, it is nil.
+// cel compiles a member that is an expression over variables. It returns nil if the member is absent.
 func (s section) cel(name string, want expr.Type, variables ...string) *expr.Program {
 	source := s.scalar(name)
 	if !s.has(name) || s.doc.fault != nil {
@@ -258,8 +259,8 @@ func (s section) cel(name string, want expr.Type, variables ...string) *expr.Pro
 	return program
 }
 
-// undeclared says which member of a variable the program reads without its being declared. What is secret or personal
-// must be read by name, so that what is sent can be seen from the profile.
+// undeclared describes a read of a member that is not declared; "" = there is none. Variables with secret or personal members
+// can be read only by member, so that the profile shows what is sent.
 func undeclared(program *expr.Program, declared map[string][]string) string {
 	for _, variable := range slices.Sorted(maps.Keys(declared)) {
 		used, whole := program.Members(variable)
@@ -275,8 +276,8 @@ func undeclared(program *expr.Program, declared map[string][]string) string {
 	return ""
 }
 
-// scopeHint explains the use of a name that profiles know, but not in this place: which values may stand where is a rule
-// of the grammar (a subject token or a credential in a URL would end up in logs), and the scope enforces it.
+// scopeHint explains an error about a variable that exists, but not in this place. Scopes limit where values may be used: a
+// subject token or a credential in a URL, for example, would end up in logs.
 func scopeHint(text string, variables []string) string {
 	_, rest, found := strings.Cut(text, "undeclared reference to '")
 	name, _, _ := strings.Cut(rest, "'")
