@@ -16,7 +16,7 @@ import (
 // GitProxyOptions configures a GitProxy.
 type GitProxyOptions struct {
 	OperatorKey string // GITPROXY_API_KEY; required
-	Provider    string // auth.provider; users that the API makes can log in only with local, the default
+	Provider    string // auth.provider; only with local, the default, can users made through the API log in
 	ReadOnly    bool   // the user store takes no changes
 	NoUserKeys  bool   // a version without keys for users
 }
@@ -42,11 +42,12 @@ type GitProxyUser struct {
 //	GET    /lab/keys                -> 200 {"keys":[...]}, the users, open to all
 //	POST   /lab/faults, DELETE /lab/faults, see Control
 //
-// A call is the session's, or of who presents the operator's key or a user's in X-Api-Key; a key that is wrong is ignored.
-// Without either it is 401 without a body. /api/users wants an administrator (403), which the operator is; the operator has
-// no SELF_CERTIFY. A call that changes something and bears no X-Api-Key wants the cookie XSRF-TOKEN repeated in X-XSRF-TOKEN
-// (403). Each user has one key, without an end: making another ends it. A name that is taken, and the last administrator's
-// end, are 409. A user store that is read-only answers changes with 501. Make one with NewGitProxy.
+// A call is made by the session's user, or by the holder of the key in X-Api-Key: the operator's key or a user's. A wrong
+// key is ignored. With neither, the answer is 401 without a body. /api/users requires an administrator (403), which the
+// operator is; the operator does not have SELF_CERTIFY. A call that changes something and has no X-Api-Key must repeat the
+// cookie XSRF-TOKEN in the header X-XSRF-TOKEN (403). Each user has one key, which does not expire: making another ends it.
+// To make a user with a taken name, or to delete the last administrator, is 409. A read-only user store answers changes with
+// 501. Make one with NewGitProxy.
 type GitProxy struct {
 	Control
 	mux *http.ServeMux
@@ -54,7 +55,7 @@ type GitProxy struct {
 
 	mu        sync.Mutex
 	users     []proxyUser       // oldest first
-	passwords []string          // of all users that there ever were
+	passwords []string          // of all users ever made
 	sessions  map[string]string // username by the cookie's value
 }
 
@@ -64,7 +65,7 @@ type proxyUser struct {
 	key            [sha256.Size]byte // hash; zero = none
 }
 
-// caller is who makes a call.
+// caller is the user or operator who makes a call.
 type caller struct {
 	name  string
 	roles []string
@@ -72,7 +73,7 @@ type caller struct {
 
 func (c caller) has(role string) bool { return slices.Contains(c.roles, role) }
 
-// NewGitProxy makes a GitProxy without users. It panics without an operator's key.
+// NewGitProxy makes a GitProxy without users. It panics if there is no operator key.
 func NewGitProxy(o GitProxyOptions) *GitProxy {
 	if o.OperatorKey == "" {
 		panic("lab: git-proxy-java without an operator's key")
@@ -113,15 +114,15 @@ func (g *GitProxy) Users() []GitProxyUser {
 	return all
 }
 
-// Secrets returns the password of each user that was ever made and the value of each session: what nobody but the server
-// and who asked it for them may know.
+// Secrets returns the password of each user that was ever made and the value of each session, which only the server and the
+// client that asked for them may know.
 func (g *GitProxy) Secrets() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.AppendSeq(slices.Clone(g.passwords), maps.Keys(g.sessions))
 }
 
-// Valid reports whether key is a user's.
+// Valid reports whether key is the key of a user.
 func (g *GitProxy) Valid(key string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -129,7 +130,7 @@ func (g *GitProxy) Valid(key string) bool {
 	return ok
 }
 
-// byKey finds whom a key stands for. The caller holds mu.
+// byKey finds the caller that a key stands for. The caller holds mu.
 func (g *GitProxy) byKey(key string) (caller, bool) {
 	if subtle.ConstantTimeCompare([]byte(key), []byte(g.o.OperatorKey)) == 1 {
 		return caller{"operator-api-key", []string{"USER", "ADMIN"}}, true
@@ -142,7 +143,7 @@ func (g *GitProxy) byKey(key string) (caller, bool) {
 	return caller{g.users[i].name, g.users[i].roles}, true
 }
 
-// caller finds out who makes a call. The caller holds mu.
+// caller finds out who makes a call. Its own caller holds mu.
 func (g *GitProxy) caller(r *http.Request) (caller, bool) {
 	if cookie, err := r.Cookie("JSESSIONID"); err == nil {
 		if i := g.index(g.sessions[cookie.Value]); i >= 0 {
@@ -160,7 +161,7 @@ func (g *GitProxy) index(name string) int {
 	return slices.IndexFunc(g.users, func(u proxyUser) bool { return u.name == name })
 }
 
-// as lets through who is known and has the role; next runs with mu held.
+// as lets through callers who are known and have the role; next runs with mu held.
 func (g *GitProxy) as(role string, next func(http.ResponseWriter, *http.Request, caller)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		if r.Method != http.MethodGet && len(r.Header.Values("X-Api-Key")) == 0 && !csrfHolds(r) {
@@ -181,7 +182,7 @@ func (g *GitProxy) as(role string, next func(http.ResponseWriter, *http.Request,
 	}
 }
 
-// csrfHolds compares cookie and header, of which the server keeps neither.
+// csrfHolds compares the cookie with the header; the server stores neither.
 func csrfHolds(r *http.Request) bool {
 	cookie, err := r.Cookie("XSRF-TOKEN")
 	return err == nil && cookie.Value != "" && cookie.Value == r.Header.Get("X-XSRF-TOKEN")
@@ -218,7 +219,7 @@ func (g *GitProxy) me(w http.ResponseWriter, _ *http.Request, who caller) {
 	writeJSON(w, http.StatusOK, me)
 }
 
-// changes answers and returns false if the user store takes no changes.
+// changes reports whether the user store takes changes; if not, it answers the request.
 func (g *GitProxy) changes(w http.ResponseWriter, text string) bool {
 	if g.o.ReadOnly {
 		writeError(w, http.StatusNotImplemented, text)

@@ -34,8 +34,8 @@ type IssuerOptions struct {
 //	POST /lab/rotate   -> 200, the new key's id as plain text, see Rotate
 //	POST /lab/faults, DELETE /lab/faults, see Control
 //
-// Tests may make anything with it: claims that contradict each other, headers that lie, keys that poison the set. Make one
-// with NewIssuer.
+// Tests may make anything with it: contradictory claims, false headers, harmful keys in the key set. Make one with
+// NewIssuer.
 type Issuer struct {
 	Control
 	mux *http.ServeMux
@@ -47,7 +47,7 @@ type Issuer struct {
 	kid       string
 	key       crypto.Signer
 	published []publishedKey
-	body      []byte // instead of the published keys
+	body      []byte // sent instead of the published keys
 	changed   func() // called after each change of the key set
 }
 
@@ -83,8 +83,8 @@ func NewIssuer(o IssuerOptions) *Issuer {
 // ServeHTTP implements http.Handler.
 func (i *Issuer) ServeHTTP(w http.ResponseWriter, r *http.Request) { i.mux.ServeHTTP(w, r) }
 
-// SetURL sets the issuer identifier: the `iss` of tokens and the base of the discovery document, which a server under test
-// knows only once it listens. It is taken as it is. If it has a path, mount the Issuer under http.StripPrefix.
+// SetURL sets the issuer identifier: the `iss` of tokens and the base of the discovery document. A test server's URL is
+// known only once it listens. url is used as it is. If it has a path, mount the Issuer under http.StripPrefix.
 func (i *Issuer) SetURL(url string) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -103,7 +103,7 @@ func (i *Issuer) Fetches() (discovery, jwks int) {
 	return i.Calls(OpDiscovery), i.Calls(OpJWKS)
 }
 
-// Key returns the key that signs, for tests that forge tokens by themselves (see Compact).
+// Key returns the signing key, for tests that forge tokens by themselves (see Compact).
 func (i *Issuer) Key() (kid string, key crypto.Signer) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -119,7 +119,7 @@ func (i *Issuer) Rotate() (kid string) {
 	if err != nil {
 		panic("lab: thumbprint of a key: " + err.Error())
 	}
-	// Never the same id for two keys, not even those of two runs: a client need not ask again for an id that it knows.
+	// Two keys never have the same id, not even in different runs: a client need not fetch a key again if it knows the id.
 	jwk.KeyID = base64.RawURLEncoding.EncodeToString(sum)
 	i.Publish(jwk)
 	i.mu.Lock()
@@ -128,7 +128,7 @@ func (i *Issuer) Rotate() (kid string) {
 	return jwk.KeyID
 }
 
-// Retire takes the keys with this id out of the key set. A retired key that signs goes on signing.
+// Retire removes the keys with this id from the key set. If the signing key is retired, it still signs.
 func (i *Issuer) Retire(kid string) {
 	defer i.tellWatcher()
 	i.mu.Lock()
@@ -136,21 +136,21 @@ func (i *Issuer) Retire(kid string) {
 	i.published = slices.DeleteFunc(i.published, func(k publishedKey) bool { return k.kid == kid })
 }
 
-// Publish adds a JWK to the key set as it is: a jose.JSONWebKey, a map or raw JSON, good or bad. It panics if jwk cannot be
+// Publish adds jwk to the key set unchanged: a jose.JSONWebKey, a map or raw JSON, valid or not. It panics if jwk cannot be
 // encoded.
 func (i *Issuer) Publish(jwk any) {
 	raw := mustJSON(jwk)
 	var named struct {
 		Kid string `json:"kid"`
 	}
-	_ = json.Unmarshal(raw, &named) // what has no usable id cannot be retired
+	_ = json.Unmarshal(raw, &named) // a key without a usable id cannot be retired
 	defer i.tellWatcher()
 	i.mu.Lock()
 	defer i.mu.Unlock()
 	i.published = append(i.published, publishedKey{named.Kid, raw})
 }
 
-// SetJWKS makes the key set's body raw, whatever that is. nil goes back to the published keys.
+// SetJWKS makes raw the body of the key set, whatever it contains. nil goes back to the published keys.
 func (i *Issuer) SetJWKS(raw []byte) {
 	defer i.tellWatcher()
 	i.mu.Lock()
@@ -158,7 +158,7 @@ func (i *Issuer) SetJWKS(raw []byte) {
 	i.body = slices.Clone(raw)
 }
 
-// watch sets what is called after each change of the key set, without the lock.
+// watch sets the function that is called, without the lock, after each change of the key set.
 func (i *Issuer) watch(changed func()) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -174,19 +174,19 @@ func (i *Issuer) tellWatcher() {
 	}
 }
 
-// thumbprint stands for that of the signing key's certificate, which the header of each GitHub Actions token has.
+// thumbprint takes the place of the signing certificate's thumbprint, which the header of each GitHub Actions token has.
 const thumbprint = "hdTgFvRyJ6sTkLm0Wq1n2Xz3cVo"
 
-// Token signs a token with the header and every claim that a GitHub Actions token has, for the workflow release.yml on main of
-// acme/widget. claims override them one by one, nothing is derived; a nil value removes a claim. iss and the times come from
-// the Issuer, each token has its own jti. It panics if a claim cannot be encoded.
+// Token signs a token with the header and every claim that a GitHub Actions token has, for the workflow release.yml on main
+// of acme/widget. claims override these claims one by one; no other claim changes with them, and a nil value removes a
+// claim. iss and the times come from the Issuer; each token has its own jti. It panics if a claim cannot be encoded.
 func (i *Issuer) Token(claims map[string]any) string {
 	return i.Sign(map[string]any{"typ": "JWT", "x5t": thumbprint}, mustJSON(override(i.claims(), claims)))
 }
 
-// Sign signs payload, taken as it is, under any header. The members `kid` and `alg` are filled in where they are missing; a
-// nil value leaves a member out. The signature is a real one by the current key: of the header's `alg` if the key can make it,
-// else of the Issuer's own algorithm. It panics if a header member cannot be encoded.
+// Sign signs payload, unchanged, with any header. `kid` and `alg` are filled in if header does not have them; a nil value
+// removes a member. The signature is a real one by the current key: with the header's `alg` if the key can make it, else
+// with the Issuer's own algorithm. It panics if a header member cannot be encoded.
 func (i *Issuer) Sign(header map[string]any, payload []byte) string {
 	kid, key := i.Key()
 	h := override(map[string]any{"alg": i.alg, "kid": kid}, header)
@@ -201,14 +201,14 @@ func (i *Issuer) Sign(header map[string]any, payload []byte) string {
 	return token
 }
 
-// override lays members over defaults; nil takes a member away.
+// override overrides defaults with members; a nil value removes a member.
 func override(defaults, members map[string]any) map[string]any {
 	maps.Copy(defaults, members)
 	maps.DeleteFunc(defaults, func(_ string, v any) bool { return v == nil })
 	return defaults
 }
 
-// claims are those of a GitHub Actions token; all but the times are strings there, numbers and booleans too.
+// claims returns the claims of a GitHub Actions token. All but the times are strings there, even numbers and booleans.
 func (i *Issuer) claims() map[string]any {
 	now := i.now()
 	const workflow = "acme/widget/.github/workflows/release.yml@refs/heads/main"
@@ -264,14 +264,14 @@ func (i *Issuer) discovery(w http.ResponseWriter, _ *http.Request) {
 func (i *Issuer) jwks(w http.ResponseWriter, r *http.Request) {
 	const kind = "application/jwk-set+json" // RFC 7517 section 8.5.2
 	if accept := r.Header.Get("Accept"); accept != "" && !strings.Contains(accept, kind) && !strings.Contains(accept, "*/*") {
-		w.WriteHeader(http.StatusNotAcceptable) // as Kubernetes' API server
+		w.WriteHeader(http.StatusNotAcceptable) // as Kubernetes' API server does
 		return
 	}
 	w.Header().Set("Content-Type", kind)
 	_, _ = w.Write(i.keySet())
 }
 
-// keySet is the key set as it is sent.
+// keySet returns the key set as it is sent.
 func (i *Issuer) keySet() []byte {
 	i.mu.Lock()
 	defer i.mu.Unlock()
@@ -304,7 +304,7 @@ func readClaims(w http.ResponseWriter, r *http.Request) (claims map[string]any, 
 		return nil, nil
 	}
 	d := json.NewDecoder(bytes.NewReader(body))
-	d.UseNumber() // a claim goes into the token with the digits that it came with
+	d.UseNumber() // keeps the digits of a number as they came
 	if d.Decode(&claims) != nil || trailing(d) != nil {
 		return nil, errors.New("want a JSON object of claims")
 	}

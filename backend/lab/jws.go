@@ -15,7 +15,7 @@ import (
 	"strings"
 )
 
-// algorithm is what an `alg` demands of the key.
+// algorithm is what an `alg` requires of the key.
 type algorithm struct {
 	hash  crypto.Hash
 	curve elliptic.Curve // ES*
@@ -28,8 +28,8 @@ var algorithms = map[string]algorithm{
 	"EdDSA": {},
 }
 
-// Compact signs header and payload, both taken as they are, and returns the compact JWS. alg names the signature that is
-// made; the header may name another. It is an error if the key (RSA, ECDSA or Ed25519) cannot make alg's signature.
+// Compact signs header and payload, both unchanged, and returns the compact JWS. alg decides which signature is made; the
+// header may name another. It is an error if the key (RSA, ECDSA or Ed25519) cannot make alg's signature.
 func Compact(alg string, key crypto.Signer, header, payload []byte) (string, error) {
 	input := base64.RawURLEncoding.EncodeToString(header) + "." + base64.RawURLEncoding.EncodeToString(payload)
 	signature, err := sign(alg, key, []byte(input))
@@ -53,7 +53,7 @@ func fits(alg string, key crypto.Signer) bool {
 	return false
 }
 
-// sign makes the signature of RFC 7518 section 3 or RFC 8037.
+// sign makes a signature by RFC 7518 section 3 or RFC 8037.
 func sign(alg string, key crypto.Signer, input []byte) ([]byte, error) {
 	if !fits(alg, key) {
 		return nil, fmt.Errorf("signing with %q: the key does not fit; got %T", alg, key)
@@ -71,7 +71,7 @@ func sign(alg string, key crypto.Signer, input []byte) ([]byte, error) {
 		if err != nil {
 			return nil, err
 		}
-		size := (k.Curve.Params().BitSize + 7) / 8 // JWS wants r and s of fixed length, not ASN.1
+		size := (k.Curve.Params().BitSize + 7) / 8 // JWS requires r and s of fixed length, not ASN.1
 		return append(r.FillBytes(make([]byte, size)), s.FillBytes(make([]byte, size))...), nil
 	case *rsa.PrivateKey:
 		if strings.HasPrefix(alg, "PS") {
@@ -81,7 +81,7 @@ func sign(alg string, key crypto.Signer, input []byte) ([]byte, error) {
 	return key.Sign(rand.Reader, digest, hash)
 }
 
-// generateKey makes a key for alg. An unknown alg is a programming error.
+// generateKey makes a key for alg. It panics if alg is unknown, which is a programming error.
 func generateKey(alg string) crypto.Signer {
 	var key crypto.Signer
 	var err error

@@ -22,8 +22,8 @@ var projectName = regexp.MustCompile(`^[a-z0-9-]{1,40}$`)
 
 // KeyAPIOptions configures a KeyAPI.
 type KeyAPIOptions struct {
-	AdminToken string            // the bearer token of all calls but the use of a key; required
-	MayCreate  func(string) bool // which bearer tokens make keys, in place of the admin token; nil = that one
+	AdminToken string            // the bearer token of all calls except the use of a key; required
+	MayCreate  func(string) bool // which bearer tokens may make keys, instead of the admin token; nil = only the admin token
 	Now        func() time.Time  // nil = time.Now
 }
 
@@ -47,10 +47,10 @@ type Key struct {
 //	GET    /lab/keys                          -> 200 {"keys":[...]}, the inventory, open to all
 //	POST   /lab/faults, DELETE /lab/faults    see Control
 //
-// All /v1 paths but data want the admin token as bearer (401); see MayCreate for another one. Projects need not be made; a
-// name outside [a-z0-9-]{1,40} is unknown (404). Bodies are JSON objects (415) with exactly the members above (400); names
-// are not empty, expiries lie in the future (400) and are required. A name that a live key of the project bears is taken
-// (409). A key that was ended or has expired is unknown (404). Make one with NewKeyAPI.
+// All /v1 paths but data require the admin token as bearer (401); MayCreate may require another one to make keys. Projects
+// need not be made; a name outside [a-z0-9-]{1,40} is unknown (404). Bodies are JSON objects (415) with exactly the members
+// above (400); names are not empty, expiries lie in the future (400) and are required. A name that a live key of the project
+// has is taken (409). A key that was ended or has expired is unknown (404). Make one with NewKeyAPI.
 type KeyAPI struct {
 	Control
 	mux   *http.ServeMux
@@ -58,8 +58,8 @@ type KeyAPI struct {
 	now   func() time.Time
 
 	mu    sync.Mutex
-	made  int                    // keys so far
-	byID  map[string]*heldKey    // what has expired stays until somebody looks
+	made  int                    // number of keys made so far
+	byID  map[string]*heldKey    // an expired key stays until it is looked up
 	names map[[2]string]*heldKey // by project and name
 }
 
@@ -67,7 +67,7 @@ type KeyAPI struct {
 type heldKey struct {
 	Key
 	secret string
-	number int // keys were made in this order
+	number int // position in the order in which keys were made
 }
 
 // NewKeyAPI makes a KeyAPI without keys. It panics if there is no admin token.
@@ -137,7 +137,7 @@ func (a *KeyAPI) isAdmin(token string) bool {
 	return subtle.ConstantTimeCompare([]byte(token), []byte(a.admin)) == 1
 }
 
-// as lets through only calls whose bearer token may make them and, where the path has a project, a possible one.
+// as lets through only calls whose bearer token may accepts and whose project name, if the path has one, is valid.
 func (a *KeyAPI) as(may func(token string) bool, next http.HandlerFunc) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		token, bearer := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -268,7 +268,7 @@ func (a *KeyAPI) named(r *http.Request) *heldKey {
 	return nil
 }
 
-// live returns k, or nil if there is none or time has ended it. The caller holds mu.
+// live returns k, or nil if k is nil or has expired. The caller holds mu.
 func (a *KeyAPI) live(k *heldKey) *heldKey {
 	if k == nil || k.ExpiresAt.After(a.now()) {
 		return k
@@ -283,7 +283,8 @@ func (a *KeyAPI) drop(k *heldKey) {
 	delete(a.names, [2]string{k.Project, k.Name})
 }
 
-// readJSON reads one JSON object with no members but those of v. It answers and returns false if the body is something else.
+// readJSON reads one JSON object that has no members but those of v. If the body is anything else, it answers and returns
+// false.
 func readJSON(w http.ResponseWriter, r *http.Request, v any) bool {
 	if !isJSON(r) {
 		writeError(w, http.StatusUnsupportedMediaType, "want Content-Type application/json")

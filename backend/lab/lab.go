@@ -7,10 +7,10 @@
 // Connect server (Connect), a git-proxy-java (GitProxy), a finos/git-proxy that takes an
 // authorization server's tokens (FinosGitProxy) and a SPIFFE Workload API (WorkloadAPI, which speaks gRPC).
 //
-// Each is an http.Handler, written from the protocol that it stands for and not from a client, keeps its state in memory and
-// is safe for concurrent use. Each embeds a Control, by which a test injects faults and watches calls. A key that a stand-in
-// hands out ends by its clock, so the inventory of a stand-in is the truth about what lives. Relying is no server but what
-// makes one trust an OpenID provider.
+// Each is an http.Handler, written from the protocol that it stands for and not from a client; it keeps its state in memory
+// and is safe for concurrent use. Each embeds a Control, through which a test injects faults and watches calls. A key that a
+// stand-in hands out expires by the stand-in's clock, so the stand-in's inventory is the truth about which keys live.
+// Relying is not a server: it makes a server trust an OpenID provider.
 //
 // The plugin never imports this package: nothing here is careful with resources or hardened for an open network.
 package lab
@@ -30,12 +30,12 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	_, _ = w.Write(mustJSON(v))
 }
 
-// writeError answers {"error": text}, the form of error that all stand-ins share.
+// writeError answers {"error": text}, the form of error that most stand-ins share.
 func writeError(w http.ResponseWriter, status int, text string) {
 	writeJSON(w, status, map[string]string{"error": text})
 }
 
-// mustJSON encodes what the caller built itself; a value that cannot be encoded is a programming error.
+// mustJSON encodes a value that the caller built itself. It panics if that fails, which is a programming error.
 func mustJSON(v any) []byte {
 	raw, err := json.Marshal(v)
 	if err != nil {
@@ -51,7 +51,7 @@ func randomHex(n int) string {
 	return hex.EncodeToString(b)
 }
 
-// clock returns now, or time.Now if there is none.
+// clock returns now, or time.Now if now is nil.
 func clock(now func() time.Time) func() time.Time {
 	if now == nil {
 		return time.Now

@@ -11,7 +11,8 @@ import (
 	"net/netip"
 )
 
-// Names is a DNS server that says what its function says, each time anew: so a name can move between two looks at it.
+// Names is a DNS server that answers with its function's result, called for each query, so that a name can change between
+// two lookups.
 type Names func(name string) []netip.Addr
 
 // Resolver returns a resolver that asks n and nobody else.
@@ -41,8 +42,8 @@ func (n Names) serve(conn net.Conn) {
 	}
 }
 
-// answer is the answer to a query of one question (RFC 1035 section 4): its header, its question, the addresses of the family
-// that was asked for.
+// answer builds the answer to a query with one question (RFC 1035 section 4): header, question, and the addresses of the
+// requested family.
 func (n Names) answer(query []byte) []byte {
 	const header, typeA, typeAAAA = 12, 1, 28
 	name, end := "", header
@@ -54,8 +55,8 @@ func (n Names) answer(query []byte) []byte {
 	end += 5 // the root label, type and class
 	kind := binary.BigEndian.Uint16(query[end-4:])
 	answer := append([]byte{}, query[:end]...)
-	answer[2], answer[3] = 0x81, 0x80              // an answer without error, by a server that recurses
-	copy(answer[6:header], make([]byte, header-6)) // no further records so far
+	answer[2], answer[3] = 0x81, 0x80              // an answer without error, from a recursive server
+	copy(answer[6:header], make([]byte, header-6)) // no other records so far
 	for _, ip := range n(name[:len(name)-1]) {
 		if ip.Is4() != (kind == typeA) || ip.Is6() != (kind == typeAAAA) {
 			continue
@@ -63,7 +64,7 @@ func (n Names) answer(query []byte) []byte {
 		answer[7]++
 		answer = append(answer, 0xc0, header) // the question's name
 		answer = append(answer, query[end-4:end]...)
-		answer = append(answer, 0, 0, 0, 0) // not to be kept
+		answer = append(answer, 0, 0, 0, 0) // TTL 0: not to be cached
 		answer = binary.BigEndian.AppendUint16(answer, uint16(len(ip.AsSlice())))
 		answer = append(answer, ip.AsSlice()...)
 	}

@@ -17,9 +17,9 @@ import (
 //	POST /-/npm/v1/oidc/token/exchange/package/{package}   with the token as bearer -> 201 {"token_type","token","created","expires"}
 //	PUT  /{package}                                        with the key as bearer -> 200 while it lives and is for the package
 //
-// and those of every registry; the slash of a scoped package is escaped. Times are seconds since 1970, or with TimesAsText
-// RFC 3339. A key lives 15 minutes, and nobody can end it before. Whether a token works once is not known; here it does, for
-// a client that exchanges it again would rely on what nobody promises. Make one with NewNPM.
+// and those of every registry; the slash of a scoped package is escaped. Times are seconds since 1970, or RFC 3339 with
+// TimesAsText. A key lives 15 minutes, and nobody can end it earlier. Whether a token works only once is not known; here it
+// does, because a client must not rely on exchanging it again. Make one with NewNPM.
 type NPM struct {
 	registry
 	timesAsText atomic.Bool
@@ -36,7 +36,7 @@ func NewNPM(o RegistryOptions) *NPM {
 	return n
 }
 
-// TimesAsText makes the answers' times RFC 3339.
+// TimesAsText makes the times in answers RFC 3339 text.
 func (n *NPM) TimesAsText(text bool) { n.timesAsText.Store(text) }
 
 func npmRefusal(w http.ResponseWriter, status int, text string) {
@@ -65,7 +65,7 @@ func (n *NPM) exchange(w http.ResponseWriter, r *http.Request) {
 	npmRefusal(w, http.StatusNotFound, "OIDC token exchange error - package not found")
 }
 
-// answer makes a key. The caller holds mu.
+// answer makes a key and answers with it. The caller holds mu.
 func (n *NPM) answer(w http.ResponseWriter, name string) {
 	key := randomHex(160)
 	expires := n.add(key, npmKeyTTL, name)

@@ -16,7 +16,7 @@ import (
 
 // NuGetOptions configures a NuGet.
 type NuGetOptions struct {
-	Issuers      []string         // exact issuers whose tokens are taken for those of GitHub Actions
+	Issuers      []string         // exact issuers whose tokens are accepted as those of GitHub Actions
 	Client       *http.Client     // fetches their discovery documents and keys; nil = http.DefaultClient
 	Audience     string           // the only `aud` accepted; default https://www.nuget.org
 	KeyTTL       time.Duration    // a multiple of 5 minutes up to 1 hour, the default
@@ -25,7 +25,7 @@ type NuGetOptions struct {
 	Now          func() time.Time // nil = time.Now
 }
 
-// User is an account of the gallery. The zero values of its switches are those of a user in good standing.
+// User is an account of the gallery. With zero switches it is a user in good standing.
 type User struct {
 	Name         string // compared without regard to case
 	Organization bool
@@ -36,8 +36,8 @@ type User struct {
 
 // Policy is a trust policy for GitHub Actions.
 type Policy struct {
-	Name         string // in messages
-	User         string // who created it, the `username` of requests; an existing user
+	Name         string // used in messages
+	User         string // who created it, and the `username` of requests; an existing user
 	PackageOwner string // whose packages the keys are for; default User
 	Created      time.Time
 	Owner        string // of the repository
@@ -45,8 +45,8 @@ type Policy struct {
 	Workflow     string // file name below .github/workflows
 	Environment  string // empty = any
 
-	// Both ids make a policy permanent. Without them it is temporary: it ends at ValidateBy (default: seven days after now,
-	// rounded down to the hour), unless a token matches before, whose ids it then takes over for good.
+	// A policy with both ids is permanent. Without them it is temporary: it ends at ValidateBy (default: seven days from
+	// now, rounded down to the hour) unless a token matches it before. Then the policy takes over the token's ids for good.
 	OwnerID, RepositoryID string
 	ValidateBy            time.Time
 }
@@ -67,12 +67,11 @@ type NuGetKey struct {
 //	GET  /lab/keys         -> 200 {"keys":[...]}, the inventory, open to all
 //	POST /lab/faults, DELETE /lab/faults, see Control
 //
-// It makes the gallery's checks in the gallery's order with the gallery's texts, and verifies tokens for real. As there, a
-// token works once (its jti is remembered for ever, whoever issued it) and nobody can end a key before its time.
+// It makes the gallery's checks in the gallery's order and with the gallery's texts, and really verifies tokens. As in the
+// gallery, a token works once (its jti is remembered for ever, whoever issued it) and nobody can end a key before its time.
 //
-// Left out: the policies for Entra ID and GitLab, feature flags, the scopes of policies, and add-in validators. As there, the
-// text of a refusal is the HTTP reason phrase, too.
-// Make one with NewNuGet.
+// The text of a refusal is also the HTTP reason phrase, as in the gallery. Left out: the policies for Entra ID and GitLab,
+// feature flags, the scopes of policies, and add-in validators. Make one with NewNuGet.
 type NuGet struct {
 	Control
 	mux *http.ServeMux
@@ -82,7 +81,7 @@ type NuGet struct {
 	mu       sync.Mutex
 	users    []User // a user's key (number) is its place, counted from 1
 	policies []Policy
-	used     map[string]bool // the jti of every token that was traded for a key
+	used     map[string]bool // the jti of every token that was exchanged for a key
 	keys     map[string]NuGetKey
 }
 
@@ -139,7 +138,7 @@ func (g *NuGet) SetUser(u User) {
 	g.users = append(g.users, u)
 }
 
-// AddPolicy adds a trust policy. A zero Created is now.
+// AddPolicy adds a trust policy. A zero Created means now.
 func (g *NuGet) AddPolicy(p Policy) {
 	now := g.now()
 	p.PackageOwner = cmp.Or(p.PackageOwner, p.User)
@@ -162,7 +161,7 @@ func (g *NuGet) Policies() []Policy {
 	return slices.Clone(g.policies)
 }
 
-// Live returns the keys that live now, those that end first first; never nil.
+// Live returns the keys that live now, by their end, earliest first; never nil.
 func (g *NuGet) Live() []NuGetKey {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -222,7 +221,7 @@ func (g *NuGet) token(w http.ResponseWriter, r *http.Request) {
 	})
 }
 
-// bearerToken takes the token out of the Authorization header. (A server that trims header values, as net/http does, sees
+// bearerToken takes the token from the Authorization header. (A server that trims header values, as net/http does, sees
 // "Bearer " without a token as "Bearer".)
 func bearerToken(h http.Header) (string, *nugetError) {
 	const prefix = "Bearer "
@@ -242,8 +241,8 @@ func bearerToken(h http.Header) (string, *nugetError) {
 	return token, nil
 }
 
-// tokenRequest checks the rest of the request and returns the username. A body that is no JSON object has no properties;
-// the names of properties are read without regard to case, as encoding/json and the gallery both do.
+// tokenRequest checks the rest of the request and returns the username. A body that is not a JSON object has no properties.
+// The case of property names does not matter, neither to encoding/json nor to the gallery.
 func tokenRequest(r *http.Request) (string, *nugetError) {
 	if !isJSON(r) {
 		return "", &nugetError{http.StatusUnsupportedMediaType, "The request must have a Content-Type of 'application/json'."}

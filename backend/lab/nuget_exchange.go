@@ -13,8 +13,8 @@ import (
 	"time"
 )
 
-// exchange trades a token for a key. Users are looked at after the token and the policies, and the token is burnt together
-// with the making of the key, so that a refusal neither tells about users nor costs the token.
+// exchange exchanges a token for a key. It looks at users after the token and the policies, and marks the token as used only
+// when it makes the key. So a refusal neither tells about users nor uses up the token.
 func (g *NuGet) exchange(ctx context.Context, username, token string) (key string, expires time.Time, refused *nugetError) {
 	if !g.knows(username) {
 		return "", time.Time{}, noPolicy(username)
@@ -37,7 +37,7 @@ func (g *NuGet) exchange(ctx context.Context, username, token string) (key strin
 		return "", time.Time{}, unauthorized("This bearer token has already been used. A new bearer token must be used for each request.")
 	}
 	g.used[jti] = true
-	// The key carries its minute of birth and its lifetime, and ends by these.
+	// The key contains the minute of its creation and its lifetime, and these decide when it ends.
 	made := g.now().UTC().Truncate(time.Minute)
 	key = newNuGetKey(made, g.userIndex(policy.PackageOwner)+1, g.o.KeyTTL)
 	expires = made.Add(g.o.KeyTTL)
@@ -49,7 +49,7 @@ func noPolicy(username string) *nugetError {
 	return unauthorized("No matching trust policy owned by user '%s' was found.", username)
 }
 
-// knows reports whether a user has that name.
+// knows reports whether there is a user with that name.
 func (g *NuGet) knows(username string) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -81,8 +81,8 @@ func (g *NuGet) match(username string, claims tokenClaims) (Policy, *nugetError)
 // permanent reports whether the policy is bound to ids.
 func (p *Policy) permanent() bool { return p.OwnerID != "" && p.RepositoryID != "" }
 
-// accept returns the reason why the policy does not accept the claims, empty if it does, and whether the caller may hear it.
-// A temporary policy that accepts takes over the token's ids.
+// accept returns the reason why the policy does not accept the claims, empty if it does, and whether the caller may be told
+// the reason. A temporary policy that accepts takes over the token's ids.
 func (p *Policy) accept(claims tokenClaims, banned []string, now time.Time) (reason string, disclosable bool) {
 	for _, name := range []string{"repository", "repository_owner", "repository_owner_id", "repository_id", "event_name"} {
 		if claims.text(name) == "" {
@@ -116,8 +116,8 @@ func (p *Policy) accept(claims tokenClaims, banned []string, now time.Time) (rea
 	return "", false
 }
 
-// acceptWorkflow is the part of accept that looks at workflow and environment. What a policy expects is told only to the
-// repository that it is bound to.
+// acceptWorkflow is the part of accept that checks workflow and environment. What a policy expects is told only to the
+// repository that the policy is bound to.
 func (p *Policy) acceptWorkflow(claims tokenClaims, repository string) (reason string, disclosable bool) {
 	ref := claims.text("job_workflow_ref")
 	if ref == "" {
@@ -140,7 +140,7 @@ func missingClaim(name string) string {
 	return fmt.Sprintf("The JSON Web Token is missing the required claim '%s'.", name)
 }
 
-// checkUsers makes the checks of the two accounts that a matched policy concerns. The caller holds mu.
+// checkUsers checks the two accounts that a matched policy concerns. The caller holds mu.
 func (g *NuGet) checkUsers(username, owner string) *nugetError {
 	user := g.users[g.userIndex(username)]
 	if user.Organization {
@@ -179,8 +179,8 @@ const (
 	numberDigits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 )
 
-// newNuGetKey makes a key of the gallery's format v5: 84 characters, from which birth, lifetime and owner can be read. The
-// environment is L, local. The last four characters are a CRC-32 in place of the gallery's Marvin32 checksum.
+// newNuGetKey makes a key in the gallery's format v5: 84 characters, which contain creation time, lifetime and owner. The
+// environment is L, local. The last four characters are a CRC-32 instead of the gallery's Marvin32 checksum.
 func newNuGetKey(made time.Time, ownerKey int, ttl time.Duration) string {
 	body := randomBase62(52) + nugetKeyTail(made, 'L', ownerKey, ttl)
 	return body + base62(int(crc32.ChecksumIEEE([]byte(body))%(62*62*62*62)), 4)
@@ -205,7 +205,7 @@ func base62(n, digits int) string {
 	return string(out)
 }
 
-// randomBase62 returns n digits; that their distribution is not quite even does not matter here.
+// randomBase62 returns n random digits; they are not quite evenly distributed, which does not matter here.
 func randomBase62(n int) string {
 	b := make([]byte, n)
 	_, _ = rand.Read(b) // crypto/rand.Read never returns an error

@@ -13,14 +13,14 @@ import (
 	"time"
 )
 
-// nugetClockSkew is what the gallery's token library grants by default.
+// nugetClockSkew is the default clock skew of the gallery's token library.
 const nugetClockSkew = 5 * time.Minute
 
 func (c tokenClaims) mismatch(name string) string {
 	return fmt.Sprintf("The JSON Web Token claim '%s' has value '%s' which does not match the policy.", name, c.text(name))
 }
 
-// verify makes the checks of a token that come before the policies and returns its claims.
+// verify makes the checks that come before the policies and returns the token's claims.
 func (g *NuGet) verify(ctx context.Context, token string) (tokenClaims, *nugetError) {
 	claims, ok := parseClaims(token)
 	if !ok {
@@ -40,7 +40,8 @@ func (g *NuGet) verify(ctx context.Context, token string) (tokenClaims, *nugetEr
 	if claims.text("jti") == "" {
 		return nil, unauthorized("The JSON web token must have a jti claim.")
 	}
-	// As in the gallery this comes before the claims are weighed, so a forged token is told nothing about them.
+	// As in the gallery, the signature is checked before the claims, so that the refusal of a forged token tells nothing
+	// about them.
 	switch err := checkSignature(ctx, g.o.Client, issuer, token, asymmetric); {
 	case errors.Is(err, errSignature):
 		return nil, unauthorized("The JSON web token has an invalid signature.")
@@ -65,8 +66,8 @@ func (g *NuGet) verify(ctx context.Context, token string) (tokenClaims, *nugetEr
 	return claims, nil
 }
 
-// issuer finds the trusted issuer that `iss` means. Only the host decides here; the full text is compared when the token has
-// been verified. An issuer without https can be trusted too, so that the lab can do without TLS.
+// issuer finds the trusted issuer that `iss` means. Here only the host decides; the full text is compared once the token is
+// verified. An issuer without https can be trusted too, so that the lab works without TLS.
 func (g *NuGet) issuer(iss string) (string, *nugetError) {
 	if iss == "" {
 		return "", unauthorized("The JSON web token must have an iss claim.")

@@ -21,27 +21,27 @@ const (
 	grantBearer   = "urn:ietf:params:oauth:grant-type:jwt-bearer"
 )
 
-// The places of an OAuth server's metadata document, for an issuer that has a path.
+// Places of an OAuth server's metadata document, for an issuer with a path.
 const (
 	PlaceInserted = "inserted" // /.well-known/oauth-authorization-server/path (RFC 8414)
 	PlaceAppended = "appended" // /path/.well-known/oauth-authorization-server
 	PlaceOpenID   = "openid"   // /path/.well-known/openid-configuration
 )
 
-// OAuthOptions configures an OAuth server. All lists that say what is known are closed: what is not in them is refused.
+// OAuthOptions configures an OAuth server. What is not in a list of clients, issuers, audiences or scopes is refused.
 type OAuthOptions struct {
-	Path      string                    // of the issuer, such as /realms/acme; "" = none
+	Path      string                    // path of the issuer, such as /realms/acme; "" = none
 	Clients   []OAuthClient             //
-	Issuers   []string                  // whose subject and actor tokens it takes, found by discovery; its own are always taken
-	Client    *http.Client              // reaches them; nil = http.DefaultClient
-	Domain    func(name string) *Issuer // the authority of a trust domain, see WorkloadAPI.Domain; nil = SVIDs are nobody's
+	Issuers   []string                  // whose subject and actor tokens are accepted, found by discovery; the server's own are always accepted
+	Client    *http.Client              // fetches their discovery documents and keys; nil = http.DefaultClient
+	Domain    func(name string) *Issuer // the authority of a trust domain, see WorkloadAPI.Domain; nil = no SVID is accepted
 	Audiences []string                  // for which it makes tokens; nil = any
 	Scopes    []string                  // nil = any
-	Algorithm string                    // that signs its tokens; "" = ES256
-	Life      time.Duration             // of its tokens, whole seconds; 0 = 5 minutes
-	SingleUse bool                      // a subject token is taken once
-	Places    []string                  // of its document; nil = PlaceInserted and PlaceOpenID
-	Without   []string                  // members that its document and answers lack: expires_in, token_type, grant_types_supported, …
+	Algorithm string                    // signature algorithm of its tokens; "" = ES256
+	Life      time.Duration             // lifetime of its tokens, whole seconds; 0 = 5 minutes
+	SingleUse bool                      // a subject token is accepted only once
+	Places    []string                  // where its metadata document is; nil = PlaceInserted and PlaceOpenID
+	Without   []string                  // members left out of its document and answers: expires_in, token_type, grant_types_supported, …
 	Now       func() time.Time
 }
 
@@ -50,9 +50,9 @@ type OAuthClient struct {
 	ID     string
 	Method string           // none, client_secret_basic, client_secret_post, private_key_jwt, tls_client_auth, or the type of assertion by which its SVID comes: jwt-bearer or jwt-spiffe
 	Secret string           //
-	Key    crypto.PublicKey // of private_key_jwt
-	KeyID  string           // by which its kid names that
-	Grants []string         // that it may use; nil = all
+	Key    crypto.PublicKey // for private_key_jwt
+	KeyID  string           // the kid of Key
+	Grants []string         // which it may use; nil = all
 }
 
 // OAuthToken is a token as the inventory of an OAuth server shows it: without the token.
@@ -76,11 +76,11 @@ type OAuthToken struct {
 //	GET  /lab/tokens        -> 200 {"tokens":[…]}, the inventory, open to all
 //	POST /lab/faults, DELETE /lab/faults, see Control
 //
-// Refusals are those of RFC 6749 section 5.2, RFC 8693 section 2.2.2 and RFC 7009 section 2.2.1. Whoever asks must be a client of
-// it, by the one method that is registered: a secret by Basic has both parts encoded as a form; what a client signs names this
-// server, lives ten minutes at most and comes once; an SVID's sub is the client. A subject token from outside must name this
-// server as its only aud, and one that an authorization server made must name the client that presents it: so tokens pass from
-// hop to hop. Tokens are JWTs (RFC 9068). Make one with NewOAuth.
+// Refusals are those of RFC 6749 section 5.2, RFC 8693 section 2.2.2 and RFC 7009 section 2.2.1. Callers must be clients of
+// the server and authenticate by their one registered method. In Basic, id and secret are form-encoded. A signed assertion
+// must name this server, live at most ten minutes and be used once; the sub of an SVID must be the client. A subject token
+// from outside must name this server as its only aud; one that an authorization server made must name the client that
+// presents it, so that tokens can pass from hop to hop. Tokens are JWTs (RFC 9068). Make one with NewOAuth.
 type OAuth struct {
 	Control
 	mux    *http.ServeMux
@@ -91,11 +91,11 @@ type OAuth struct {
 	mu     sync.Mutex
 	base   string
 	tokens []oauthHeld     // in the order in which they were made
-	used   map[string]bool // assertions by client and jti, subject tokens by themselves
+	used   map[string]bool // client and jti of assertions; whole subject tokens
 	asked  []url.Values
 }
 
-// oauthHeld is a token that lives.
+// oauthHeld is a live token.
 type oauthHeld struct {
 	OAuthToken
 	token string
@@ -140,7 +140,7 @@ func NewOAuth(o OAuthOptions) *OAuth {
 // ServeHTTP implements http.Handler.
 func (a *OAuth) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }
 
-// SetURL sets where the server listens, without the issuer's path.
+// SetURL sets the URL at which the server listens, without the issuer's path.
 func (a *OAuth) SetURL(base string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -163,7 +163,7 @@ func (a *OAuth) Live() []OAuthToken {
 	return live
 }
 
-// Valid reports whether a token of this server lives.
+// Valid reports whether token is a live token of this server.
 func (a *OAuth) Valid(token string) bool {
 	_, ok := a.lookup(token)
 	return ok
@@ -186,7 +186,7 @@ func (a *OAuth) document(w http.ResponseWriter, _ *http.Request) {
 	}))
 }
 
-// without takes members out.
+// without removes the members that OAuthOptions.Without names.
 func (a *OAuth) without(object map[string]any) map[string]any {
 	for _, name := range a.o.Without {
 		delete(object, name)
@@ -194,7 +194,8 @@ func (a *OAuth) without(object map[string]any) map[string]any {
 	return object
 }
 
-// revoke ends a token; one that is not there is as good as ended. Only the client that it was made for may.
+// revoke ends a token; it succeeds also for a token that does not exist. Only the client that a token was made for may end
+// it.
 func (a *OAuth) revoke(w http.ResponseWriter, form url.Values, c OAuthClient) {
 	token := form.Get("token")
 	if token == "" {
@@ -251,13 +252,13 @@ func (a *OAuth) lookup(token string) (OAuthToken, bool) {
 	return OAuthToken{}, false
 }
 
-// dropExpired lets time do its work. The caller holds mu.
+// dropExpired removes expired tokens. The caller holds mu.
 func (a *OAuth) dropExpired() {
 	now := a.now()
 	a.tokens = slices.DeleteFunc(a.tokens, func(t oauthHeld) bool { return !t.ExpiresAt.After(now) })
 }
 
-// first reports whether what can be used once was not used before.
+// first reports whether something that may be used once has not been used before.
 func (a *OAuth) first(what string) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -17,10 +17,10 @@ import (
 
 const assertionTypes = "urn:ietf:params:oauth:client-assertion-type:"
 
-// maxAssertionLife is how far off the end of what a client signs may be.
+// maxAssertionLife is how far in the future a client's assertion may expire.
 const maxAssertionLife = 10 * time.Minute
 
-// asClient reads the form of a request and lets through only whom it knows.
+// asClient reads the form of a request and lets through only known clients.
 func (a *OAuth) asClient(next func(http.ResponseWriter, url.Values, OAuthClient)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		media, _, err := mime.ParseMediaType(r.Header.Get("Content-Type"))
@@ -39,7 +39,7 @@ func (a *OAuth) asClient(next func(http.ResponseWriter, url.Values, OAuthClient)
 	}
 }
 
-// repeatsBut says whether a parameter is there twice that may not be.
+// repeatsBut reports whether a parameter occurs more than once, except those that may.
 func repeatsBut(form url.Values, may ...string) bool {
 	for name, values := range form {
 		if len(values) > 1 && !slices.Contains(may, name) {
@@ -49,7 +49,7 @@ func repeatsBut(form url.Values, may ...string) bool {
 	return false
 }
 
-// presented says which client a request claims to be from, and by which method; "" if it claims two (RFC 6749 section 2.3).
+// presented returns the client that a request claims to be from, and the method; "" if it uses two (RFC 6749 section 2.3).
 func presented(r *http.Request) (id, method string) {
 	form := r.PostForm
 	basicID, _, basic := r.BasicAuth()
@@ -82,7 +82,7 @@ func presented(r *http.Request) (id, method string) {
 	return form.Get("client_id"), "none"
 }
 
-// isClient checks what the request shows.
+// isClient verifies the client's credential in the request.
 func (a *OAuth) isClient(r *http.Request, c OAuthClient) bool {
 	same := func(given string) bool { return subtle.ConstantTimeCompare([]byte(given), []byte(c.Secret)) == 1 }
 	assertion := r.PostForm.Get("client_assertion")
@@ -118,7 +118,7 @@ func (a *OAuth) svid(token string) (tokenClaims, bool) {
 	return claims, signedBy(keys, token, asymmetric) && a.current(claims) && a.isForMe(claims)
 }
 
-// current reports whether a token has begun, has not ended, and does not live for too long.
+// current reports whether a token is valid now and does not end too far in the future.
 func (a *OAuth) current(claims tokenClaims) bool {
 	now := a.now()
 	exp, hasExp := claims.time("exp")
@@ -126,7 +126,7 @@ func (a *OAuth) current(claims tokenClaims) bool {
 	return hasExp && exp.After(now) && exp.Before(now.Add(maxAssertionLife+time.Second)) && !(hasNbf && nbf.After(now))
 }
 
-// isForMe reports whether this server, by its issuer or its token endpoint, is the only one that a token is for.
+// isForMe reports whether a token's only audience is this server, named by its issuer or its token endpoint.
 func (a *OAuth) isForMe(claims tokenClaims) bool {
 	aud := claims.audiences()
 	return len(aud) == 1 && (aud[0] == any(a.Issuer()) || aud[0] == any(a.Issuer()+"/token"))

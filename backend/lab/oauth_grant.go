@@ -21,7 +21,7 @@ const (
 	typeJWT         = tokenTypes + "jwt"
 )
 
-// grant makes a token, or says by which code of the RFCs there is none.
+// grant makes a token, or returns the RFCs' error code for why not.
 func (a *OAuth) grant(w http.ResponseWriter, form url.Values, c OAuthClient) {
 	t := OAuthToken{ID: randomHex(16), Client: c.ID, Subject: c.ID, ExpiresAt: a.now().Add(a.o.Life).Truncate(time.Second).UTC()}
 	kind, grant := typeAccessToken, form.Get("grant_type")
@@ -59,7 +59,7 @@ func (a *OAuth) grant(w http.ResponseWriter, form url.Values, c OAuthClient) {
 	writeJSON(w, http.StatusOK, a.without(body))
 }
 
-// exchange reads the members that only a token exchange has. What is wrong with a token is invalid_request there (RFC 8693
+// exchange reads the parameters that only a token exchange has. The error for a bad token there is invalid_request (RFC 8693
 // section 2.2.2).
 func (a *OAuth) exchange(form url.Values, t *OAuthToken) (kind, refused string) {
 	kind = form.Get("requested_token_type")
@@ -82,8 +82,8 @@ func (a *OAuth) exchange(form url.Values, t *OAuthToken) (kind, refused string) 
 	return kind, refused
 }
 
-// subject verifies a token that speaks for somebody, and says for whom. One from outside is for this server; one that an
-// authorization server made is for the client that presents it.
+// subject verifies a token that stands for somebody (an assertion, subject token or actor token) and returns its sub. A token
+// from outside must be for this server; one that an authorization server made must be for the client that presents it.
 func (a *OAuth) subject(token, client string) (sub, refused string) {
 	const bad = "invalid_request"
 	claims, ok := parseClaims(token)
@@ -111,7 +111,7 @@ func (a *OAuth) subject(token, client string) (sub, refused string) {
 	return claims.text("sub"), ""
 }
 
-// keysOf returns the keys of an issuer that is trusted.
+// keysOf returns the keys of a trusted issuer.
 func (a *OAuth) keysOf(issuer string) (keys jose.JSONWebKeySet, ok bool) {
 	if issuer == a.Issuer() {
 		return keys, json.Unmarshal(a.signer.keySet(), &keys) == nil
@@ -125,7 +125,7 @@ func (a *OAuth) keysOf(issuer string) (keys jose.JSONWebKeySet, ok bool) {
 	return keys, err == nil
 }
 
-// aim reads what a token is to be for.
+// aim reads the audience, resource and scope that a token is requested for.
 func (a *OAuth) aim(form url.Values, t *OAuthToken) (refused string) {
 	t.Scope = form.Get("scope")
 	for scope := range strings.FieldsSeq(t.Scope) {
@@ -150,7 +150,7 @@ func (a *OAuth) aim(form url.Values, t *OAuthToken) (refused string) {
 	return ""
 }
 
-// make signs a token and keeps it.
+// make signs a token and adds it to the inventory.
 func (a *OAuth) make(t OAuthToken, form url.Values) string {
 	claims := map[string]any{
 		"iss": a.Issuer(), "sub": t.Subject, "aud": t.Audience, "client_id": t.Client, "azp": t.Client,

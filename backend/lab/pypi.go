@@ -17,9 +17,9 @@ import (
 //	POST /_/oidc/mint-token   {"token"} -> 200 {"success","token","expires"}; expires in seconds since 1970
 //	POST /legacy/             with Basic __token__:<key> -> 200 while the key lives; what is uploaded is not looked at
 //
-// and those of every registry. Refusals are 422 with PyPI's codes. Tokens are signed by RS256, have one plain aud, and work
-// once. A key lives 15 minutes, and nobody can end it before. A pending publisher becomes a project with its first key.
-// Make one with NewPyPI.
+// and those of every registry. Refusals are 422 with PyPI's codes. A token must be signed with RS256 and have a single aud
+// that is a string; it works once. A key lives 15 minutes, and nobody can end it earlier. A pending publisher becomes a
+// project with its first key. Make one with NewPyPI.
 type PyPI struct{ registry }
 
 const pypiKeyTTL = 15 * time.Minute
@@ -42,7 +42,7 @@ func pypiRefusal(w http.ResponseWriter, code, text string) {
 	})
 }
 
-// mint does not look at the type of the body.
+// mint does not check the body's content type.
 func (p *PyPI) mint(w http.ResponseWriter, r *http.Request) {
 	var in struct {
 		Token string `json:"token"`

@@ -17,13 +17,13 @@ import (
 
 // RegistryOptions configures a PyPI, CratesIO, RubyGems or NPM.
 type RegistryOptions struct {
-	Issuers  []string         // exact issuers whose tokens are taken for those of GitHub Actions
+	Issuers  []string         // exact issuers whose tokens are accepted as those of GitHub Actions
 	Client   *http.Client     // fetches their discovery documents and keys; nil = http.DefaultClient
 	Audience string           // the only `aud` accepted; default the registry's own
 	Now      func() time.Time // nil = time.Now
 }
 
-// Publisher is a trusted publisher: a workflow of GitHub Actions whose tokens a registry trades for keys.
+// Publisher is a trusted publisher: a workflow of GitHub Actions whose tokens a registry exchanges for keys.
 type Publisher struct {
 	Package     string // project, crate, gem or package that the keys are for
 	Owner       string // of the repository
@@ -40,8 +40,8 @@ type RegistryKey struct {
 	ExpiresAt time.Time `json:"expires_at"` // UTC
 }
 
-// registry is what the registries with trusted publishing have in common: whom they trust, which tokens were used, and
-// which keys live. Beside the paths of each there are
+// registry is what the registries with trusted publishing have in common: whom they trust, which tokens were used, and which
+// keys live. In addition to its own paths each has
 //
 //	GET  /lab/keys         -> 200 {"keys":[...]}, the inventory, open to all
 //	POST /lab/faults, DELETE /lab/faults, see Control
@@ -85,7 +85,7 @@ func (r *registry) Publishers() []Publisher {
 	return slices.Clone(r.publishers)
 }
 
-// Live returns the keys that live now, those that end first first; never nil.
+// Live returns the keys that live now, by their end, earliest first; never nil.
 func (r *registry) Live() []RegistryKey {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -107,21 +107,21 @@ func (r *registry) Valid(key string) bool {
 	return ok && k.ExpiresAt.After(r.now())
 }
 
-// tokenFault is what is wrong with a token, in the order in which registries look.
+// tokenFault is what is wrong with a token, in the order in which registries check.
 type tokenFault int
 
 const (
 	tokenGood      tokenFault = iota
-	tokenMalformed            // is no JWT
-	tokenForeign              // of an issuer that is not trusted
-	tokenNoKeys               // the issuer's keys cannot be had
+	tokenMalformed            // not a JWT
+	tokenForeign              // its issuer is not trusted
+	tokenNoKeys               // the issuer's keys cannot be fetched
 	tokenForged
-	tokenLacks // a claim that every token must have
+	tokenLacks // it lacks a claim that every token must have
 	tokenOutOfTime
-	tokenElsewhere // for another audience
+	tokenElsewhere // it is for another audience
 )
 
-// verify checks a token for real. The required claims are numbers of seconds; leeway is granted on all times.
+// verify really verifies a token. The required claims are numbers of seconds; leeway applies to all times.
 func (r *registry) verify(ctx context.Context, token string, algorithms []jose.SignatureAlgorithm, leeway time.Duration, required ...string) (tokenClaims, tokenFault) {
 	claims, ok := parseClaims(token)
 	if !ok {
@@ -148,14 +148,14 @@ func (r *registry) verify(ctx context.Context, token string, algorithms []jose.S
 	switch {
 	case !hasExp || !exp.After(now.Add(-leeway)), hasNbf && nbf.After(now.Add(leeway)):
 		return claims, tokenOutOfTime
-	case claims["aud"] != r.o.Audience: // one plain text
+	case claims["aud"] != r.o.Audience: // a single string
 		return claims, tokenElsewhere
 	}
 	return claims, tokenGood
 }
 
-// matching returns the places of the publishers that accept the claims, those bound to an environment first. ref is the
-// claim that names the workflow, banned are the events that none accepts. The caller holds mu.
+// matching returns the indexes of the publishers that accept the claims, those bound to an environment first. ref is the
+// claim that names the workflow; banned are events that no publisher accepts. The caller holds mu.
 func (r *registry) matching(claims tokenClaims, ref string, banned ...string) []int {
 	if slices.Contains(banned, claims.text("event_name")) {
 		return nil
@@ -176,7 +176,8 @@ func (r *registry) matching(claims tokenClaims, ref string, banned ...string) []
 	return found
 }
 
-// spend uses a token up, by its jti, and reports whether that was possible. The caller holds mu.
+// spend marks a token as used, by its jti, and reports false if it was used already. kept is how long after exp the jti is
+// remembered. The caller holds mu.
 func (r *registry) spend(claims tokenClaims, kept time.Duration) bool {
 	jti := claims.text("jti")
 	if until, used := r.used[jti]; used && r.now().Before(until) {
@@ -187,7 +188,7 @@ func (r *registry) spend(claims tokenClaims, kept time.Duration) bool {
 	return true
 }
 
-// add makes a key live. The caller holds mu.
+// add makes a live key. The caller holds mu.
 func (r *registry) add(key string, ttl time.Duration, packages ...string) (expires time.Time) {
 	expires = r.now().UTC().Add(ttl).Truncate(time.Second)
 	r.keys[key] = RegistryKey{Packages: packages, ExpiresAt: expires}

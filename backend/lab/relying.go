@@ -13,9 +13,9 @@ import (
 	"github.com/coreos/go-oidc/v3/oidc"
 )
 
-// Relying is a stand-in for an API's trust in one OpenID provider, as a relying party has it: what it knows of the provider
-// comes from discovery, and keys once fetched are kept until a token names another. It accepts tokens of exactly this
-// audience and subject, each once. Its fields must be set before use; Accepts is made for KeyAPIOptions.MayCreate.
+// Relying is a stand-in for an API that trusts one OpenID provider, as a relying party does: it learns about the provider by
+// discovery, and keeps fetched keys until a token names another key. It accepts tokens of exactly this audience and subject,
+// each token once. Its fields must be set before use. Accepts fits KeyAPIOptions.MayCreate.
 type Relying struct {
 	Issuer, Audience, Subject string
 	Client                    *http.Client     // nil = http.DefaultClient
@@ -27,7 +27,7 @@ type Relying struct {
 	seen      []string // jti of accepted tokens
 }
 
-// Accepts verifies a token.
+// Accepts verifies a token and marks it as used.
 func (r *Relying) Accepts(token string) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -56,11 +56,11 @@ func (r *Relying) Presented() []string {
 	return slices.Clone(r.presented)
 }
 
-// discover asks the provider who it is. The caller holds mu.
+// discover fetches the provider's discovery document. The caller holds mu.
 func (r *Relying) discover() bool {
 	ctx := context.Background()
 	if r.Client != nil {
-		ctx = oidc.ClientContext(ctx, r.Client) // the verifier keeps it for the keys
+		ctx = oidc.ClientContext(ctx, r.Client) // the verifier keeps ctx, and fetches keys with its client
 	}
 	provider, err := oidc.NewProvider(ctx, r.Issuer)
 	if err != nil {

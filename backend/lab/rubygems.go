@@ -10,13 +10,13 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// KeyRole is an API key role of a RubyGems: whose tokens it trades, for which keys.
+// KeyRole is an API key role of a RubyGems: the tokens that it exchanges, and the keys that they get.
 type KeyRole struct {
-	Token    string // by which requests name it
+	Token    string // the name of the role in requests
 	Issuer   string
 	Subject  string        // exact `sub` of the tokens
-	Gem      string        // that the keys are for; empty = all of the role's owner
-	ValidFor time.Duration // of its keys, 5 minutes to a day; default 30 minutes
+	Gem      string        // that the keys are for; empty = all gems of the role's owner
+	ValidFor time.Duration // lifetime of its keys, 5 minutes to a day; default 30 minutes
 }
 
 // RubyGems is a stand-in for RubyGems.org's exchange of tokens for API keys:
@@ -25,9 +25,10 @@ type KeyRole struct {
 //	POST /api/v1/oidc/api_key_roles/{token}/assume_role      the same
 //	POST /api/v1/gems                                        with the key as Authorization -> 200 while it lives
 //
-// and those of every registry. A token lacks a claim: 400. It was used in a role: 422. Whatever else is wrong: 404. A trusted
-// publisher's token can be exchanged again, and its keys live 15 minutes; nobody can end a key before. Left out: the
-// statements of a role's policy but one condition, and separate workflow repositories. Make one with NewRubyGems.
+// and those of every registry. A token that lacks a claim is refused with 400, one that was already used in a role with 422,
+// and everything else with 404. A trusted publisher's token can be exchanged again, and its keys live 15 minutes; nobody can
+// end a key earlier. Left out: all statements of a role's policy but one condition, and separate workflow repositories. Make
+// one with NewRubyGems.
 type RubyGems struct {
 	registry
 	roles []KeyRole // see AddRole
@@ -57,7 +58,7 @@ func (g *RubyGems) AddRole(r KeyRole) {
 
 func gemNotFound(w http.ResponseWriter) { writeError(w, http.StatusNotFound, "Not Found") }
 
-// token reads and verifies the token of a request. It answers and returns false if it is not good.
+// token reads and verifies the token of a request. If the token is not good, it answers and returns false.
 func (g *RubyGems) token(w http.ResponseWriter, r *http.Request) (tokenClaims, bool) {
 	var in struct {
 		JWT string `json:"jwt"`
@@ -101,7 +102,7 @@ func (g *RubyGems) exchange(w http.ResponseWriter, r *http.Request) {
 		gemNotFound(w)
 		return
 	}
-	p := g.publishers[found[0]] // one for an environment goes before one for any
+	p := g.publishers[found[0]] // a publisher for one environment takes precedence over one for any
 	g.answer(w, "GitHub Actions "+p.Owner+"/"+p.Repository, gemKeyTTL, p.Package)
 }
 
@@ -126,7 +127,7 @@ func (g *RubyGems) assume(w http.ResponseWriter, r *http.Request) {
 	gemNotFound(w)
 }
 
-// answer makes a key. The caller holds mu.
+// answer makes a key and answers with it. The caller holds mu.
 func (g *RubyGems) answer(w http.ResponseWriter, name string, ttl time.Duration, gem string) {
 	key := "rubygems_" + randomHex(24)
 	expires := g.add(key, ttl, gem)

@@ -21,8 +21,8 @@ import (
 
 // WorkloadAPIOptions configures a WorkloadAPI.
 type WorkloadAPIOptions struct {
-	// IDs are the SPIFFE IDs that a caller gets SVIDs for, whoever it is. The trust domain of the first is the API's own;
-	// default spiffe://example.org/workload.
+	// IDs are the SPIFFE IDs for which every caller gets SVIDs. The trust domain of the first is the API's own; default
+	// spiffe://example.org/workload.
 	IDs []string
 	// Issuer is the iss of SVIDs; "" means that they have none.
 	Issuer string
@@ -76,8 +76,9 @@ func NewWorkloadAPI(o WorkloadAPIOptions) *WorkloadAPI {
 // ServeHTTP implements http.Handler.
 func (a *WorkloadAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.mux.ServeHTTP(w, r) }
 
-// Domain returns the authority of a trust domain, whose key set is the domain's bundle, and federates with the domain if it
-// is not there yet. Its keys are made for ES256; an Issuer can do much more than sign SVIDs (see Sign, Publish and SetJWKS).
+// Domain returns the authority of a trust domain, whose key set is the domain's bundle. If the domain is unknown, Domain
+// first makes the API federate with it. The authority's keys are for ES256; an Issuer can do much more than sign SVIDs (see
+// Sign, Publish and SetJWKS).
 func (a *WorkloadAPI) Domain(name string) *Issuer {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -91,7 +92,7 @@ func (a *WorkloadAPI) Domain(name string) *Issuer {
 	return authority
 }
 
-// Withdraw takes a trust domain's bundle away.
+// Withdraw removes a trust domain's bundle.
 func (a *WorkloadAPI) Withdraw(name string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -111,9 +112,9 @@ func (a *WorkloadAPI) signal() {
 	a.changed = make(chan struct{})
 }
 
-// SVID signs a JWT-SVID by the authority of the trust domain in its sub, or of the API's own for a sub that has none. It has
-// aud, exp, iat and sub alone, and iss if the API has an Issuer; it is for the first of the API's IDs and lives five minutes. claims
-// override, as in Issuer.Token.
+// SVID signs a JWT-SVID by the authority of the trust domain in its sub, or by the API's own if sub names none. It has only
+// aud, exp, iat and sub, and iss if the API has an Issuer; it is for the first of the API's IDs and lives five minutes.
+// claims override, as in Issuer.Token.
 func (a *WorkloadAPI) SVID(claims map[string]any) string {
 	now := a.now()
 	all := map[string]any{"sub": a.ids[0], "aud": []string{"test"}, "iat": now.Unix(), "exp": now.Add(5 * time.Minute).Unix()}
@@ -129,14 +130,14 @@ func (a *WorkloadAPI) SVID(claims map[string]any) string {
 	return a.Domain(domain).Sign(map[string]any{"typ": "JWT"}, mustJSON(all))
 }
 
-// domainOf is the trust domain in what looks like a SPIFFE ID.
+// domainOf returns the trust domain of what looks like a SPIFFE ID.
 func domainOf(id string) string {
 	rest, _ := strings.CutPrefix(id, "spiffe://")
 	name, _, _ := strings.Cut(rest, "/")
 	return name
 }
 
-// Start listens at a path and answers calls there until Stop; then it may be started again.
+// Start listens at a path and answers calls there until Stop. After that it may be started again.
 func (a *WorkloadAPI) Start(path string) error {
 	listener, err := net.Listen("unix", path)
 	if err != nil {
@@ -175,7 +176,7 @@ func (a *WorkloadAPI) Stop() {
 	}
 }
 
-// secured wants the metadata that keeps a forged request from reaching the API (SPIFFE Workload Endpoint section 3).
+// secured requires the metadata that keeps a forged request from reaching the API (SPIFFE Workload Endpoint section 3).
 func secured(ctx context.Context) error {
 	if !slices.Equal(metadata.ValueFromIncomingContext(ctx, "workload.spiffe.io"), []string{"true"}) {
 		return status.Error(codes.InvalidArgument, "security header missing from request")
@@ -183,7 +184,7 @@ func secured(ctx context.Context) error {
 	return nil
 }
 
-// under counts a call and carries its fault out.
+// under counts a call and carries out its fault.
 func (a *WorkloadAPI) under(ctx context.Context, op string) error {
 	a.begin(op)
 	switch f := a.take(op); f.Kind {
@@ -198,7 +199,7 @@ func (a *WorkloadAPI) under(ctx context.Context, op string) error {
 	return nil
 }
 
-// statusCode is what gRPC takes an HTTP status for.
+// statusCode is the gRPC code that stands for an HTTP status.
 func statusCode(httpStatus int) codes.Code {
 	switch httpStatus {
 	case http.StatusForbidden:
@@ -219,7 +220,7 @@ func (a *WorkloadAPI) FetchJWTSVID(ctx context.Context, r *workload.JWTSVIDReque
 	}
 	issued := a.now()
 	if machine := time.Now(); issued.After(machine) {
-		issued = machine // clients' libraries judge iat by the machine's clock, and a test's may be ahead of it
+		issued = machine // client libraries compare iat with the machine's clock, and a test's clock may be ahead of it
 	}
 	answer := &workload.JWTSVIDResponse{}
 	for _, id := range a.ids {
@@ -254,7 +255,7 @@ func (a *WorkloadAPI) FetchJWTBundles(_ *workload.JWTBundlesRequest, stream work
 	}
 }
 
-// bundles returns all bundles by the SPIFFE ID of their trust domain, and what is closed when they change.
+// bundles returns all bundles by the SPIFFE ID of their trust domain, and a channel that is closed when they change.
 func (a *WorkloadAPI) bundles() (map[string][]byte, <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

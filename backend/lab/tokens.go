@@ -29,8 +29,8 @@ type TokenEndpointOptions struct {
 //	POST /token    grant_type=client_credentials, as a form -> 200 {"access_token","token_type","expires_in"}
 //	POST /lab/faults, DELETE /lab/faults, see Control
 //
-// The client authenticates by Basic or in the form, not by both (section 2.3). Refusals are those of section 5.2. The token
-// is a JWT (RFC 9068) with the scope that was asked for. Make one with NewTokenEndpoint.
+// The client authenticates by Basic or in the form, but not by both (section 2.3). Refusals are those of section 5.2. The
+// token is a JWT (RFC 9068) with the requested scope. Make one with NewTokenEndpoint.
 type TokenEndpoint struct {
 	Control
 	mux     *http.ServeMux
@@ -41,7 +41,7 @@ type TokenEndpoint struct {
 	params []url.Values
 }
 
-// NewTokenEndpoint makes a TokenEndpoint. It panics without an issuer or a client.
+// NewTokenEndpoint makes a TokenEndpoint. It panics if there is no issuer or client.
 func NewTokenEndpoint(o TokenEndpointOptions) *TokenEndpoint {
 	if o.Issuer == nil || o.ClientID == "" || o.ClientSecret == "" {
 		panic("lab: token endpoint without an issuer or a client")
@@ -65,7 +65,7 @@ func (e *TokenEndpoint) Issued() []string {
 	return slices.Clone(e.issued)
 }
 
-// Asked returns the forms of the requests that had a token, oldest first.
+// Asked returns the forms of the requests that got a token, oldest first.
 func (e *TokenEndpoint) Asked() []url.Values {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -117,7 +117,7 @@ func (e *TokenEndpoint) answer(w http.ResponseWriter, form url.Values) {
 	writeJSON(w, http.StatusOK, body)
 }
 
-// repeats says whether a parameter is there twice, which section 3.2 forbids.
+// repeats reports whether a parameter occurs twice, which section 3.2 forbids.
 func repeats(form url.Values) bool {
 	for _, values := range form {
 		if len(values) > 1 {
@@ -127,7 +127,8 @@ func repeats(form url.Values) bool {
 	return false
 }
 
-// unescape undoes the form encoding that section 2.3.1 wants inside Basic; what is not encoded so is nobody's.
+// unescape undoes the form encoding that section 2.3.1 requires inside Basic; it returns "" if s is not encoded so, which
+// matches no client.
 func unescape(s string) string {
 	plain, err := url.QueryUnescape(s)
 	if err != nil {

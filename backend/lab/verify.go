@@ -29,7 +29,7 @@ func (c tokenClaims) text(name string) string {
 	return s
 }
 
-// time returns a claim that is a number of seconds, else false.
+// time returns a claim that is a number of seconds; it returns false for any other claim.
 func (c tokenClaims) time(name string) (time.Time, bool) {
 	seconds, ok := c[name].(float64)
 	return time.Unix(int64(seconds), 0), ok
@@ -47,14 +47,14 @@ func (c tokenClaims) audiences() []any {
 	}
 }
 
-// parseClaims reads the claims of a compact JWS without believing them.
+// parseClaims reads the claims of a compact JWS without verifying it.
 func parseClaims(token string) (tokenClaims, bool) {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
 		return nil, false
 	}
 	var claims tokenClaims
-	for _, part := range parts[:2] { // the header, then over it the claims: both must be JSON objects
+	for _, part := range parts[:2] { // the header, then the claims in its place: both must be JSON objects
 		raw, err := base64.RawURLEncoding.DecodeString(part)
 		claims = nil
 		if err != nil || json.Unmarshal(raw, &claims) != nil || claims == nil {
@@ -64,7 +64,7 @@ func parseClaims(token string) (tokenClaims, bool) {
 	return claims, true
 }
 
-// asymmetric are the algorithms that the stand-ins take.
+// asymmetric are the algorithms that the stand-ins accept.
 var asymmetric = []jose.SignatureAlgorithm{
 	jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512, jose.ES256, jose.ES384, jose.ES512,
 }
@@ -76,7 +76,8 @@ const fetchTimeout = 10 * time.Second
 var errSignature = errors.New("bad signature")
 
 // checkSignature checks a token against the keys that the issuer publishes now; client fetches them. An error other than
-// errSignature means that they could not be had. A server that has read a request goes on with it when its client leaves.
+// errSignature means that the keys could not be fetched. It ignores the cancellation of ctx: a server that has read a
+// request goes on with it even if the caller leaves.
 func checkSignature(ctx context.Context, client *http.Client, issuer, token string, algorithms []jose.SignatureAlgorithm) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
 	defer cancel()
@@ -108,7 +109,7 @@ func signedBy(keys jose.JSONWebKeySet, token string, algorithms []jose.Signature
 	return false
 }
 
-// fetchKeys fetches the issuer's key set by way of its discovery document, each time anew.
+// fetchKeys fetches the issuer's key set through its discovery document, each time anew.
 func fetchKeys(ctx context.Context, client *http.Client, issuer string) (jose.JSONWebKeySet, error) {
 	var document struct {
 		Issuer  string `json:"issuer"`
