@@ -22,8 +22,8 @@ import (
 
 const gitlabName = "gitlab"
 
-// What a request for a token of GitLab's may ask for. A path's segments begin with a letter, digit or underscore, so none
-// is a dot segment; a project or group whose path is otherwise goes by its number.
+// gitlabParams are the parameters of a request for a GitLab token. The segments of a path must begin with a letter, digit or
+// underscore, so that none is a dot segment. A project or group whose path differs must be given by its number.
 var gitlabParams = parameters{
 	{name: "access_level", kind: kindString, pattern: regexp.MustCompile(`\A(guest|planner|reporter|developer|maintainer|owner)\z`)},
 	{name: "id", kind: kindString, required: true, pattern: regexp.MustCompile(`\A[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*\z`)},
@@ -38,7 +38,8 @@ var gitlabLevels = map[string]gitlab.AccessLevelValue{
 	"developer": gitlab.DeveloperPermissions, "maintainer": gitlab.MaintainerPermissions, "owner": gitlab.OwnerPermissions,
 }
 
-// gitlabTogether judges what parameters mean for each other. A level is never left to GitLab, whose default is maintainer.
+// gitlabTogether checks parameters that depend on each other. A project's or group's token needs an access level, because
+// GitLab's default is maintainer.
 func gitlabTogether(params map[string]any) *FieldError {
 	kind, id := params["kind"].(string), params["id"].(string)
 	_, level := params["access_level"]
@@ -59,8 +60,8 @@ func gitlabTogether(params map[string]any) *FieldError {
 	return nil
 }
 
-// gitlabFacts refuses an address whose path is written with escapes: GitLab's client would lose those of all that it
-// appends, and a project's path with them.
+// gitlabFacts refuses a base URL whose path has escapes: with such a URL, GitLab's client drops the escapes of everything that
+// it appends, such as a project's path.
 func gitlabFacts(c Config) (facts, func(*Target) driver, error) {
 	if u, err := url.Parse(c.URL); err == nil && u.EscapedPath() != u.Path {
 		return facts{}, nil, fieldErrorf("url", "has a path with escapes; GitLab has none")
@@ -72,14 +73,14 @@ func gitlabFacts(c Config) (facts, func(*Target) driver, error) {
 	}, connectGitLab, nil
 }
 
-// gitlabDriver speaks to a GitLab instance by GitLab's own client, over our transport.
+// gitlabDriver speaks to a GitLab instance through GitLab's own client, over our transport.
 type gitlabDriver struct {
 	api    *api
 	client *gitlab.Client
 	spent  atomic.Bool // the credential was rotated, or may have been
 }
 
-// unlimited stands for the client's limiter: the target's own is below it.
+// unlimited replaces the client's own rate limiter: the transport below applies the target's.
 type unlimited struct{}
 
 func (unlimited) Wait(context.Context) error { return nil }
@@ -97,7 +98,7 @@ func newGitLabDriver(t *Target) *gitlabDriver {
 		gitlab.WithURLWarningLogger(slog.New(slog.DiscardHandler)), gitlab.WithBaseURL(t.url.String()),
 		gitlab.WithHTTPClient(&http.Client{Transport: carrier{t.api}}), gitlab.WithoutRetries(), gitlab.WithCustomLimiter(unlimited{}))
 	if err != nil {
-		panic(err) // only of an address that cannot be parsed, and this one was
+		panic(err) // it fails only for a URL that cannot be parsed, and this one was
 	}
 	return &gitlabDriver{api: t.api, client: client}
 }
@@ -105,10 +106,10 @@ func newGitLabDriver(t *Target) *gitlabDriver {
 // gitlabPlace is where a token belongs.
 type gitlabPlace struct {
 	id   string // project or group, by number or path
-	user int64  // of personal and impersonation tokens, and of a service account's
+	user int64  // the number of the token's user, for kinds personal, impersonation and service_account
 }
 
-// gitlabOrder is what a token is asked to be.
+// gitlabOrder has the properties of a token that is to be made.
 type gitlabOrder struct {
 	name   string
 	scopes []string
@@ -116,8 +117,8 @@ type gitlabOrder struct {
 	until  gitlab.ISOTime
 }
 
-// gitlabCall is a call as this API answers all: what is in none of the lists may have happened. needs is what the credential
-// must be for it.
+// gitlabCall returns a call with the statuses that are common to this API. A status in none of the lists means that the outcome
+// is unknown. needs says what the credential must be for the call.
 func gitlabCall(op string, ok int, needs string) call {
 	return call{op: op, ok: []int{ok}, busy: []int{429, 503}, denied: []int{400, 401, 403, 404, 405, 422}, wantBody: true, hint: gitlabHint(needs)}
 }
@@ -162,10 +163,10 @@ func (g *gitlabDriver) exchange(ctx context.Context, r Request) (Key, error) {
 	return k, err
 }
 
-// endsItself reports whether a key is ended by itself, and not by the credential.
+// endsItself reports whether a key is ended by presenting the key itself instead of the credential.
 func endsItself(h Handle) bool { return h.Params["revoke_by"] == "self" }
 
-// key makes a key of a new token. One without an end would outlive all that knows of it.
+// key makes a Key of a new token. It refuses a token without an expiry, which would outlive everything that knows of it.
 func (g *gitlabDriver) key(op string, made *gitlab.PersonalAccessToken, h Handle) (Key, error) {
 	if made.ID <= 0 || made.ExpiresAt == nil {
 		return Key{}, protocol(op, "the token has no id, or no end")
@@ -185,8 +186,8 @@ func (g *gitlabDriver) key(op string, made *gitlab.PersonalAccessToken, h Handle
 	return k, nil
 }
 
-// revoke ends a token: by its id and the credential, or by the token itself where the handle holds it. One that find found
-// is not held by anybody, so it is ended by its id in any case.
+// revoke ends a token: with the token itself if the handle has it, otherwise by its id, with the credential. The handles that
+// find returns never have the token.
 func (g *gitlabDriver) revoke(ctx context.Context, h Handle) error {
 	const op = "revoke"
 	if h.Secret != "" {
@@ -195,8 +196,8 @@ func (g *gitlabDriver) revoke(ctx context.Context, h Handle) error {
 	return selfEnding(h, g.revokeByID(ctx, op, h))
 }
 
-// selfEnding says of a key that ends itself, and that nobody holds, that it cannot be ended where the credential may not: that
-// this may be so was said by whoever chose revoke_by=self.
+// selfEnding turns ErrDenied into ErrUnsupported for a key with revoke_by=self that nobody has: the credential may not be
+// allowed to end it, and whoever chose revoke_by=self has accepted that.
 func selfEnding(h Handle, err error) error {
 	e := (*Error)(nil)
 	if !endsItself(h) || !errors.As(err, &e) || e.outcome != ErrDenied {
@@ -223,8 +224,8 @@ func (g *gitlabDriver) revokeByID(ctx context.Context, op string, h Handle) erro
 	return g.api.lend(ctx, c, func(ctx context.Context) error { return kind.revoke(g.client, at, id, gitlab.WithContext(ctx)) })
 }
 
-// revokeSelf has a key end itself. The credential takes no part in it, so a refusal is of the key: one that GitLab does not
-// know, or calls expired or revoked, is gone.
+// revokeSelf makes a key end itself. The credential is not used, so a refusal concerns the key: one that GitLab does not know,
+// or calls expired or revoked, is gone.
 func (g *gitlabDriver) revokeSelf(ctx context.Context, op, key string) error {
 	c := gitlabCall(op, http.StatusNoContent, "")
 	c.urgent, c.wantBody, c.hint = true, false, gitlabSelfHint
@@ -243,7 +244,7 @@ func tokenID(op string, h Handle) (int64, error) {
 	return id, nil
 }
 
-// check asks GitLab about the credential itself, which it tells to every token.
+// check asks GitLab about the credential itself; every token may ask about itself.
 func (g *gitlabDriver) check(ctx context.Context) error {
 	const op = "check"
 	self, err := g.self(ctx, op)
@@ -266,7 +267,7 @@ func (g *gitlabDriver) self(ctx context.Context, op string) (*gitlab.PersonalAcc
 	})
 }
 
-// one makes a call that answers with one token.
+// one makes a call whose answer is one token.
 func (g *gitlabDriver) one(ctx context.Context, c call, use func(gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error)) (*gitlab.PersonalAccessToken, error) {
 	var got *gitlab.PersonalAccessToken
 	err := g.api.lend(ctx, c, func(ctx context.Context) (err error) {
@@ -278,8 +279,8 @@ func (g *gitlabDriver) one(ctx context.Context, c call, use func(gitlab.RequestO
 	return got, err
 }
 
-// place finds out where the token of these parameters belongs. A user's name is looked up; what is stored of a key has the
-// number, for a name may come to mean somebody else.
+// place returns where the token of these parameters belongs. If a user is given by name, it looks up the number. A key is
+// stored with the number, because the name may later belong to somebody else.
 func (g *gitlabDriver) place(ctx context.Context, op string, params map[string]any) (gitlabKind, gitlabPlace, error) {
 	text := func(name string) string { s, _ := params[name].(string); return s }
 	kind, ok := gitlabKinds[text("kind")]
@@ -316,7 +317,7 @@ func (g *gitlabDriver) userNumber(ctx context.Context, op, user string) (int64, 
 	return users[0].ID, nil
 }
 
-// within returns the parameters with the number for a user's name.
+// within returns the parameters with the user's number in place of the name.
 func (at gitlabPlace) within(params map[string]any) map[string]any {
 	out := maps.Clone(params)
 	if kind := gitlabKinds[params["kind"].(string)]; kind.userIn != "" {

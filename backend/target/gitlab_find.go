@@ -16,9 +16,9 @@ import (
 	gitlab "gitlab.com/gitlab-org/api/client-go/v2"
 )
 
-// find looks at the names of all tokens that live in the key's place: whether GitLab filters by name depends on kind and
-// version. Pages shift while tokens are made and ended, so that one may slip from a page to come to one that was read;
-// several pages without it are therefore read twice.
+// find compares the names of all active tokens in the key's place, because whether GitLab filters by name depends on kind and
+// version. While tokens are made and ended, the wanted token may move from a page that is still to be read onto one that was
+// read already. So a list of several pages without it is read again.
 func (g *gitlabDriver) find(ctx context.Context, h Handle) ([]Handle, error) {
 	const op = "find"
 	kind, at, err := g.place(ctx, op, h.Params)
@@ -50,7 +50,7 @@ func (g *gitlabDriver) find(ctx context.Context, h Handle) ([]Handle, error) {
 	return handles, nil
 }
 
-// list returns the living tokens of a place.
+// list returns the active tokens of a place.
 func (g *gitlabDriver) list(ctx context.Context, prefix string, params map[string]any) ([]Handle, bool, error) {
 	const op = "list"
 	kind, at, err := g.place(ctx, op, params)
@@ -62,12 +62,12 @@ func (g *gitlabDriver) list(ctx context.Context, prefix string, params map[strin
 }
 
 const (
-	gitlabPage     = 100 // tokens, the most that GitLab gives at a time
+	gitlabPage     = 100 // tokens, the most that GitLab returns at a time
 	gitlabMaxPages = 100
 )
 
-// tokens lists the living tokens of a place whose names begin with a text. whole is false if there are more pages than are
-// read, or the one after a page is not told.
+// tokens lists the active tokens of a place whose names begin with text. whole is false if there are more than gitlabMaxPages
+// pages, or if the page that is named as the next one is not a later one.
 func (g *gitlabDriver) tokens(ctx context.Context, op string, kind gitlabKind, at gitlabPlace, text string) (found []Handle, pages int, whole bool, err error) {
 	for page := int64(1); ; {
 		tokens, next, err := g.page(ctx, op, kind, at, text, page)
@@ -94,8 +94,8 @@ func (g *gitlabDriver) tokens(ctx context.Context, op string, kind gitlabKind, a
 	}
 }
 
-// page reads one page of the living tokens; next is 0 after the last. A full page may have one after it although its header
-// does not say so: not every proxy lets that through.
+// page reads one page of the active tokens; next is 0 after the last. A full page may be followed by another even if the
+// headers do not say so, because some proxies drop them.
 func (g *gitlabDriver) page(ctx context.Context, op string, kind gitlabKind, at gitlabPlace, name string, page int64) (found []*gitlab.PersonalAccessToken, next int64, err error) {
 	c := gitlabCall(op, http.StatusOK, kind.needs)
 	c.urgent = true
@@ -116,8 +116,8 @@ func (g *gitlabDriver) page(ctx context.Context, op string, kind gitlabKind, at 
 	return found, next, err
 }
 
-// gitlabNext is the number of the page after an answer's, 0 if it names none: from GitLab's own header, or from the link
-// where a proxy lets no more through. Only the number is taken of a link, never its address.
+// gitlabNext returns the number of the next page, 0 if the answer names none: from GitLab's own header, or from the Link header
+// where a proxy drops GitLab's. Of a link it uses only the number, never the address.
 func gitlabNext(resp *gitlab.Response) (int64, error) {
 	if resp.NextPage != 0 || resp.NextLink == "" {
 		return resp.NextPage, nil

@@ -10,7 +10,7 @@ import (
 	gitlab "gitlab.com/gitlab-org/api/client-go/v2"
 )
 
-// gitlabKind is what differs between the kinds of tokens: the endpoints, and their options.
+// gitlabKind has what differs between the kinds of tokens: the endpoints and their options.
 type gitlabKind struct {
 	userIn string         // the parameter that names a user; "" = none does
 	gone   *regexp.Regexp // the message of a 404 that means the token, and not what it belongs to
@@ -145,8 +145,8 @@ func rotateByID(c *gitlab.Client, _ gitlabPlace, id int64, until *gitlab.ISOTime
 	return made, err
 }
 
-// The client has a type for each kind of token; these are the same but for what is not asked of them. nil stays nil: it is
-// what the client makes of null.
+// The client has one type for each kind of token. They differ only in fields that are not used here. nil stays nil: the client
+// returns it for a JSON null.
 
 func ofProject(t *gitlab.ProjectAccessToken) *gitlab.PersonalAccessToken {
 	if t == nil {

@@ -9,12 +9,13 @@ import (
 	"strings"
 )
 
-// gitlabRefusals are what GitLab's refusals mean, the first that fits. What GitLab writes is compared, and never shown.
+// gitlabRefusals say what GitLab's refusals mean; the first one that matches counts. GitLab's own text is compared, and never
+// shown.
 var gitlabRefusals = []struct {
 	status int
 	has    string // in the body, in lower case; "" = whatever it says
 	text   string
-	right  bool // it may be that the credential lacks a right: say which one the kind of token needs
+	right  bool // the credential may lack a right: say which one the kind of token needs
 }{
 	{400, "does not have permission to create", "the credential's user may not create such tokens there, or they are not offered", true},
 	{400, "not permitted to create", "the credential's user may not create such tokens there", true},
@@ -39,11 +40,11 @@ var gitlabRefusals = []struct {
 	{405, "", "this version of GitLab has no such call", true},
 }
 
-// gitlabHint says what a refusal asks to be mended; needs is what the credential must be.
+// gitlabHint returns a function that says what to correct after a refusal; needs says what the credential must be.
 func gitlabHint(needs string) func(answer) string {
 	return func(a answer) string {
 		said, status := strings.ToLower(string(a.body)), a.status
-		if status == http.StatusUnprocessableEntity { // of service accounts, what is a 400 elsewhere
+		if status == http.StatusUnprocessableEntity { // for service accounts; other kinds get a 400
 			status = http.StatusBadRequest
 		}
 		for _, r := range gitlabRefusals {
@@ -59,12 +60,13 @@ func gitlabHint(needs string) func(answer) string {
 	}
 }
 
-// gitlabSelfHint is the hint of a key that could not end itself.
+// gitlabSelfHint is the hint for a key that could not end itself.
 func gitlabSelfHint(answer) string {
 	return "the key cannot end itself (its user may be blocked, or GitLab may want more of it than the key); it ends on its day"
 }
 
-// gitlabMessage is the message of a refusal that comes from an endpoint: a path that is none has an error instead.
+// gitlabMessage returns the member message of a refusal. Only endpoints send it: for a path without an endpoint, GitLab sends
+// the member error instead.
 func gitlabMessage(body []byte) string {
 	var said struct{ Message string }
 	if json.Unmarshal(body, &said) != nil {
@@ -73,8 +75,8 @@ func gitlabMessage(body []byte) string {
 	return said.Message
 }
 
-// gitlabDead reports whether a 401 says that the token which was presented is no more. There are others, such as of a
-// proxy that wants a login of its own, or of a token that lives and lacks a proof.
+// gitlabDead reports whether a 401 says that the presented token has ended or is unknown. A 401 may also have other causes: a
+// proxy that wants its own login, or an active token that is presented without a proof (DPoP).
 func gitlabDead(body []byte) bool {
 	var said struct {
 		Error       string

@@ -28,7 +28,7 @@ func (g *gitlabDriver) rotateKey(ctx context.Context, h Handle, notAfter time.Ti
 	if err != nil {
 		return Key{}, beforehand(err)
 	}
-	until := gitlab.ISOTime(midnight(notAfter)) // without one GitLab takes a week, or no end at all
+	until := gitlab.ISOTime(midnight(notAfter)) // without it, GitLab chooses a week, or no expiry at all
 	made, err := g.one(ctx, gitlabCall(op, http.StatusOK, kind.needs), func(with gitlab.RequestOptionFunc) (*gitlab.PersonalAccessToken, error) {
 		return kind.rotate(g.client, at, id, &until, with)
 	})
@@ -38,7 +38,7 @@ func (g *gitlabDriver) rotateKey(ctx context.Context, h Handle, notAfter time.Ti
 	return g.key(op, made, Handle{Name: h.Name, Params: at.within(h.Params)})
 }
 
-// identify asks GitLab, by a token, about that token, which it tells to each.
+// identify presents a token and asks GitLab about it; every token may ask about itself.
 func (g *gitlabDriver) identify(ctx context.Context, secret string, params map[string]any) (Key, error) {
 	const op = "identify"
 	_, at, err := g.place(ctx, op, params)
@@ -59,8 +59,8 @@ func (g *gitlabDriver) identify(ctx context.Context, secret string, params map[s
 	return g.key(op, self, Handle{Name: self.Name, Params: at.within(params)})
 }
 
-// rotateCredential has the credential replace itself. It sends at most one request whose outcome is not known to be a
-// refusal: from then on this driver's credential is taken for ended.
+// rotateCredential makes the credential replace itself. Once a request has rotated it, or may have, this driver takes it for
+// ended and does not rotate it again.
 func (g *gitlabDriver) rotateCredential(ctx context.Context, _ string, notAfter time.Time) (Credential, error) {
 	const op = "rotate_credential"
 	if !g.spent.CompareAndSwap(false, true) {

@@ -23,7 +23,8 @@ import (
 	"github.com/go-jose/go-jose/v4"
 )
 
-// How the engine shows an authorization server which client it is. An SVID is an assertion too, of one type or the other.
+// The values of OAuth.ClientAuth: how the engine authenticates to an authorization server. Both svid methods send a JWT-SVID as
+// the client assertion, and differ in the assertion's type.
 const (
 	authNone       = "none"
 	authBasic      = "client_secret_basic" // RFC 6749 section 2.3.1
@@ -38,11 +39,11 @@ var authMethods = []string{authNone, authBasic, authPost, authPrivateKey, authSV
 
 const (
 	assertionTypes = "urn:ietf:params:oauth:client-assertion-type:"
-	assertionLife  = time.Minute // of what the engine signs itself
+	assertionLife  = time.Minute // of an assertion that the engine signs
 	minRSABits     = 2048
 )
 
-// client is who the engine is for an authorization server.
+// client is the engine as a client of an authorization server.
 type client struct {
 	auth, id, secret string
 	signer           jose.Signer // of private_key_jwt
@@ -50,7 +51,7 @@ type client struct {
 	now              func() time.Time
 }
 
-// newClient wants exactly what the method needs: who wrote more believes that it is used.
+// newClient requires exactly the fields that the method needs: whoever sets another field believes that it is used.
 func newClient(c Config) (client, error) {
 	a := c.OAuth
 	method, err := oneOf("client_auth", a.ClientAuth, authMethods...)
@@ -86,7 +87,7 @@ func newClient(c Config) (client, error) {
 	return made, nil
 }
 
-// signerOf reads a private key; its kind decides the algorithm.
+// signerOf reads a private key; the type of the key determines the algorithm.
 func signerOf(text, id string) (jose.Signer, error) {
 	const field = "private_key"
 	if len(id) > maxTextBytes || !printable(id) {
@@ -138,14 +139,14 @@ func parseKey(text string) (any, error) {
 	return nil, errors.New("not a private key")
 }
 
-// authenticate adds to a request what shows who the engine is. An error means that nothing was sent.
+// authenticate adds the engine's client authentication to a request. After an error, the request must not be sent.
 func (c client) authenticate(ctx context.Context, op string, h hop, form url.Values, header http.Header) error {
 	var assertion string
 	var err error
 	kind := "jwt-bearer"
 	switch c.auth {
 	case authBasic:
-		// RFC 6749 wants both encoded like a form, so that neither a colon nor other characters confuse the server.
+		// RFC 6749 section 2.3.1 wants both form-encoded, so that a colon or another character cannot confuse the server.
 		pair := url.QueryEscape(c.id) + ":" + url.QueryEscape(c.secret)
 		header.Set("Authorization", "Basic "+base64.StdEncoding.EncodeToString([]byte(pair)))
 		return nil
@@ -162,7 +163,7 @@ func (c client) authenticate(ctx context.Context, op string, h hop, form url.Val
 	if err != nil {
 		return err
 	}
-	if c.id != "" { // beside an assertion too: some servers look for it there
+	if c.id != "" { // with an assertion too: some servers look for it there
 		form.Set("client_id", c.id)
 	}
 	if assertion != "" {
@@ -172,14 +173,14 @@ func (c client) authenticate(ctx context.Context, op string, h hop, form url.Val
 	return nil
 }
 
-// sign makes an assertion for one request: it names one audience, lives shortly, and its id was never used.
+// sign makes an assertion for one request: it has one audience and a fresh id, and lives for assertionLife.
 func (c client) sign(op, audience string) (string, error) {
 	now := c.now()
 	claims, err := json.Marshal(map[string]any{
 		"iss": c.id, "sub": c.id, "aud": audience, "jti": rand.Text(), "iat": now.Unix(), "exp": now.Add(assertionLife).Unix(),
 	})
 	if err != nil {
-		panic(err) // texts and numbers
+		panic(err) // cannot happen: these are texts and numbers
 	}
 	signed, err := c.signer.Sign(claims)
 	if err != nil {
@@ -192,7 +193,7 @@ func (c client) sign(op, audience string) (string, error) {
 	return text, nil
 }
 
-// own is a token of the engine's own, for the server of a hop.
+// own returns a token of the engine's own, for the server of a hop.
 func (c client) own(ctx context.Context, op, source string, h hop) (string, error) {
 	if c.ownToken == nil {
 		return "", unbuildable(op, "the engine has no token of its own here")

@@ -15,29 +15,30 @@ import (
 )
 
 const (
-	discoveryTimeout = 10 * time.Second // of all addresses together
+	discoveryTimeout = 10 * time.Second // for all addresses together
 	documentFloor    = 30 * time.Second // between two attempts
-	documentAge      = time.Hour        // then it is asked for again
-	documentStale    = 24 * time.Hour   // for so long it serves while asking again fails
+	documentAge      = time.Hour        // an older document is fetched again
+	documentStale    = 24 * time.Hour   // a document up to this old is used if fetching it again fails
 )
 
-// discovery finds endpoints by the issuer's metadata document (RFC 8414, OpenID Connect Discovery).
+// discovery finds endpoints in the issuer's metadata document (RFC 8414, OpenID Connect Discovery).
 type discovery struct {
 	origins
 	issuer                           *url.URL
-	grants                           []string // that are asked for at the token endpoint
-	mtls                             bool     // the endpoints for clients with a certificate, where those are others
-	token, revocation, introspection bool     // what the document is to have
+	grants                           []string // that the target uses at the token endpoint
+	mtls                             bool     // use the endpoints for clients with a certificate, where they differ (RFC 8705 section 5)
+	token, revocation, introspection bool     // the endpoints that the document must have
 	api                              *api
 
-	lock    chan struct{} // holds one: who holds it may use what follows
+	lock    chan struct{} // capacity 1: its holder may use the fields below
 	found   endpoints
 	at      time.Time // when it was found; zero = never
 	tried   time.Time
-	problem *Error // of the last attempt; nil = it went well
+	problem *Error // of the last attempt; nil = it succeeded
 }
 
-// get returns the endpoints that were found lately, or asks. A problem means that nothing but that question was sent.
+// get returns the endpoints, and fetches the document if it is unknown or old. After an error, nothing but that request was
+// sent.
 func (d *discovery) get(ctx context.Context, op string, urgent bool) (endpoints, *Error) {
 	if !take(ctx, d.lock) {
 		return endpoints{}, tooLong(ctx, op)
@@ -60,7 +61,7 @@ func (d *discovery) get(ctx context.Context, op string, urgent bool) (endpoints,
 	return endpoints{}, &problem
 }
 
-// check asks, whatever was found lately.
+// check fetches the document, even if the known one is recent.
 func (d *discovery) check(ctx context.Context, op string) error {
 	if !take(ctx, d.lock) {
 		return tooLong(ctx, op)
@@ -72,7 +73,8 @@ func (d *discovery) check(ctx context.Context, op string) error {
 	return nil
 }
 
-// learn asks, and keeps what comes of it: that one caller left says nothing of the server. Its caller holds the lock.
+// learn fetches the document and keeps the result, but not a failure caused by the end of ctx, which says nothing about the
+// server. The caller holds the lock.
 func (d *discovery) learn(ctx context.Context, op string, urgent bool) *Error {
 	now := d.api.now()
 	found, problem := d.ask(ctx, op, urgent)
@@ -85,13 +87,14 @@ func (d *discovery) learn(ctx context.Context, op string, urgent bool) *Error {
 	return problem
 }
 
-// ask looks for the document at its well-known addresses. A place without it, or with the document of another issuer, is not
-// the end: servers differ in where they put it when the issuer has a path. A server without the document that is wanted is
-// denial, not busy: the same again would end the same, and clients repeat by themselves what is busy.
+// ask fetches the document from its well-known addresses. It goes on after an address without the document, or with that of
+// another issuer, because servers differ in where they put it if the issuer has a path. If no address has the document, the
+// error is ErrDenied, because trying again would not help, and Vault's clients repeat ErrBusy by themselves. It is ErrBusy if
+// an address answered with a server error.
 func (d *discovery) ask(ctx context.Context, op string, urgent bool) (endpoints, *Error) {
 	ctx, cancel := context.WithTimeout(ctx, discoveryTimeout)
 	defer cancel()
-	var other error // what is wrong with a document that was there
+	var other error // what is wrong with a document that was found
 	outcome := ErrDenied
 	for _, address := range d.addresses() {
 		answered, err := d.api.do(ctx, call{
@@ -99,7 +102,7 @@ func (d *discovery) ask(ctx context.Context, op string, urgent bool) (endpoints,
 			ok: []int{200}, busy: []int{429, 503},
 		})
 		if e := (*Error)(nil); errors.As(err, &e) {
-			if e.Status == 0 || e.outcome == ErrBusy { // the same awaits us at the other addresses
+			if e.Status == 0 || e.outcome == ErrBusy { // the other addresses would fail too
 				return endpoints{}, undiscovered(op, e)
 			}
 			if e.Status >= http.StatusInternalServerError {
@@ -122,7 +125,8 @@ func (d *discovery) ask(ctx context.Context, op string, urgent bool) (endpoints,
 	return endpoints{}, &Error{Op: op, Text: "discovery: " + other.Error(), outcome: outcome}
 }
 
-// undiscovered is what the failure of a question means for a call that was not made because of it.
+// undiscovered converts the error of a fetch to the error of the call that was not made because of it: ErrEgress stays, all
+// others become ErrBusy.
 func undiscovered(op string, e *Error) *Error {
 	out := &Error{Op: op, Text: "discovery: " + e.Text, Status: e.Status, RetryAfter: e.RetryAfter, outcome: ErrBusy, cause: e.cause}
 	if e.outcome == ErrEgress {
@@ -131,7 +135,7 @@ func undiscovered(op string, e *Error) *Error {
 	return out
 }
 
-// addresses are where the document may be, each once.
+// addresses returns where the document may be, each address once.
 func (d *discovery) addresses() []*url.URL {
 	const oauth, openID = "/.well-known/oauth-authorization-server", "/.well-known/openid-configuration"
 	path := strings.TrimSuffix(d.issuer.EscapedPath(), "/")
@@ -140,7 +144,7 @@ func (d *discovery) addresses() []*url.URL {
 		u := *d.issuer
 		var err error
 		if u.Path, err = url.PathUnescape(escaped); err != nil {
-			continue // a path that was parsed before can be parsed again
+			continue // cannot happen: the path was parsed before
 		}
 		u.RawPath = escaped
 		if !slices.ContainsFunc(list, func(other *url.URL) bool { return other.String() == u.String() }) {
@@ -150,7 +154,7 @@ func (d *discovery) addresses() []*url.URL {
 	return list
 }
 
-// read takes the endpoints out of a document. own says that the document is the issuer's.
+// read reads the endpoints from a document. own reports whether the document is the issuer's.
 func (d *discovery) read(body []byte) (found endpoints, fault error, own bool) {
 	document := objectOf(body)
 	// RFC 8414 section 3.3: otherwise one issuer could answer for another.
