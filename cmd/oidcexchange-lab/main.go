@@ -2,23 +2,24 @@
 // SPDX-License-Identifier: MPL-2.0
 
 // Oidcexchange-lab runs stand-in servers on this machine: an OpenID provider, registries that trust its tokens, platforms,
-// servers and a plain API that make keys, and a SPIFFE Workload API. They serve demonstrations and acceptance tests, and are
-// no place for real secrets. Package lab says what each does and how faults are injected.
+// servers and a plain API that make keys, and a SPIFFE Workload API. They are for demonstrations and acceptance tests, not
+// for real secrets. Package lab says what each does and how faults are injected.
 //
 // Usage:
 //
 //	oidcexchange-lab [flags] NAME...
 //
 // NAME is one of the servers issuer, nuget, keyapi, spiffe, pypi, crates-io, rubygems, npm, artifactory, gitea, gitlab,
-// connect, git-proxy-java, oauth, finos-git-proxy. The registries, artifactory, connect and oauth trust the issuer of the same
-// process, finos-git-proxy the tokens of oauth: what a server needs and is not named is started with it. The client of oauth is
-// vault, with the secret lab. Once all of them listen, a line "NAME URL" is printed for each. SIGINT or SIGTERM ends the
-// program.
+// connect, git-proxy-java, oauth, finos-git-proxy. The registries, artifactory, connect and oauth trust the issuer of the
+// same process; finos-git-proxy trusts the tokens of oauth. If a server needs another that is not named, that one is started
+// too. The client of oauth is vault, with the secret lab. Once all servers listen, a line "NAME URL" is printed for each.
+// SIGINT or SIGTERM ends the program.
 //
-// With -dir the program writes, before the lines are printed, the files ca.pem (what to trust for https), NAME.token for
-// keyapi, artifactory, gitea, gitlab, connect and git-proxy-java (their administrator's token or key, unless LAB_ADMIN_TOKEN is set to one), spiffe.env (SPIFFE_ENDPOINT_SOCKET=unix://…, which names the
-// Workload API's socket spiffe.sock beside it) and, last, NAME.url for each server. Files of these names that
-// an earlier run left behind are removed at the start, so a script may wait for a NAME.url to appear.
+// With -dir the program writes these files before it prints the lines: ca.pem (the certificate to trust for https),
+// NAME.token for keyapi, artifactory, gitea, gitlab, connect and git-proxy-java (their administrator's token or key; not
+// written if LAB_ADMIN_TOKEN sets it), spiffe.env (SPIFFE_ENDPOINT_SOCKET=unix://…, which names the Workload API's socket
+// spiffe.sock beside it) and, last, NAME.url for each server. Files of these names that an earlier run left behind are
+// removed at the start, so a script may wait for a NAME.url to appear.
 package main
 
 import (
@@ -56,7 +57,7 @@ type options struct {
 	names  []string
 }
 
-// run starts the servers and returns once ctx has ended and they are down.
+// run starts the servers. It returns once ctx has ended and they are down.
 func run(ctx context.Context, args []string, adminToken string, stdout, stderr io.Writer) error {
 	o, err := parse(args, stderr)
 	if err != nil {

@@ -31,7 +31,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// TestMain lets the test binary be the program, so that it can be started and sent signals like it.
+// TestMain lets the test binary act as the program, so that tests can start it and send it signals.
 func TestMain(m *testing.M) {
 	if os.Getenv("LAB_TEST_AS_PROGRAM") == "1" {
 		main()
@@ -69,7 +69,7 @@ func startProgram(t *testing.T, n int, adminToken string, args ...string) *progr
 	return p
 }
 
-// end stops the program and wants it to end well.
+// end stops the program and fails the test if it does not exit cleanly.
 func (p *program) end(t *testing.T) {
 	t.Helper()
 	p.stop()
@@ -200,7 +200,7 @@ func TestPlainHTTPAndGivenToken(t *testing.T) {
 	}
 }
 
-// The servers of the user's own network know the issuer's tokens and the administrator's token.
+// The stand-ins for servers of the user's own network accept the issuer's tokens and the administrator's token.
 func TestServersOnPremises(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -225,7 +225,7 @@ func TestServersOnPremises(t *testing.T) {
 	}
 }
 
-// The authorization server takes the tokens of the issuer beside it, over https.
+// The authorization server accepts the tokens of the issuer in the same process, over https.
 func TestOAuthBesideTheIssuer(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -240,7 +240,7 @@ func TestOAuthBesideTheIssuer(t *testing.T) {
 	}
 }
 
-// finos-git-proxy brings its identity provider along, and takes what that gives to a client.
+// finos-git-proxy starts its identity provider too, and accepts the tokens that this gives to a client.
 func TestFinosGitProxyByItsName(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -263,7 +263,7 @@ func TestFinosGitProxyByItsName(t *testing.T) {
 	}
 }
 
-// Each server starts by its name alone; what it needs comes with it.
+// Each server can be started by its name alone; servers that it needs are started too.
 func TestEachServerStartsByItsName(t *testing.T) {
 	t.Parallel()
 	for _, s := range standIns {
@@ -278,7 +278,7 @@ func TestEachServerStartsByItsName(t *testing.T) {
 	}
 }
 
-// The socket that spiffe.env names answers SPIFFE's own client, and what the user signs by https verifies with its bundles.
+// The socket that spiffe.env names answers SPIFFE's own client, and an SVID signed over https verifies with its bundles.
 func TestWorkloadAPIOnASocket(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -309,7 +309,8 @@ func TestWorkloadAPIOnASocket(t *testing.T) {
 	}
 }
 
-// Every server that takes the issuer's tokens takes them as they come, but for the audience; the others take the admin token.
+// Every server that accepts the issuer's tokens accepts them with no claim changed but the audience; the others accept the
+// admin token.
 func TestRegistriesTrustTheIssuer(t *testing.T) {
 	t.Parallel()
 	dir := t.TempDir()
@@ -354,7 +355,7 @@ func TestNuGetTrustsIssuerWithoutTLS(t *testing.T) {
 	}
 }
 
-// A call that a fault keeps hanging must not keep the program.
+// A call that hangs in a fault must not keep the program from ending.
 func TestEndsWhileACallHangs(t *testing.T) {
 	t.Parallel()
 	l, err := start(options{listen: "127.0.0.1", http: true, names: []string{"keyapi"}}, "given")
@@ -434,7 +435,7 @@ func TestGivenPortIsUsed(t *testing.T) {
 	first := startProgram(t, 1, "", "-http", "issuer")
 	defer first.end(t)
 	port := first.urls["issuer"][strings.LastIndex(first.urls["issuer"], ":")+1:]
-	// The port is taken, so asking for it must fail, and must leave no file behind that promises a server.
+	// The port is taken, so this must fail, and must not leave a file that announces a server.
 	dir := t.TempDir()
 	err := run(t.Context(), []string{"-dir", dir, "-ports", "issuer=" + port, "issuer"}, "", io.Discard, io.Discard)
 	if !errors.Is(err, syscall.EADDRINUSE) {

@@ -10,7 +10,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// publisher is what the issuer's tokens say by default, as a trusted publisher of the package widget.
+// publisher matches the issuer's default claims, as a trusted publisher of the package widget.
 var publisher = lab.Publisher{Package: "widget", Owner: "acme", OwnerID: "90210", Repository: "widget", Workflow: "release.yml"}
 
 // registry is a stand-in for a registry with trusted publishing.
@@ -34,7 +34,8 @@ func newCratesIO(s setup) http.Handler { return trustingIssuer(lab.NewCratesIO(s
 func newRubyGems(s setup) http.Handler { return trustingIssuer(lab.NewRubyGems(s.registry())) }
 func newNPM(s setup) http.Handler      { return trustingIssuer(lab.NewNPM(s.registry())) }
 
-// newArtifactory makes a platform with the provider demo, whose tokens become access tokens of the user demo for an hour.
+// newArtifactory makes a platform with the provider demo, whose tokens are exchanged for access tokens of the user demo for
+// an hour.
 func newArtifactory(s setup) http.Handler {
 	a := lab.NewArtifactory(lab.ArtifactoryOptions{AdminToken: s.adminToken, Client: s.client})
 	a.AddMapping(lab.IdentityMapping{

@@ -25,8 +25,8 @@ import (
 // standIns are the servers that the program knows.
 var standIns = []struct {
 	name  string
-	needs string // another stand-in, which is started with it
-	admin bool   // has an administrator, who presents the admin token
+	needs string // another stand-in, which is started too
+	admin bool   // has an administrator, who uses the admin token
 	make  func(setup) http.Handler
 }{
 	{"issuer", "", false, newIssuer},
@@ -48,7 +48,7 @@ var standIns = []struct {
 
 const spiffeName = "spiffe"
 
-// setup is what a stand-in may need to know of the others.
+// setup is what a stand-in may need to know about the others.
 type setup struct {
 	urls       map[string]string // of all servers, by name
 	client     *http.Client      // trusts them
@@ -59,7 +59,7 @@ func newIssuer(s setup) http.Handler {
 	return lab.NewIssuer(lab.IssuerOptions{URL: s.urls["issuer"]})
 }
 
-// newNuGet makes a gallery with one user and a policy for what the issuer's tokens say by default.
+// newNuGet makes a gallery with one user and a policy for the issuer's default claims.
 func newNuGet(s setup) http.Handler {
 	g := lab.NewNuGet(lab.NuGetOptions{Issuers: []string{s.urls["issuer"]}, Client: s.client})
 	g.SetUser(lab.User{Name: "demo"})
@@ -71,8 +71,8 @@ func newKeyAPI(s setup) http.Handler {
 	return lab.NewKeyAPI(lab.KeyAPIOptions{AdminToken: s.adminToken})
 }
 
-// newConnect makes a Posit Connect server with a trusted publisher and an integration for what the issuer's tokens say by
-// default, and an administrator whose key is the admin token.
+// newConnect makes a Posit Connect server with a trusted publisher and an integration for the issuer's default claims, and
+// an administrator whose key is the admin token.
 func newConnect(s setup) http.Handler {
 	c := lab.NewConnect(lab.ConnectOptions{Issuers: []string{s.urls["issuer"]}, Client: s.client})
 	c.AddPublisher(lab.ConnectPublisher{Name: "demo", Claims: map[string]string{"repository": "acme/widget"}})
@@ -95,14 +95,15 @@ func newGitLab(s setup) http.Handler {
 	return g
 }
 
-// newFinosGitProxy makes a finos/git-proxy that takes the tokens of oauth's client vault for the audience git-proxy. With the
-// scope git-proxy.admin they are an administrator's.
+// newFinosGitProxy makes a finos/git-proxy that accepts the tokens of oauth's client vault for the audience git-proxy.
+// Tokens with the scope git-proxy.admin have the role admin.
 func newFinosGitProxy(s setup) http.Handler {
 	return lab.NewFinosGitProxy(lab.FinosGitProxyOptions{AuthorityURL: s.urls["oauth"], ClientID: "vault", ExpectedAudience: "git-proxy",
 		RoleMapping: map[string][]lab.FinosClaim{"admin": {{Name: "scope", Value: "git-proxy.admin"}}}, Client: s.client})
 }
 
-// newOAuth makes an authorization server that takes the issuer's tokens and signs by RS256. Its client vault has the secret lab.
+// newOAuth makes an authorization server that accepts the issuer's tokens and signs with RS256. Its client vault has the
+// secret lab.
 func newOAuth(s setup) http.Handler {
 	a := lab.NewOAuth(lab.OAuthOptions{Issuers: []string{s.urls["issuer"]}, Client: s.client, Algorithm: "RS256",
 		Clients: []lab.OAuthClient{{ID: "vault", Method: "client_secret_basic", Secret: "lab"}}})
@@ -110,7 +111,7 @@ func newOAuth(s setup) http.Handler {
 	return a
 }
 
-// newSPIFFE makes a Workload API; what it serves by https is for the user of the program alone.
+// newSPIFFE makes a Workload API; its https address is only for the user of the program.
 func newSPIFFE(setup) http.Handler {
 	return lab.NewWorkloadAPI(lab.WorkloadAPIOptions{})
 }
@@ -123,7 +124,7 @@ func names() []string {
 	return all
 }
 
-// withNeeded adds what the chosen servers need and was not named, after them.
+// withNeeded adds, at the end, the servers that the chosen ones need and that were not named.
 func withNeeded(chosen []string) []string {
 	all := slices.Clone(chosen)
 	for i := 0; i < len(all); i++ {
@@ -136,7 +137,7 @@ func withNeeded(chosen []string) []string {
 	return all
 }
 
-// checkNames refuses what cannot be started together.
+// checkNames refuses names that are unknown or given twice, and ports of servers that are not started.
 func checkNames(chosen []string, ports map[string]int) error {
 	if len(chosen) == 0 {
 		return fmt.Errorf("no server named; want some of %q", names())
@@ -168,7 +169,7 @@ type running struct {
 // labs are the servers of this process.
 type labs struct {
 	servers []running
-	failed  chan error // what ended a server before its time
+	failed  chan error // what ended a server prematurely
 }
 
 // firstAdmin is the first of the chosen servers that has an administrator, "" if none has.
@@ -182,7 +183,7 @@ func firstAdmin(chosen []string) string {
 }
 
 // start listens, makes the stand-ins, serves them and writes the files, in this order: a stand-in must know the others'
-// URLs, and a file must not promise what does not run.
+// URLs, and a file must not announce a server that does not run.
 func start(o options, adminToken string) (*labs, error) {
 	if name := firstAdmin(o.names); name != "" && adminToken == "" && o.dir == "" {
 		return nil, fmt.Errorf("%s without an admin token; set LAB_ADMIN_TOKEN, or -dir to have one made", name)
@@ -242,7 +243,7 @@ func (l *labs) serve(o options, authority *lab.Authority, token string) {
 			c.DNSNames = append(c.DNSNames, o.listen)
 		}
 	})
-	// A connection that a fault cuts must be the connection, not one stream of it: HTTP/1 only.
+	// HTTP/1 only: a fault that cuts a call must cut the connection, not just one stream of it.
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	for i := range l.servers {
@@ -267,7 +268,7 @@ func (l *labs) serve(o options, authority *lab.Authority, token string) {
 	}
 }
 
-// openSocket starts the Workload API on its socket, if there is one, and says where that is.
+// openSocket starts the Workload API on its socket, if that server was chosen, and writes the file that names the socket.
 func (l *labs) openSocket(dir string) error {
 	for _, r := range l.servers {
 		api, ok := r.server.Handler.(*lab.WorkloadAPI)
@@ -292,10 +293,10 @@ func handler(name string, s setup) http.Handler {
 			return in.make(s)
 		}
 	}
-	panic("unknown stand-in " + name) // checkNames has refused it
+	panic("unknown stand-in " + name) // cannot happen: checkNames has refused it
 }
 
-// wait returns when ctx ends, or when a server ends before.
+// wait returns when ctx ends, or earlier if a server ends.
 func (l *labs) wait(ctx context.Context) error {
 	select {
 	case <-ctx.Done():
@@ -305,7 +306,7 @@ func (l *labs) wait(ctx context.Context) error {
 	}
 }
 
-// close ends the servers. Calls in progress get a moment; a call that a fault keeps hanging is cut off.
+// close ends the servers. Calls in progress get a moment; a call that hangs in a fault is cut off.
 func (l *labs) close() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
@@ -350,7 +351,7 @@ func clearFiles(dir string) error {
 	return nil
 }
 
-// writeFiles writes the URLs last: who sees one finds the other files complete.
+// writeFiles writes the URLs last, so that a script that sees one finds the other files complete.
 func (l *labs) writeFiles(o options, authority *lab.Authority, token string, random bool) error {
 	if o.dir == "" {
 		return nil

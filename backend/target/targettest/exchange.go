@@ -18,8 +18,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// testCaps checks what the target says of itself against what the test declares. For what it cannot do it must say so,
-// and send nothing.
+// testCaps checks that the target's own capabilities are those that the test declares. A call that the target does not
+// support must return that, and send nothing.
 func (s Suite) testCaps(t *testing.T) {
 	b := s.start(t)
 	if diff := cmp.Diff(s.Caps, b.target.Caps()); diff != "" {
@@ -49,7 +49,7 @@ func (s Suite) testCaps(t *testing.T) {
 	}
 }
 
-// testExchange checks a key that is issued: it is the one that the server made, for what was asked.
+// testExchange checks an issued key: it must be the one that the server made, with what was asked for.
 func (s Suite) testExchange(t *testing.T) {
 	b := s.start(t)
 	r := b.request()
@@ -78,7 +78,7 @@ func (s Suite) testExchange(t *testing.T) {
 	if s.HeaderValue != nil {
 		want.Header = s.HeaderValue(made.Secret)
 	}
-	want.Handle.Accessor, want.Handle.Secret = got.Handle.Accessor, got.Handle.Secret // judged below
+	want.Handle.Accessor, want.Handle.Secret = got.Handle.Accessor, got.Handle.Secret // checked by judgeHandle
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("Exchange (-want +got):\n%s", diff)
 	}
@@ -109,7 +109,7 @@ func (s Suite) testExchange(t *testing.T) {
 	}
 }
 
-// judgeHandle checks that a handle holds what ends the key, and nothing more that is secret.
+// judgeHandle checks that a handle holds what is needed to end the key, and no other secret.
 func (s Suite) judgeHandle(t *testing.T, key target.Key) {
 	t.Helper()
 	if !s.NeedsKey && key.Handle.Secret != "" {
@@ -123,10 +123,10 @@ func (s Suite) judgeHandle(t *testing.T, key target.Key) {
 	}
 }
 
-// spoilers are ways to make an answer wrong that stays JSON, by name.
+// spoilers are ways to make an answer wrong but still JSON, by name.
 type spoilers map[string]func(latest Key, body any) any
 
-// testAnswers checks answers that are JSON, and wrong. After an exchange, a key was made each time.
+// testAnswers checks answers that are JSON, but wrong. After an exchange, a key exists each time.
 func (s Suite) testAnswers(t *testing.T) {
 	long := keyCanary + strings.Repeat("x", 8<<10)
 	wrong := spoilers{
@@ -155,7 +155,7 @@ func (s Suite) testAnswers(t *testing.T) {
 	if s.Caps.Find && s.asks(Find) {
 		s.testSpoilt(t, Find, wrongAccessors())
 	}
-	if s.Caps.List && !s.Named { // there another accessor is another name, which nobody has asked for
+	if s.Caps.List && !s.Named { // with Named, another accessor is another name, which was not asked for
 		s.testSpoilt(t, List, wrongAccessors())
 	}
 	if s.Expiry {
@@ -178,7 +178,7 @@ func (s Suite) testSpoilt(t *testing.T, op Op, wrong spoilers) {
 			err := b.call(t.Context(), op, key)
 			b.expect(err, target.ErrProtocol)
 			most := s.requests(op)
-			if op == Exchange && s.NeedsKey { // nobody would find it again, so a key that is refused may be ended at once
+			if op == Exchange && s.NeedsKey { // such a key could not be found again, so a target may end it at once when it refuses the answer
 				most++
 			}
 			if lives := op != Exchange || len(b.fake.living()) > lived; target.MayLive(err) != lives {
@@ -207,7 +207,7 @@ func wrongAccessors() spoilers {
 
 func (s Suite) wrongExpiries(op Op) spoilers {
 	out := spoilers{}
-	mayLack := s.MayLack || op == Renew && s.Fixed // who is only asked need not say
+	mayLack := s.MayLack || op == Renew && s.Fixed // a server that is only asked for the end need not state it
 	for name, with := range map[string]any{"missing": nil, "garbage": wireCanary, "empty": "", "bool": true, "object": map[string]any{}} {
 		if name != "missing" || !mayLack {
 			out["expiry "+name] = func(k Key, _ any) any { return s.replaceExpiry(op, k, with) }
@@ -216,7 +216,7 @@ func (s Suite) wrongExpiries(op Op) spoilers {
 	return out
 }
 
-// replace returns a JSON value in which every text from is with; nil removes the member or element.
+// replace returns a JSON value in which every text equal to from is replaced by with; nil removes the member or element.
 func replace(body any, from string, with any) any {
 	switch v := plain(body).(type) {
 	case string:
@@ -246,7 +246,7 @@ func replace(body any, from string, with any) any {
 	}
 }
 
-// plain is a value as JSON decodes it.
+// plain returns a value as JSON decodes it.
 func plain(v any) any {
 	var out any
 	if err := json.Unmarshal(encode(v), &out); err != nil {
@@ -255,10 +255,10 @@ func plain(v any) any {
 	return out
 }
 
-// replaceExpiry writes with where the wire format has a key's end, which it finds by comparing two answers.
+// replaceExpiry replaces a key's end with with. It finds where the wire format has the end by comparing two answers.
 func (s Suite) replaceExpiry(op Op, k Key, with any) any {
 	_, body := s.Wire.Write(op, []Key{k})
-	k.Expiry = k.Expiry.Add(24 * time.Hour) // ends may be days
+	k.Expiry = k.Expiry.Add(24 * time.Hour) // the wire format may give ends as days
 	_, later := s.Wire.Write(op, []Key{k})
 	return replaceDifference(plain(body), plain(later), with)
 }

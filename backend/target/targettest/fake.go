@@ -18,10 +18,10 @@ import (
 	"time"
 )
 
-// wireCanary is in everything that the server writes beside answers: it must not come back in an error.
+// wireCanary is in everything that the server writes apart from its answers: it must not appear in an error.
 const wireCanary = "wire-canary"
 
-// fake is the server: it judges tokens and credentials as the wire format found them, and keeps the ledger.
+// fake is the server: it checks tokens and credentials as the wire format read them, and keeps the ledger of keys.
 type fake struct {
 	t          *testing.T
 	suite      Suite
@@ -29,20 +29,20 @@ type fake struct {
 	credential map[string]string // the first
 	now        func() time.Time
 	released   chan struct{}
-	release    func() // lets blocked answers go; may be called more than once
+	release    func() // unblocks blocked answers; may be called more than once
 
 	mu      sync.Mutex
-	good    []map[string]string // the credentials that are taken
-	renewed int                 // credentials that were made
+	good    []map[string]string // the credentials that are accepted
+	renewed int                 // number of credentials made
 	live    map[string]Key      // by accessor
-	minted  []Key               // all that were ever made
+	minted  []Key               // all keys ever made
 	calls   []Call
 	agents  []string
 	fault   fault
 	endless bool                           // lists never end
-	expiry  time.Duration                  // instead of what the call asks for, if not 0
+	expiry  time.Duration                  // used instead of the end that the call asks for, if not 0
 	spoilt  Op                             // the call whose answers are spoilt
-	spoil   func(latest Key, body any) any // what becomes of them, and with an exchange of what else carries the key; nil = nothing
+	spoil   func(latest Key, body any) any // changes these answers and, with an exchange, others that carry the key; nil = no change
 }
 
 func newFake(t *testing.T, s Suite, now func() time.Time) *fake {
@@ -103,11 +103,11 @@ func (f *fake) carriesKey(body any) bool {
 	return slices.ContainsFunc(f.keyCanaries(), func(key string) bool { return strings.Contains(text, key) })
 }
 
-// spoiled is the body of an answer as spoil makes it.
+// spoiled returns the body of an answer as changed by spoil.
 func (f *fake) spoiled(op Op, body any) any {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if op == Find && f.spoilt == List { // a server need not tell them apart
+	if op == Find && f.spoilt == List { // a server need not tell Find and List apart
 		op = List
 	}
 	if f.spoil == nil || op != f.spoilt || body == nil || len(f.minted) == 0 {
@@ -135,7 +135,7 @@ func encode(body any) []byte {
 	return text
 }
 
-// refusal is an answer that repeats what a client must keep to itself.
+// refusal is an answer that contains secrets, which a client must not repeat.
 func (f *fake) refusal(status int) Answer {
 	return Answer{Status: status, Body: map[string]any{
 		"error": wireCanary, "token": tokenCanary, "credential": credentialCanary, "keys": f.keyCanaries(),
@@ -147,7 +147,7 @@ var (
 	notFound   = Answer{Status: http.StatusNotFound, Body: map[string]any{"error": wireCanary}}
 )
 
-// act does what the call asks.
+// act carries out a call.
 func (f *fake) act(c Call) Answer {
 	if c.Op == Exchange && f.suite.Token && c.Token != tokenCanary || !f.takes(c) {
 		return f.refusal(http.StatusUnauthorized)
@@ -179,7 +179,7 @@ func (f *fake) act(c Call) Answer {
 			return notFound
 		case c.Op == Revoke:
 			delete(f.live, key.Accessor)
-		case f.suite.Fixed && f.expiry != 0: // it ends otherwise than it was told to
+		case f.suite.Fixed && f.expiry != 0: // the server's end is not the one that was asked for
 			key.Expiry = f.end(c)
 		case f.suite.Fixed:
 		case c.NotAfter.IsZero():
@@ -190,8 +190,8 @@ func (f *fake) act(c Call) Answer {
 		}
 		return f.answer(c.Op, key)
 	case Find, List:
-		// All of them, whatever the name: there are servers that match names loosely or ignore a filter that they do not
-		// know, and a key that is found is ended.
+		// All keys, whatever the name: some servers match names loosely or ignore a filter that they do not know, and a key
+		// that is found gets ended.
 		var keys []Key
 		for _, accessor := range slices.Sorted(maps.Keys(f.live)) {
 			if c.Key == "" || c.Key == accessor {
@@ -211,7 +211,7 @@ func (f *fake) act(c Call) Answer {
 	return Answer{Status: http.StatusNotImplemented, Body: map[string]any{"error": wireCanary}}
 }
 
-// takes reports whether the call's credential is good. Who presents a key to learn which it is need have none.
+// takes reports whether the call's credential is good. Identify may be called without one, because it presents the key.
 func (f *fake) takes(c Call) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -222,7 +222,8 @@ func (f *fake) takes(c Call) bool {
 		slices.ContainsFunc(f.good, func(good map[string]string) bool { return maps.Equal(good, c.Credential) })
 }
 
-// renewCredential makes a credential, or ends the one that asks. Where the old one is not retired it ends with the new one.
+// renewCredential makes a credential, or for Retire ends the one that the call presents. If the target has no Retire, the
+// old credential ends when the new one is made.
 func (f *fake) renewCredential(c Call) Answer {
 	isOld := func(good map[string]string) bool { return maps.Equal(good, c.Credential) }
 	if c.Op == Retire || !f.suite.Caps.Retire {
@@ -238,7 +239,7 @@ func (f *fake) renewCredential(c Call) Answer {
 	return f.answer(RotateCredential, Key{Secret: next[f.suite.Rotated], Name: c.Name, Accessor: f.suite.accessor(5000 + f.renewed), Expiry: f.end(c)})
 }
 
-// mint makes a key. Where keys can be found they must have a name, and where they can be extended an end.
+// mint makes a key. If the target can find keys they must have a name, and if it can extend keys they must have an end.
 func (f *fake) mint(c Call) Answer {
 	if (f.suite.Caps.Find || f.suite.ByName) && c.Name == "" || f.suite.Caps.Renew && !f.suite.Fixed && c.NotAfter.IsZero() {
 		return badRequest
@@ -258,7 +259,7 @@ func (f *fake) mint(c Call) Answer {
 // accessor is the id of the nth key.
 func (s Suite) accessor(n int) string {
 	if s.Numeric {
-		return fmt.Sprint(1000 + n) // as long as they are compared as texts, they sort
+		return fmt.Sprint(1000 + n) // all of the same length, so that they sort as text
 	}
 	return fmt.Sprintf("id-%04d", n)
 }
@@ -289,7 +290,7 @@ func (f *fake) answer(op Op, keys ...Key) Answer {
 
 const pageSize = 2 // keys
 
-// page is the answer with the nth page of a list.
+// page returns the answer with the nth page of a list.
 func (f *fake) page(keys []Key, n int) Answer {
 	keys = keys[min((n-1)*pageSize, len(keys)):]
 	next := 0
@@ -299,35 +300,35 @@ func (f *fake) page(keys []Key, n int) Answer {
 	return f.suite.Wire.Page(keys, next)
 }
 
-// kill ends a key behind the target's back.
+// kill ends a key without the target's knowledge.
 func (f *fake) kill(accessor string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	delete(f.live, accessor)
 }
 
-// goesOn makes lists without an end.
+// goesOn makes lists endless.
 func (f *fake) goesOn() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.endless = true
 }
 
-// suffer sets the fault of all calls to come; nil is none.
+// suffer sets the fault of all later calls; nil is none.
 func (f *fake) suffer(hurt fault) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.fault = hurt
 }
 
-// spoils sets what becomes of answers to come to one call.
+// spoils sets how later answers to one call are changed.
 func (f *fake) spoils(op Op, spoil func(latest Key, body any) any) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.spoilt, f.spoil = op, spoil
 }
 
-// ends makes every key end that long from now, whatever was asked for; 0 is as asked.
+// ends makes every key end that long from now, whatever is asked for; 0 means as asked.
 func (f *fake) ends(d time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -340,7 +341,7 @@ func (f *fake) requests() int {
 	return len(f.calls)
 }
 
-// last is the latest call, as the wire format read it.
+// last returns the latest call, as the wire format read it.
 func (f *fake) last() Call {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -356,7 +357,7 @@ func (f *fake) lastAgent() string {
 	return f.agents[len(f.agents)-1]
 }
 
-// living returns the keys that live, sorted by accessor.
+// living returns the live keys, sorted by accessor.
 func (f *fake) living() []Key {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -367,7 +368,7 @@ func (f *fake) living() []Key {
 	return out
 }
 
-// made is the key that was made last.
+// made returns the key that was made last.
 func (f *fake) made() Key {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -9,22 +9,22 @@ import (
 	"sync/atomic"
 )
 
-// fault stands between a request and its answer. It may let the call happen (act), and says what goes out over the wire.
+// fault stands between a request and its answer. It may carry out the call (act), and it writes what is sent.
 type fault func(w http.ResponseWriter, act func() Answer)
 
-// status refuses the call with a status; everything else of the answer is a trap.
+// status refuses the call with a status. The rest of the answer is a trap: a client must not use or repeat it.
 func (f *fake) status(code int, header ...string) fault {
 	return func(w http.ResponseWriter, _ func() Answer) {
 		for i := 0; i+1 < len(header); i += 2 {
 			w.Header().Set(header[i], header[i+1])
 		}
 		w.WriteHeader(code)
-		_ = http.NewResponseController(w).Flush() // so the body has no length that would have it drained unread
+		_ = http.NewResponseController(w).Flush() // so that the body has no length, and net/http's client does not drain it
 		_, _ = w.Write(encode(f.refusal(code).Body))
 	}
 }
 
-// cutBefore breaks the connection before the call happens, cutAfter once it has.
+// cutBefore breaks the connection before the call is carried out, cutAfter after it.
 func cutBefore(http.ResponseWriter, func() Answer) { panic(http.ErrAbortHandler) }
 
 func cutAfter(_ http.ResponseWriter, act func() Answer) {
@@ -32,7 +32,7 @@ func cutAfter(_ http.ResponseWriter, act func() Answer) {
 	panic(http.ErrAbortHandler)
 }
 
-// half writes the status and half of the body; the rest is announced and does not come.
+// half writes the status and half of the body; the rest is announced but never sent.
 func half(w http.ResponseWriter, act func() Answer) {
 	a := act()
 	text := encode(a.Body)
@@ -47,8 +47,8 @@ func truncated(w http.ResponseWriter, act func() Answer) {
 	panic(http.ErrAbortHandler)
 }
 
-// blocked never answers; stuck stops in the middle of the answer. Both wait until the test lets them go, not until the
-// client leaves: the call must return while they stand.
+// blocked never answers; stuck stops in the middle of the answer. Both wait until the test releases them, not until the
+// client leaves: the call must return while they are still waiting.
 func (f *fake) blocked(arrived func()) fault {
 	return func(http.ResponseWriter, func() Answer) {
 		arrived()
@@ -66,7 +66,7 @@ func (f *fake) stuck(arrived func()) fault {
 	}
 }
 
-// after lets n calls through before hurt meets one.
+// after lets n calls through, then applies hurt.
 func after(n int64, hurt fault) fault {
 	var seen atomic.Int64
 	return func(w http.ResponseWriter, act func() Answer) {
@@ -78,7 +78,7 @@ func after(n int64, hurt fault) fault {
 	}
 }
 
-// raw answers a call that happened with its status and a text of the test's own.
+// raw carries out the call, and answers with its status and a text made by the test.
 func raw(text func(good []byte) string) fault {
 	return func(w http.ResponseWriter, act func() Answer) {
 		a := act()

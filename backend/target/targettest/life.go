@@ -20,7 +20,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// stored is a handle as it comes back from storage.
+// stored returns a handle as it comes back from storage.
 func (b *bench) stored(h target.Handle) target.Handle {
 	b.Helper()
 	text, err := json.Marshal(h)
@@ -34,7 +34,7 @@ func (b *bench) stored(h target.Handle) target.Handle {
 	return out
 }
 
-// stranger is the same target with a credential that the server does not take.
+// stranger returns the same target with a credential that the server does not accept.
 func (b *bench) stranger() *target.Target {
 	b.Helper()
 	c := b.config
@@ -65,12 +65,12 @@ func (s Suite) testRevoke(t *testing.T) {
 		t.Fatalf("after revoking the first of two keys %d live", len(living))
 	}
 	before = b.fake.requests()
-	b.expect(b.target.Revoke(t.Context(), first.Handle), nil) // it is gone: that is success, and the server was asked
+	b.expect(b.target.Revoke(t.Context(), first.Handle), nil) // the key is gone: Revoke succeeds, and still asks the server
 	b.times(1+s.Doubts, before)
 	if s.Doubts > 0 {
 		b.fake.suffer(after(1, cutBefore))
 		b.expect(b.target.Revoke(t.Context(), first.Handle), target.ErrUnknown)
-		b.fake.suffer(b.fake.status(http.StatusNotFound)) // as a proxy says of all addresses that it does not know
+		b.fake.suffer(b.fake.status(http.StatusNotFound)) // a proxy answers so for all addresses that it does not know
 		if b.target.Revoke(t.Context(), second.Handle) == nil {
 			t.Error("a server that knows no address is believed that the key is gone")
 		}
@@ -122,7 +122,7 @@ func (s Suite) testRenew(t *testing.T) {
 	if !got.Equal(end) || !b.fake.living()[0].Expiry.Equal(end) || !s.Fixed && !b.fake.last().NotAfter.Equal(end) {
 		t.Errorf("Renew says %v, the server was told %v and has %v; want %v", got, b.fake.last().NotAfter, b.fake.living()[0].Expiry, end)
 	}
-	b.fake.ends(time.Hour) // less than asked for: what counts is what the key has
+	b.fake.ends(time.Hour) // less than asked for: Renew must return the key's real end
 	if got, err = b.target.Renew(t.Context(), key.Handle, end); err != nil || !got.Equal(b.clock.now().Add(time.Hour)) {
 		t.Errorf("Renew says %v, %v; the server gave one hour", got, err)
 	}
@@ -162,7 +162,7 @@ func (s Suite) testFind(t *testing.T) {
 		b.expect(err, target.ErrDenied)
 	}
 
-	// An answer is lost. The key is found by the name that it was asked under, and can be ended.
+	// An answer is lost. The key is found by the name in the request, and can be ended.
 	r := b.request()
 	b.fake.suffer(cutAfter)
 	_, err := b.target.Exchange(t.Context(), r)
@@ -177,7 +177,7 @@ func (s Suite) testFind(t *testing.T) {
 	b.findsOnly(target.Handle{Name: r.Name, Params: r.Params})
 }
 
-// testPages checks that a list of several pages is read to its end, and that one of which a part is not seen says nothing.
+// testPages checks that a list of several pages is read to its end, and that Find fails if a page cannot be read.
 func (s Suite) testPages(t *testing.T) {
 	if s.Wire.Page == nil || !s.asks(Find) {
 		return
@@ -213,7 +213,7 @@ func (s Suite) testPages(t *testing.T) {
 	b.fake.goesOn()
 	b.expect(b.promptly(func() error { _, err := b.target.Find(t.Context(), nobody); return err }), target.ErrProtocol)
 
-	// A key before ours ends while the list is read, and ours moves up onto the page that was read.
+	// A key before ours ends while the list is read, and ours moves to a page that was read already.
 	b, keys = start()
 	first, third := b.fake.living()[0], b.fake.living()[pageSize]
 	b.fake.suffer(func(w http.ResponseWriter, act func() Answer) {
@@ -224,8 +224,8 @@ func (s Suite) testPages(t *testing.T) {
 	b.findsOnly(by(key), key.Accessor)
 }
 
-// testFindByName checks that a key whose answer was lost is ended by its name, without a look at what others have; that
-// one which was never made counts as ended is checked with revoke.
+// testFindByName checks that a key whose answer was lost is ended by its name, without a request for the server's list. That
+// revoking a key that was never made succeeds is checked with revoke.
 func (s Suite) testFindByName(t *testing.T) {
 	b := s.start(t)
 	b.issue()
@@ -236,7 +236,7 @@ func (s Suite) testFindByName(t *testing.T) {
 	b.fake.suffer(nil)
 	before := b.fake.requests()
 	handles := b.findsOnly(b.stored(target.Handle{Name: r.Name, Params: r.Params}), "")
-	b.times(0, before) // what its name ends need not be looked for
+	b.times(0, before) // Find needs no request, because Revoke takes the name
 	for _, h := range handles {
 		b.expect(b.target.Revoke(t.Context(), b.stored(h)), nil)
 	}
@@ -272,7 +272,7 @@ func (s Suite) testCheck(t *testing.T) {
 	}
 }
 
-// testSecrets checks that nothing that holds a secret shows it, however it is printed or logged.
+// testSecrets checks that no value that holds a secret shows it, however the value is printed or logged.
 func (s Suite) testSecrets(t *testing.T) {
 	b := s.start(t)
 	r, key := b.request(), b.issue()
@@ -288,7 +288,7 @@ func (s Suite) testSecrets(t *testing.T) {
 	}
 }
 
-// testConcurrency uses one target from many goroutines; the race detector watches.
+// testConcurrency uses one target from many goroutines, for the race detector.
 func (s Suite) testConcurrency(t *testing.T) {
 	const workers, rounds = 8, 5
 	b := s.start(t)

@@ -16,7 +16,7 @@ import (
 // listPrefix begins the names of the suite's keys.
 const listPrefix = "oidcx-test-"
 
-// place is where the suite's keys are.
+// place returns the parameters that say where the suite's keys are.
 func (b *bench) place() map[string]any {
 	b.Helper()
 	place, ok := b.target.Place(b.suite.Params)
@@ -26,7 +26,7 @@ func (b *bench) place() map[string]any {
 	return place
 }
 
-// requests is how many a call takes that succeeds, with one key at the server.
+// requests is how many requests a successful call takes, with one key at the server.
 func (s Suite) requests(op Op) int {
 	if op == List && s.Blank {
 		return 2
@@ -34,8 +34,8 @@ func (s Suite) requests(op Op) int {
 	return 1
 }
 
-// testList checks that a list has the keys whose names begin as is asked for, and no others, and that each can be ended by
-// what the list says of it alone.
+// testList checks that a list has the keys whose names begin with the prefix, and no others, and that each can be ended with
+// its handle from the list alone.
 func (s Suite) testList(t *testing.T) {
 	b := s.start(t)
 	if !s.Caps.List {
@@ -74,8 +74,8 @@ func (s Suite) testList(t *testing.T) {
 	}
 }
 
-// testListPages checks that a list of several pages is read to its end or to where that is said, and that one of which a
-// part is not seen says nothing.
+// testListPages checks that a list of several pages is read to its end, or says that it is not whole, and that List fails if
+// a page cannot be read.
 func (s Suite) testListPages(t *testing.T) {
 	if !s.Caps.List || s.Wire.Page == nil {
 		return
@@ -110,7 +110,7 @@ func (s Suite) testListPages(t *testing.T) {
 	b.expect(err, nil)
 }
 
-// named are the keys that live under names with a beginning, as a list is to have them.
+// named returns the live keys whose names begin with prefix, as List should return them.
 func (b *bench) named(prefix string) (want []target.Handle) {
 	for _, k := range b.fake.living() {
 		if len(k.Name) >= len(prefix) && k.Name[:len(prefix)] == prefix {

@@ -22,7 +22,7 @@ import (
 // reads reports whether a call takes more from its answer than the status.
 func reads(op Op) bool { return !slices.Contains([]Op{Revoke, Check, Retire}, op) }
 
-// makes reports whether a call makes something that lives on if nobody learns of it.
+// makes reports whether a call makes something that stays valid if its answer is lost.
 func makes(op Op) bool { return slices.Contains([]Op{Exchange, Rotate, RotateCredential}, op) }
 
 // testFaults checks what every call of a target has in common.
@@ -39,15 +39,15 @@ func (s Suite) testFaults(t *testing.T, op Op) {
 	}
 }
 
-// ready is a bench with a living key and a connection that is in use already: net/http sends some requests again by
-// itself if such a connection breaks.
+// ready returns a bench with a live key and a connection that has been used before: if such a connection breaks, net/http
+// repeats some requests by itself.
 func (s Suite) ready(t *testing.T, change ...func(*target.Config)) (*bench, target.Key) {
 	t.Helper()
 	b := s.start(t, change...)
 	return b, b.issue()
 }
 
-// testStatuses tries every status of a refusal or a failure that has a name, and two that have none.
+// testStatuses tries every 4xx and 5xx status that has a name, and two that have none.
 func (s Suite) testStatuses(t *testing.T, op Op) {
 	b, key := s.ready(t)
 	for status := 400; status < 600; status++ {
@@ -55,7 +55,7 @@ func (s Suite) testStatuses(t *testing.T, op Op) {
 		if http.StatusText(status) == "" && status%100 != 99 || len(want) == 0 {
 			continue
 		}
-		if slices.Contains([]Op{Rotate, RotateCredential, Retire}, op) { // the one before used up what it was called for
+		if slices.Contains([]Op{Rotate, RotateCredential, Retire}, op) { // the call before used up what this one needs
 			b, key = s.ready(t)
 		}
 		before := b.fake.requests()
@@ -74,7 +74,7 @@ func (s Suite) testStatuses(t *testing.T, op Op) {
 			t.Errorf("MayLive(%v) is %v", err, target.MayLive(err))
 		}
 		b.fake.suffer(nil)
-		if op == RotateCredential && target.MayLive(err) { // a target may know that this must not be repeated
+		if op == RotateCredential && target.MayLive(err) { // a target may know that the call must not be repeated
 			continue
 		}
 		if err := b.call(t.Context(), op, key); err != nil {
@@ -83,12 +83,12 @@ func (s Suite) testStatuses(t *testing.T, op Op) {
 	}
 }
 
-// outcomes are those that a status may have; none if it is success.
+// outcomes returns the errors that a status may lead to; none if it means success.
 func (s Suite) outcomes(op Op, status int) []error {
 	switch {
 	case status == http.StatusTooManyRequests, status == http.StatusServiceUnavailable:
 		return []error{target.ErrBusy}
-	case op == Retire && status == http.StatusUnauthorized: // it is the credential that is to end
+	case op == Retire && status == http.StatusUnauthorized: // the credential has ended, which is what Retire is for
 		return nil
 	case makes(op) && slices.Contains(s.Denied, status), status == http.StatusUnauthorized, status == http.StatusForbidden:
 		return []error{target.ErrDenied}
@@ -97,10 +97,11 @@ func (s Suite) outcomes(op Op, status int) []error {
 	case makes(op), status >= 500 && status != http.StatusNotImplemented:
 		return []error{target.ErrUnknown}
 	}
-	return []error{target.ErrUnknown, target.ErrDenied} // nobody acts on the difference
+	return []error{target.ErrUnknown, target.ErrDenied} // either is right, because no caller treats them differently
 }
 
-// testRefusals checks that a refusal is one by its status: whatever its body is, that changes nothing and is not repeated.
+// testRefusals checks that the status alone makes a refusal: whatever the body is, the outcome is the same and the call is
+// not repeated.
 func (s Suite) testRefusals(t *testing.T, op Op) {
 	text := func(text string) fault {
 		return func(w http.ResponseWriter, _ func() Answer) {
@@ -131,13 +132,13 @@ func (s Suite) testRefusals(t *testing.T, op Op) {
 			<-b.fake.released
 		})
 		err := b.promptly(func() error { return b.call(t.Context(), op, key) })
-		if errors.Is(err, target.ErrProtocol) || err == nil { // on a slow machine the status comes too late
+		if errors.Is(err, target.ErrProtocol) || err == nil { // not ErrDenied, because on a slow machine the status may come too late
 			t.Errorf("got %v; want a refusal", err)
 		}
 	})
 }
 
-// hasty is the same target with a deadline that falls within the call under test, however slow the machine.
+// hasty returns the same target with a deadline that falls within the call under test, however slow the machine.
 func (s Suite) hasty(b *bench) *target.Target {
 	b.Helper()
 	c := b.config
@@ -150,7 +151,8 @@ func (s Suite) hasty(b *bench) *target.Target {
 	return opened
 }
 
-// A target that asks to be left alone is, however it says for how long.
+// testRetryAfter checks that a target makes no call while the server has asked for a pause, in whatever form it gave the
+// time.
 func (s Suite) testRetryAfter(t *testing.T, op Op) {
 	end := Start.Add(7 * time.Second)
 	for _, header := range [][]string{
@@ -167,7 +169,7 @@ func (s Suite) testRetryAfter(t *testing.T, op Op) {
 		b.fake.suffer(nil)
 		before := b.fake.requests()
 		b.clock.advance(time.Second)
-		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // shorter than what is left of the pause
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // shorter than the rest of the pause
 		defer cancel()
 		err = b.promptly(func() error { return b.call(ctx, op, key) })
 		b.expect(err, target.ErrBusy)
@@ -180,8 +182,8 @@ func (s Suite) testRetryAfter(t *testing.T, op Op) {
 	}
 }
 
-// testUrgent checks that calls that end keys, and those that look for keys to end, go before all others: while the target
-// wants to be left alone they wait for the end of that, and are made; others are refused at once.
+// testUrgent checks that calls that end keys, or look for keys to end, have priority: while the server has asked for a pause
+// they wait for its end and are then made; others are refused at once.
 func (s Suite) testUrgent(t *testing.T, op Op) {
 	b, key := s.ready(t)
 	b.fake.suffer(b.fake.status(429, "Retry-After", "1"))
@@ -208,7 +210,7 @@ func (s Suite) testConnections(t *testing.T, op Op) {
 			b.fake.suffer(hurt)
 			err := b.call(t.Context(), op, key)
 			b.expect(err, target.ErrUnknown)
-			if op != Find && op != List && op != Check && op != Identify { // those change nothing, and net/http may repeat them
+			if op != Find && op != List && op != Check && op != Identify { // the calls excepted change nothing, and net/http may repeat them
 				b.once(before)
 			}
 			if op == Exchange && !target.MayLive(err) {
@@ -254,7 +256,7 @@ func (s Suite) testRedirects(t *testing.T, op Op) {
 	}
 }
 
-// testEnds checks that the call ends with its own deadline and with its context, wherever the server stands.
+// testEnds checks that the call ends with its own deadline and with its context, wherever the server stops.
 func (s Suite) testEnds(t *testing.T, op Op) {
 	places := map[string]func(*fake, func()) fault{"before the answer": (*fake).blocked}
 	if reads(op) {
@@ -262,13 +264,13 @@ func (s Suite) testEnds(t *testing.T, op Op) {
 	}
 	for place, stop := range places {
 		t.Run("deadline "+place, func(t *testing.T) {
-			b, key := s.ready(t) // by a patient target
+			b, key := s.ready(t) // made by a target with a long deadline
 			b.fake.suffer(stop(b.fake, func() {}))
 			before := b.fake.requests()
 			b.target = s.hasty(b)
 			err := b.promptly(func() error { return b.call(t.Context(), op, key) })
 			if errors.Is(err, target.ErrBusy) && b.fake.requests() == before {
-				return // so slow a machine that there was no connection in time
+				return // the machine was too slow to connect in time
 			}
 			b.expect(err, target.ErrUnknown)
 		})
@@ -295,7 +297,7 @@ func (s Suite) testEnds(t *testing.T, op Op) {
 	})
 }
 
-// testBodies checks what is read beyond the status: whatever is wrong with it, the call may have happened.
+// testBodies checks the bodies that are read: whatever is wrong with one, the call may have happened.
 func (s Suite) testBodies(t *testing.T, op Op) {
 	text := func(text string) fault { return raw(func([]byte) string { return text }) }
 	pad := func(n int) func([]byte) string {

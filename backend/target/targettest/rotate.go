@@ -16,7 +16,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/target"
 )
 
-// testRotate checks that a new key takes the place of the old one, once, and that one whose answer was lost is found.
+// testRotate checks that a new key replaces the old one, once, and that a new key whose answer was lost is found.
 func (s Suite) testRotate(t *testing.T) {
 	if !s.Caps.Rotate {
 		b := s.start(t)
@@ -49,7 +49,7 @@ func (s Suite) testRotate(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" || living[1].Name != old.Handle.Name {
 		t.Errorf("the new key, named %q (-want +got):\n%s", living[1].Name, diff)
 	}
-	_, err = b.target.Rotate(t.Context(), whole(old), asked) // it is dead
+	_, err = b.target.Rotate(t.Context(), whole(old), asked) // the old key has ended
 	b.expect(err, target.ErrDenied)
 	if len(s.Credential) > 0 {
 		_, err = b.stranger().Rotate(t.Context(), whole(got), asked)
@@ -66,7 +66,7 @@ func (s Suite) testRotate(t *testing.T) {
 	}
 }
 
-// testIdentify checks that a key says which it is, and nothing else does.
+// testIdentify checks that Identify returns the key that it is given, and refuses unknown and ended keys.
 func (s Suite) testIdentify(t *testing.T) {
 	b := s.start(t)
 	b.issue()
@@ -91,7 +91,7 @@ func (s Suite) testIdentify(t *testing.T) {
 	}
 }
 
-// testRotateCredential checks that the new credential is good, and that the old one is for as long as is said.
+// testRotateCredential checks that the new credential is good, and that the old one stays good for as long as it should.
 func (s Suite) testRotateCredential(t *testing.T) {
 	b := s.start(t)
 	before := b.fake.requests()
@@ -127,7 +127,7 @@ func (s Suite) testRotateCredential(t *testing.T) {
 	if s.Caps.Retire {
 		_, err = old.Exchange(t.Context(), b.request())
 		b.expect(err, nil)
-		for _, again := range []bool{false, true} { // the second time it is no credential any more
+		for _, again := range []bool{false, true} { // the second time it is no longer a credential
 			doubtful, err := old.RetireCredential(t.Context())
 			b.expect(err, nil)
 			if doubtful != again {

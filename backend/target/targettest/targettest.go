@@ -1,10 +1,10 @@
 // Copyright (c) the oidcexchange authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Package targettest is the conformance suite that every driver and profile of package target passes: one call of [Run]
-// each. The suite owns the server, its faults and the ledger of the keys that live there; a test supplies only the wire
-// format of the API ([Wire]) and declares what the target can do. What is declared is checked in both directions: a
-// target that cannot do something must say so, and nothing is skipped in silence.
+// Package targettest is the conformance suite that every driver and profile of package target passes: each calls [Run] once.
+// The suite owns the server, its faults and the ledger of the keys that live there; a test supplies only the wire format of
+// the API ([Wire]) and declares what the target can do. Declarations are checked in both directions: a target that cannot do
+// something must say so, and nothing is skipped silently.
 package targettest
 
 import (
@@ -34,58 +34,59 @@ type Suite struct {
 	Caps   target.Caps    // what the target can do, and nothing else
 
 	Token      bool     // exchange presents the subject token
-	Alone      bool     // and not the credential
+	Alone      bool     // with Token: exchange does not present the credential
 	Credential []string // fields of the target's credential; every call presents it
 	Optional   []string // fields that the credential may have; no call presents one
 	Accessor   bool     // keys have an accessor
 	Numeric    bool     // accessors are numbers
 	Expiry     bool     // the answer says when a key ends
-	MayLack    bool     // with Expiry: it need not
-	Asked      bool     // it does not: a key ends when that was asked for
+	MayLack    bool     // with Expiry: the answer may leave the end out
+	Asked      bool     // the answer does not say it: a key ends at the time that was asked for
 	NeedsKey   bool     // renew or revoke take the key itself, so that handles hold it
-	KeyInURL   bool     // with NeedsKey: the API takes it in a URL, and nowhere else
-	ByName     bool     // revoke takes the key's name alone, so that Find need not ask
+	KeyInURL   bool     // with NeedsKey: the API takes the key in a URL, and nowhere else
+	ByName     bool     // revoke needs only the key's name, so Find makes no request
 	Named      bool     // a key's accessor is its name
-	Blank      bool     // a list of pages ends with an empty one, which is asked for
-	Doubts     int      // requests beyond the first that revoke makes before it believes a status that a key is gone
-	Gone       Answer   // to revoke of a key that is not there; zero = 404, whatever the body
-	Fixed      bool     // renew asks when the key ends, and does not move that
-	Denied     []int    // statuses by which an exchange is denied
-	Quotes     bool     // the error of a refusal says what the server says of it
-	Rotated    string   // the field of the credential that RotateCredential makes anew
+	Blank      bool     // a list of pages ends with an empty page, which is requested too
+	Doubts     int      // further requests that revoke makes before it believes a status that says the key is gone
+	Gone       Answer   // answer to revoke of a key that does not exist; zero = 404, whatever the body
+	Fixed      bool     // renew only asks when the key ends, and does not change it
+	Denied     []int    // statuses that mean that an exchange is denied
+	Quotes     bool     // the error of a refusal quotes the server's message
+	Rotated    string   // the field of the credential that RotateCredential renews
 
 	Header      string                     // HeaderName
-	HeaderValue func(secret string) string // how that header presents a key; nil = the key itself
+	HeaderValue func(secret string) string // how Header presents a key; nil = the key itself
 	Fields      map[string]string          // of every key
 
 	Wire Wire
 
-	// End is when a key ends for which the end asked was asked for: not before. nil = then.
+	// End is when a key ends if the end asked was requested: not before asked. nil = at asked.
 	End func(asked time.Time) time.Time
 
-	// Complete fills in what of a Config depends on the server's address. nil = nothing.
+	// Complete fills in the parts of a Config that depend on the server's address. nil = nothing.
 	Complete func(c *target.Config)
 }
 
-// Wire is how an API is spoken, seen from its server.
+// Wire is the wire format of an API, from the server's side.
 type Wire struct {
-	// Read says what a request asks for, and with what. It must take token and credential from where the API wants them,
-	// and leave out what it does not find: the suite compares. Who asks which key a key is may do so without a credential.
+	// Read returns what a request asks for, and what it presents. It must take token and credential only from where the API
+	// wants them, and leave out what it does not find: the suite compares. Identify may come without a credential.
 	Read func(r *http.Request, body []byte) Call
-	// Write is the answer to a call that succeeded: one key for Exchange, Renew, Revoke, Rotate and Identify, none for Check
-	// and Retire; for Find and List all that live, with their names, for the target must not rely on the server to sort out
-	// others' keys; for RotateCredential the new value of the field Rotated as a key's secret. body is encoded as JSON; nil is no body.
+	// Write is the answer to a call that succeeded. keys is one key for Exchange, Renew, Revoke, Rotate and Identify, and
+	// none for Check and Retire. For Find and List it is all live keys, with their names, because the target must not rely
+	// on the server to filter out others' keys. For RotateCredential it is a key whose secret is the new value of the field
+	// Rotated. body is encoded as JSON; nil is no body.
 	Write func(op Op, keys []Key) (status int, body any)
-	// Page is Write for Find and List, where the API answers with a page at a time: next is the number of the page after this one, 0 if
-	// this is the last. nil = it answers with all of them.
+	// Page is Write for Find and List, if the API answers with one page at a time: next is the number of the following page,
+	// 0 if this is the last. nil = the API answers with all keys at once.
 	Page func(keys []Key, next int) Answer
-	// Aside answers a request that is none of the calls but goes with one (discovery, a login); nil is none. It is told the
-	// keys that live. Such requests are not counted, and no fault meets them but that the answers that carry a key are wrong:
-	// what else may go wrong with them is for a driver's own tests.
+	// Aside answers a request that is none of the calls but goes with one (discovery, a login); nil is none. living are the
+	// live keys. Such requests are not counted, and faults do not apply to them, except that answers that carry a key are
+	// spoilt too: other faults of them are for a driver's own tests.
 	Aside func(r *http.Request, body []byte, living []Key) *Answer
 }
 
-// Answer is what a server says.
+// Answer is a server's answer.
 type Answer struct {
 	Status int
 	Header http.Header
@@ -101,7 +102,7 @@ const (
 	Renew    Op = "renew"
 	Revoke   Op = "revoke"
 	Find     Op = "find"
-	List     Op = "list" // Read may take it for Find, where the API does not tell them apart
+	List     Op = "list" // Read may return it for Find, if the API does not tell them apart
 	Check    Op = "check"
 
 	Rotate           Op = "rotate"
@@ -129,7 +130,7 @@ type Key struct {
 	Expiry                 time.Time
 }
 
-// What must never be seen but where it belongs. Keys' secrets begin with keyCanary, fields of the credential with
+// Secrets, which must be seen only where they belong. Keys' secrets begin with keyCanary, fields of the credential with
 // credentialCanary.
 const (
 	tokenCanary      = "eyJhbGciOiJub25lIn0.c3ViamVjdC10b2tlbi1jYW5hcnk.c2ln"
@@ -143,11 +144,12 @@ func holdsCanary(text string) bool {
 
 const (
 	userAgent = "targettest/1"
-	patience  = 10 * time.Second // a call that takes longer hangs
+	patience  = 10 * time.Second // a call that takes longer counts as hanging
 	maxBytes  = 64 << 10         // of an answer
 )
 
-// logged has all that package log wrote since the first Run began: it has one writer for the whole process.
+// logged has everything that package log wrote since the first Run began. There is one, because log has one writer for the
+// whole process.
 var logged journal
 
 type journal struct {
@@ -168,7 +170,7 @@ func (j *journal) String() string {
 	return j.text.String()
 }
 
-// Run checks that the target that s describes keeps every promise of package target, beside other tests that are parallel.
+// Run checks that the target that s describes keeps every promise of package target. It runs in parallel with other tests.
 func Run(t *testing.T, s Suite) {
 	t.Parallel()
 	logged.begin.Do(func() { log.SetOutput(&logged) })
@@ -204,10 +206,10 @@ func (s Suite) supports(op Op) bool {
 	}[op]
 }
 
-// asks reports whether the call is one of the target's server.
+// asks reports whether the call makes a request.
 func (s Suite) asks(op Op) bool { return op != Find || !s.ByName }
 
-// gone is what revoke is answered for a key that does not live.
+// gone is the server's answer to revoke of a key that does not live.
 func (s Suite) gone() Answer {
 	if s.Gone.Status == 0 {
 		return Answer{Status: http.StatusNotFound, Body: map[string]any{"error": wireCanary}}
@@ -215,7 +217,7 @@ func (s Suite) gone() Answer {
 	return s.Gone
 }
 
-// bench is one target at one fresh server.
+// bench is one target with a fresh server.
 type bench struct {
 	*testing.T
 	suite  Suite
@@ -226,15 +228,15 @@ type bench struct {
 	names  atomic.Int64
 }
 
-// Start is the time at which the suite's clock stands, for APIs that tell a key's end as a time from now.
+// Start is the initial time of the suite's clock, for APIs that give a key's end relative to now.
 var Start = time.Date(2031, 5, 6, 7, 8, 9, 0, time.UTC)
 
 // clock stands still until it is moved.
 type clock struct {
 	mu   sync.Mutex
 	at   time.Time
-	idle int           // how often it is read until it leaps
-	leap time.Duration // 0 = it does not
+	idle int           // number of readings before it leaps
+	leap time.Duration // 0 = no leap
 }
 
 func (c *clock) now() time.Time {
@@ -248,14 +250,14 @@ func (c *clock) now() time.Time {
 
 func (c *clock) advance(d time.Duration) { c.leapAfter(0, d); c.now() }
 
-// leapAfter moves the clock once it was read so many times. So it moves for whoever waits for it, and for nobody else.
+// leapAfter moves the clock once it has been read that many times: time then passes only for a call that waits.
 func (c *clock) leapAfter(reads int, d time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.idle, c.leap = reads, d
 }
 
-// start makes a server and opens the target there; change may alter the configuration first.
+// start makes a server and opens a target for it; change may alter the configuration first.
 func (s Suite) start(t *testing.T, change ...func(*target.Config)) *bench {
 	t.Helper()
 	b := &bench{T: t, suite: s, clock: &clock{at: Start}}
@@ -281,7 +283,7 @@ func (s Suite) start(t *testing.T, change ...func(*target.Config)) *bench {
 	return b
 }
 
-// request is a new request, with a name of its own.
+// request returns a new request, with a name of its own.
 func (b *bench) request() target.Request {
 	b.Helper()
 	params, err := b.target.Params(b.suite.Params)
@@ -298,7 +300,7 @@ func (b *bench) request() target.Request {
 	return r
 }
 
-// issue makes a key, which must succeed.
+// issue makes a key, and fails the test if that fails.
 func (b *bench) issue() target.Key {
 	b.Helper()
 	key, err := b.target.Exchange(b.Context(), b.request())
@@ -308,7 +310,7 @@ func (b *bench) issue() target.Key {
 	return key
 }
 
-// call calls the target, on an existing key where the operation wants one.
+// call makes one call of the target, on an existing key if the operation needs one.
 func (b *bench) call(ctx context.Context, op Op, key target.Key) error {
 	var err error
 	switch op {
@@ -339,14 +341,14 @@ func (b *bench) call(ctx context.Context, op Op, key target.Key) error {
 	return err
 }
 
-// whole is a key's handle with the key in it, as rotating wants it.
+// whole returns a key's handle with the key in it, as Rotate needs it.
 func whole(key target.Key) target.Handle {
 	h := key.Handle
 	h.Secret = key.Secret
 	return h
 }
 
-// promptly runs f, which must not hang.
+// promptly runs f, and fails the test if it hangs.
 func (b *bench) promptly(f func() error) error {
 	b.Helper()
 	done := make(chan error, 1)
@@ -361,12 +363,12 @@ func (b *bench) promptly(f func() error) error {
 	}
 }
 
-// outcomes are the errors of which every failed call is exactly one.
+// outcomes are the errors that a failed call can have; it has exactly one of them.
 var outcomes = []error{
 	target.ErrDenied, target.ErrBusy, target.ErrUnknown, target.ErrProtocol, target.ErrUnsupported, target.ErrEgress, target.ErrParameter,
 }
 
-// expect checks an error's outcome, and that it gives nothing away.
+// expect checks an error's outcome, and that the error shows no secret.
 func (b *bench) expect(err, want error) {
 	b.Helper()
 	for _, outcome := range outcomes {
@@ -388,7 +390,7 @@ func (b *bench) expect(err, want error) {
 	b.clean(err)
 }
 
-// clean checks that no way to print v shows a secret, or what the server wrote.
+// clean checks that no way to print v shows a secret, or anything that the server wrote.
 func (b *bench) clean(v any) {
 	b.Helper()
 	err, isError := v.(error)
@@ -409,7 +411,7 @@ func (b *bench) clean(v any) {
 	}
 }
 
-// once checks that the server saw exactly one more request since it had seen before of them.
+// once checks that the server has seen exactly one request more than before.
 func (b *bench) once(before int) {
 	b.Helper()
 	b.times(1, before)
@@ -422,7 +424,7 @@ func (b *bench) times(want, before int) {
 	}
 }
 
-// end is when a key ends for which the end asked was asked for.
+// end returns when a key ends if the end asked was requested.
 func (s Suite) end(asked time.Time) time.Time {
 	if s.End == nil {
 		return asked
