@@ -102,7 +102,7 @@ func (f *filter) check(raw map[string]any) error {
 }
 
 // unknownNames warns of names in a filter that nothing has: a mistyped one matches no key. It is not an error, because keys
-// outlive what was deleted.
+// outlive what was deleted. No warning repeats a name: audit devices show warnings as they are.
 func (b *engine) unknownNames(ctx context.Context, s logical.Storage, f *filter) (warnings []string) {
 	for _, named := range []struct {
 		what, name string
@@ -118,10 +118,10 @@ func (b *engine) unknownNames(ctx context.Context, s logical.Storage, f *filter)
 		}
 		switch found, err := named.has(ctx, s, named.name); {
 		case err != nil:
-			b.Logger().Error("looking up a name in a filter", "what", named.what, "name", named.name, "error", err)
-			warnings = append(warnings, fmt.Sprintf("%s %q could not be looked up", named.what, named.name))
+			b.Logger().Error("looking up a name in a filter", "what", named.what, "error", err)
+			warnings = append(warnings, fmt.Sprintf("whether there is a %s of the name in the filter could not be looked up", named.what))
 		case !found:
-			warnings = append(warnings, fmt.Sprintf("there is no %s %q; unless it was deleted, nothing matches", named.what, named.name))
+			warnings = append(warnings, fmt.Sprintf("there is no %s of the name in the filter; unless it was deleted, nothing matches", named.what))
 		}
 	}
 	return warnings

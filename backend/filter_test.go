@@ -180,8 +180,8 @@ func TestMistypedNamesAreTold(t *testing.T) {
 	}{
 		{map[string]any{"role": "deploy", "target": "acme", "trust": "main", "issuer": "github"}, nil},
 		{map[string]any{"role": "static/ci"}, nil},
-		{map[string]any{"role": "Deploy", "target": "acne"}, []string{`there is no role "Deploy"`, `there is no target "acne"`}},
-		{map[string]any{"trust": "mian", "issuer": "gihtub"}, []string{`there is no trust policy "mian"`, `there is no issuer "gihtub"`}},
+		{map[string]any{"role": "Deploy", "target": "acne"}, []string{"there is no role", "there is no target"}},
+		{map[string]any{"trust": "mian", "issuer": "gihtub"}, []string{"there is no trust policy", "there is no issuer"}},
 	} {
 		for path, op := range map[string]logical.Operation{"keys": logical.ReadOperation, "revocations": logical.UpdateOperation, "blocks/b": logical.UpdateOperation} {
 			resp, err := w.do(op, path, maps.Clone(c.filter))
@@ -197,7 +197,7 @@ func TestMistypedNamesAreTold(t *testing.T) {
 				continue
 			}
 			for i, want := range c.want {
-				if !strings.HasPrefix(got[i], want) {
+				if !strings.HasPrefix(got[i], want+" of the name in the filter") { // audit devices show it as it is: without the name
 					t.Errorf("%s %v warns %q; want %q", path, c.filter, got[i], want)
 				}
 			}

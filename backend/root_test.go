@@ -346,6 +346,22 @@ func TestProxyEndsNoCredential(t *testing.T) {
 	}
 }
 
+// Where nothing tells whether the one in use is good, that the old one is taken no more is all that can be known.
+func TestRetiredWithoutACheck(t *testing.T) {
+	w := newWorld(t)
+	c := &credentials{good: []string{"canary-credential-0"}}
+	profile := acme[:strings.Index(acme, "check:\n")] + `rotate_credential: {method: POST, path: '["v1", "credentials"]', json: '{"name": name}', ok: [201], credential: {token: response.json.secret}}
+retire_credential: {method: DELETE, path: '["v1", "credentials", "mine"]', gone: [401]}
+`
+	w.write("targets/overlap", map[string]any{"driver": "http", "url": w.serve(c), "profile": profile, "ca_pem": w.ca, "credential": "token=canary-credential-0"})
+	w.write("rotate-root/overlap", nil)
+	c.good = []string{w.credential("overlap")}
+	w.pass(time.Minute)
+	if got := w.rotation("overlap"); got["retiring"] != false || got["last_error"] != "" {
+		t.Errorf("%v", got)
+	}
+}
+
 // Whatever cannot be written while the old credential lives on: what is in use is good, and no other is in the end, but one
 // whose answer could not be kept.
 func TestOverlapWithFailingStorage(t *testing.T) {
