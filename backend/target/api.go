@@ -23,7 +23,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/egress"
 )
 
-// drainBytes is how much of an answer that nobody reads is taken off the wire to keep its connection usable.
+// drainBytes is the longest body that is read only to keep the connection usable.
 const drainBytes = 16 << 10
 
 // pageBytes is how much of an answer is looked at to see whether it is a web page, or a gateway's.
@@ -32,7 +32,7 @@ const pageBytes = 2 << 10
 // maxRefusalBytes is how much of a refusal is read for its hint.
 const maxRefusalBytes = 64 << 10
 
-// anySuccess are the statuses of success that come with a whole answer, for APIs whose clients take any of them.
+// anySuccess lists the success statuses of a complete answer, for APIs whose own clients accept any of them.
 var anySuccess = []int{200, 201, 202, 203}
 
 // api makes the HTTP calls of one target. It is the only place that does: every call is bounded in time and size, sent at
@@ -54,36 +54,36 @@ type call struct {
 	op       string
 	urgent   bool // goes before others: it ends keys, or finds those that must end
 	method   string
-	url      *url.URL // in place of the base URL with segments and query; nil = those
+	url      *url.URL // replaces base URL, segments and query; nil = use those
 	segments []string // of the path below the base URL, not escaped
 	query    url.Values
 	header   http.Header
 	body     []byte // nil = none
 	wantBody bool   // the answer's body matters; without it the status alone decides
 
-	// hint says in our own words what a refusal asks to be mended, "" if it cannot tell; nil = nothing. The answer's body is
+	// hint says in our own words what to correct after a refusal, "" if that is unknown; nil = no hints. The answer's body is
 	// nil if it could not be read.
 	hint func(answer) string
 
 	ok, gone, busy, denied []int
 
-	// onlyIf says of an answer whose status is in ok or gone that it means that; nil = the status alone does.
+	// onlyIf reports whether an answer with a status in ok or gone really means that; nil = the status alone decides.
 	onlyIf func(answer) bool
 
-	// absent says of a refusal that what was to be ended is not there, where the API has no status of its own for that; nil =
-	// never.
+	// absent reports whether a refusal means that what was to be ended does not exist, for APIs that have no separate status
+	// for that; nil = it never does.
 	absent func(answer) bool
 }
 
 // answer is what came back with a status in ok or gone.
 type answer struct {
 	status int
-	reason string // the phrase beside the status, if a refusal has one
+	reason string // the status line's reason phrase, if it has one
 	header http.Header
 	body   []byte // nil unless the call wanted it
 }
 
-// newAPI checks what concerns transport and limits.
+// newAPI makes the api of a Config, and checks the fields about transport and limits.
 func newAPI(c Config, base *url.URL) (*api, error) {
 	a := &api{base: base, userAgent: c.UserAgent, timeout: c.RequestTimeout, maxBytes: c.MaxResponseBytes, now: c.Now}
 	if a.userAgent == "" {
@@ -140,7 +140,7 @@ func (a *api) do(ctx context.Context, c call) (answer, error) {
 	return a.send(c, req)
 }
 
-// send waits for the call's turn and sends its request, as ours whoever made it.
+// send waits for the call's turn and sends req, which may come from a client library, with our User-Agent.
 func (a *api) send(c call, req *http.Request) (got answer, err error) {
 	caller := req.Context()
 	leave, err := a.limiter.enter(caller, c.op, c.urgent)
@@ -165,9 +165,9 @@ func (a *api) send(c call, req *http.Request) (got answer, err error) {
 	return a.read(ctx, c, resp)
 }
 
-// sendOnce keeps net/http from sending a request again by itself when a connection breaks. It does so where it can have the
-// body once more, and, of requests without one, with those that have an idempotency key, for which it looks by these names
-// exactly; on the wire, their case means nothing. A GET may still be sent twice: it changes nothing.
+// sendOnce keeps net/http from sending a request again by itself when a connection breaks. net/http does so if it can get the
+// body again, and, for a request without a body, if that has an idempotency key. It looks only for exactly these names; in
+// lower case they mean the same on the wire. A GET may still be sent twice: it changes nothing.
 func sendOnce(req *http.Request) {
 	req.GetBody = nil
 	for _, name := range []string{"Idempotency-Key", "X-Idempotency-Key"} {
@@ -195,8 +195,8 @@ func (a *api) request(ctx context.Context, c call) (*http.Request, error) {
 	return req, nil
 }
 
-// address appends the call's segments to the base URL's own path, each escaped so that it stays one segment. An address
-// that the call brings is taken as it is.
+// address appends the call's segments to the base URL's own path, each escaped so that it stays one segment. If the call has a
+// URL of its own, address returns that unchanged.
 func (a *api) address(c call) *url.URL {
 	if c.url != nil {
 		return c.url
@@ -257,7 +257,7 @@ func (a *api) read(ctx context.Context, c call, resp *http.Response) (answer, er
 	return answer{}, e
 }
 
-// whole reads an answer of which more matters than its status.
+// whole reads an answer whose body matters, too, and not only its status.
 func (a *api) whole(ctx context.Context, c call, resp *http.Response) (answer, error) {
 	body, err := egress.ReadAll(resp.Body, a.maxBytes)
 	if err == nil {
@@ -280,8 +280,9 @@ func (a *api) whole(ctx context.Context, c call, resp *http.Response) (answer, e
 	return got, nil
 }
 
-// isPage reports whether an answer is a web page: no API's, but that of a proxy before it, which wants a login or knows no
-// such path, and so says nothing of a key. An empty answer is none, for some servers call that text/html, too.
+// isPage reports whether an answer is a web page. A page does not come from the API, but from a proxy in front of it that wants
+// a login or does not know the path, so it says nothing about a key. An empty answer is not a page, because some servers label
+// that text/html, too.
 func isPage(h http.Header, body io.Reader) bool {
 	if kind, _, _ := mime.ParseMediaType(h.Get("Content-Type")); kind != "text/html" {
 		return false
@@ -291,15 +292,15 @@ func isPage(h http.Header, body io.Reader) bool {
 	return bytes.HasPrefix(text, []byte("<"))
 }
 
-// With status 503 most gateways say that there was no server to ask, and 502 or 504 when one gave no answer. Of those that say 503
-// to both, Envoy, the gateway of many a mesh, tells whether it had a connection; Varnish and Fastly, Heroku and Azure Front Door are
-// known by their pages, and do not.
+// Most gateways answer 503 if there was no server to ask, and 502 or 504 if a server gave no answer. Of those that answer 503
+// in both cases, Envoy, which many service meshes use, says whether it had a connection. Varnish, Fastly, Heroku and Azure
+// Front Door, which are recognised by their pages, do not.
 var (
 	unanswered  = regexp.MustCompile(`disconnect/reset before headers|Varnish cache server|herokucdn\.com/error-pages|services aren't available right now`)
 	unconnected = regexp.MustCompile(`disconnect/reset before headers\. reset reason: (remote )?connection failure`)
 )
 
-// cutOff reports whether a gateway answers for a server that may have done what it was asked.
+// cutOff reports whether a gateway answers in place of a server that may have done what it was asked.
 func cutOff(body io.Reader) bool {
 	head, _ := io.ReadAll(io.LimitReader(body, pageBytes))
 	return unanswered.Match(head) && !unconnected.Match(head)
@@ -309,12 +310,12 @@ func pageError(op string, status int) error {
 	return protocol(op, "it answers with a web page (status %d); is a login page or a proxy in front of the server?", status)
 }
 
-// reach is how far a call came that has no answer.
+// reach is how far a call without an answer got.
 type reach int
 
 const (
 	reachedNobody    reach = iota // there was no connection, so nothing was sent
-	reachedHandshake              // the connection is new: the server may still be looking at who we are
+	reachedHandshake              // the connection is new: the server may still be checking our certificate
 	reachedServer                 // the server may have seen the request
 )
 
@@ -328,7 +329,7 @@ func reachOf(conn *httptrace.GotConnInfo) reach {
 	return reachedHandshake
 }
 
-// lost is the error of a call without an answer. What net/http says is not repeated: its errors hold URLs.
+// lost returns the error of a call without an answer. It does not repeat the errors of net/http, because they contain URLs.
 func lost(ctx context.Context, op string, reached reach, err error) *Error {
 	e := &Error{Op: op, Text: egress.Cause(err), cause: ctx.Err()}
 	switch {
@@ -344,8 +345,9 @@ func lost(ctx context.Context, op string, reached reach, err error) *Error {
 	return e
 }
 
-// retryAfter reads for how long the target asks to be left alone: from Retry-After, seconds or a date, or from
-// RateLimit-Reset, the second (Unix) at which calls count anew. 0 if it does not say, at most maxPause.
+// retryAfter returns how long the target asks not to be called: from Retry-After (RFC 9110 section 10.2.3), in seconds or as a
+// date, otherwise from RateLimit-Reset, the Unix time in seconds at which the target's count of calls starts again. It is at
+// most maxPause, and 0 if the target does not say.
 func retryAfter(h http.Header, now time.Time) time.Duration {
 	text := h.Get("Retry-After")
 	if seconds, err := strconv.ParseUint(text, 10, 31); err == nil {

@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// What a role asks Posit Connect for, as the parameter flow says.
+// The values of the parameter flow: how a key is obtained from Posit Connect.
 const (
 	flowOAuth      = "oauth"      // a key of a service principal, from the OAuth server
 	flowFederation = "federation" // a key of an existing user, by identity federation
@@ -46,11 +46,11 @@ const guid = "[0-9A-Za-z-]{1,64}"
 type connectDriver struct {
 	api      *api
 	apiKey   string        // credential; "" = keys are exchanged
-	lifetime time.Duration // of a key that is exchanged, where nothing tells
+	lifetime time.Duration // of an exchanged key whose expiry is not stated
 }
 
-// connectKind says what kind of target c describes. What it can do hangs on the credential alone, so that a target whose
-// keys can be revoked has no others.
+// connectKind returns the kind of target that c describes. It depends only on whether c has a credential: with one, a target
+// issues only keys that can be revoked, and without one, only keys that cannot.
 func connectKind(c Config) (facts, func(*Target) driver, error) {
 	kind := facts{
 		name: "connect", source: SourceRequest, audience: "connect", wantsToken: true,
@@ -94,7 +94,7 @@ func connectTogether(params map[string]any) *FieldError {
 	return nil
 }
 
-// checkAPIKey refuses a credential that no header can hold, above all one with the line break of its file.
+// checkAPIKey refuses a credential that cannot stand in a header, usually because it has the line break of its file.
 func checkAPIKey(c Config) error {
 	if !printable(c.Credential["api_key"]) {
 		return fieldErrorf("credential", `field "api_key" is not printable ASCII; has it a line break?`)
@@ -137,13 +137,13 @@ func (d *connectDriver) trade(ctx context.Context, r Request) (Key, error) {
 	if username != "" {
 		k.Fields = map[string]string{"username": username}
 	}
-	if fault := k.check(d.api.now()); fault != "" { // now of the name too
+	if fault := k.check(d.api.now()); fault != "" { // checks the username too
 		return Key{}, protocol(op, "%s", fault)
 	}
 	return k, nil
 }
 
-// exchangeCall makes the call that the token is sent with. Nothing was issued after an error.
+// exchangeCall builds the call that sends the token. After an error, nothing was issued.
 func (d *connectDriver) exchangeCall(ctx context.Context, op string, r Request) (call, error) {
 	flow, _ := r.Params["flow"].(string)
 	form := url.Values{
@@ -170,8 +170,8 @@ func (d *connectDriver) exchangeCall(ctx context.Context, op string, r Request) 
 	return c, nil
 }
 
-// discover asks the server for its token endpoint. Its metadata stand below the server's own path; RFC 8414 wants that
-// path behind the well-known one, which is tried where they do not.
+// discover asks the server for its token endpoint. Connect has its OAuth metadata below the server's own path. If they are not
+// there, discover tries the address of RFC 8414 section 3.1, which has that path after the well-known one.
 func (d *connectDriver) discover(ctx context.Context, op string) (*url.URL, error) {
 	c := call{
 		op: op, method: http.MethodGet, segments: []string{".well-known", "oauth-authorization-server"}, header: http.Header{},
@@ -182,7 +182,7 @@ func (d *connectDriver) discover(ctx context.Context, op string) (*url.URL, erro
 	}
 	path := strings.Trim(d.api.base.EscapedPath(), "/")
 	if path != "" {
-		c.absent = func(a answer) bool { return a.status == http.StatusNotFound } // with a page, too
+		c.absent = func(a answer) bool { return a.status == http.StatusNotFound } // even if it is a web page
 	}
 	answered, err := d.api.do(ctx, c)
 	if err == nil && answered.status == http.StatusNotFound {
@@ -199,8 +199,8 @@ func (d *connectDriver) discover(ctx context.Context, op string) (*url.URL, erro
 	return d.endpoint(op, answered)
 }
 
-// endpoint reads the token endpoint from the metadata: path and query as they are, but on the server's own origin, or
-// whoever writes the metadata could collect tokens.
+// endpoint reads the token endpoint from the metadata. It may have any path and query, but must be on the server's own origin:
+// otherwise whoever writes the metadata could collect tokens.
 func (d *connectDriver) endpoint(op string, a answer) (*url.URL, error) {
 	metadata := object(a.body)
 	text, _ := metadata["token_endpoint"].(string)
@@ -217,7 +217,7 @@ func (d *connectDriver) endpoint(op string, a answer) (*url.URL, error) {
 	return u, nil
 }
 
-// exchangeHint says what a refused exchange asks to be mended, and what the server says of it.
+// exchangeHint says what to correct after a refused exchange, and what the server says about it.
 func exchangeHint(flow string, a answer, token string) string {
 	refusal := object(a.body)
 	code, _ := refusal["error"].(string)
@@ -229,8 +229,8 @@ func exchangeHint(flow string, a answer, token string) string {
 	return withSaid(hint, []string{token}, code, about)
 }
 
-// exchangeCause is what a refusal asks to be mended, "" if it does not tell. The texts of the server that are looked for were
-// seen in the tests of its clients.
+// exchangeCause says what to correct after a refusal, "" if that is unknown. The server's texts that it looks for come from the
+// tests of Connect's clients.
 func exchangeCause(flow string, status int, code, about string) string {
 	switch {
 	case code == "invalid_grant" && strings.Contains(about, "ambiguous"):
@@ -255,7 +255,7 @@ func exchangeCause(flow string, status int, code, about string) string {
 	return ""
 }
 
-// tradedKey takes the key out of an answer. From here on a key exists, so every fault is ErrProtocol.
+// tradedKey reads the key from an answer. From here on a key exists, so every fault is ErrProtocol.
 func (d *connectDriver) tradedKey(op string, a answer, r Request, sent time.Time) (Key, error) {
 	body := object(a.body)
 	secret, _ := body["access_token"].(string)
@@ -273,8 +273,8 @@ func (d *connectDriver) tradedKey(op string, a answer, r Request, sent time.Time
 	return k, nil
 }
 
-// tradedExpiry is when a key ends: as the answer says, else with the subject token, as Connect's own clients take it, else
-// as is known of the target.
+// tradedExpiry returns when a key ends: as the answer says; if it does not, with the subject token, as Connect's own clients
+// assume; if that has no expiry, after the target's lifetime.
 func (d *connectDriver) tradedExpiry(op string, expiresIn any, token string, sent time.Time) (time.Time, error) {
 	if expiresIn == nil {
 		if end := tokenExpiry(token); !end.IsZero() {
@@ -290,7 +290,7 @@ func (d *connectDriver) tradedExpiry(op string, expiresIn any, token string, sen
 	return sent.Add(time.Duration(max(seconds, 0)) * time.Second).UTC(), nil
 }
 
-// tokenExpiry is the exp of a token that others have verified, zero if it has none.
+// tokenExpiry returns the exp of a token, zero if it has none. It does not verify the token, which others have done.
 func tokenExpiry(token string) time.Time {
 	parts := strings.Split(token, ".")
 	if len(parts) != 3 {

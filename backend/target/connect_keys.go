@@ -11,7 +11,7 @@ import (
 	"time"
 )
 
-// create makes a key of the user's by the API.
+// create makes a key for a user through the API.
 func (d *connectDriver) create(ctx context.Context, r Request) (Key, error) {
 	const op = "exchange"
 	user, _ := r.Params["user"].(string)
@@ -36,7 +36,7 @@ func (d *connectDriver) create(ctx context.Context, r Request) (Key, error) {
 	return createdKey(op, answered, r, d.api.now())
 }
 
-// keysHint says what a refused call of the API asks to be mended.
+// keysHint says what to correct after a refused call of the API.
 func keysHint(a answer) string {
 	switch a.status {
 	case http.StatusBadRequest, http.StatusUnprocessableEntity:
@@ -51,8 +51,8 @@ func keysHint(a answer) string {
 	return ""
 }
 
-// createdKey takes the key out of an answer. From here on a key exists, so every fault is ErrProtocol. A server that knows
-// no expiry of keys leaves it out: such a key does not end by itself.
+// createdKey reads the key from an answer. From here on a key exists, so every fault is ErrProtocol. A server that does not
+// support expiry of keys leaves expires_at out: such a key does not end by itself.
 func createdKey(op string, a answer, r Request, now time.Time) (Key, error) {
 	body := object(a.body)
 	k := Key{Handle: Handle{Name: r.Name, Params: r.Params}}
@@ -76,7 +76,7 @@ func createdKey(op string, a answer, r Request, now time.Time) (Key, error) {
 	return k, nil
 }
 
-// textOrNumber is an id as it stands in JSON.
+// textOrNumber returns an id, which JSON may have as a text or a number.
 func textOrNumber(value any) string {
 	switch value := value.(type) {
 	case string:
@@ -111,7 +111,7 @@ func (d *connectDriver) delete(ctx context.Context, h Handle) error {
 	return nil
 }
 
-// find returns the user's keys of the handle's name.
+// find returns the user's keys that have the handle's name.
 func (d *connectDriver) find(ctx context.Context, h Handle) ([]Handle, error) {
 	const op = "find"
 	user, _ := h.Params["user"].(string)

@@ -14,7 +14,7 @@ import (
 )
 
 const (
-	maxWait  = 10 * time.Second // a call that is not urgent waits no longer for its turn
+	maxWait  = 10 * time.Second // the longest that an ordinary call waits for its turn
 	maxPause = 5 * time.Minute  // a longer Retry-After is cut to this
 )
 
@@ -33,7 +33,7 @@ type Limiter struct {
 	running int
 	waiting int       // calls that wait for their turn
 	urgent  int       // the urgent ones among them
-	until   time.Time // the target asks for quiet until then
+	until   time.Time // the target asked for no calls until then
 	breaker breaker
 }
 
@@ -52,7 +52,7 @@ func NewLimiter(now func() time.Time) *Limiter {
 	}
 }
 
-// set changes the limits from the next call on. What was used of the rate stays used.
+// set changes the limits from the next call on. Calls that were counted against the rate stay counted.
 func (l *Limiter) set(to limits) {
 	if to.burst == 0 {
 		to.burst = int(math.Ceil(to.perSecond))
@@ -72,7 +72,7 @@ func (l *Limiter) set(to limits) {
 	l.signal()
 }
 
-// width is how many calls may be made at once so that none waits for its turn longer than patience.
+// width returns how many calls may be made at once so that none waits longer than patience for its turn.
 func (l *Limiter) width(patience time.Duration) int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -83,8 +83,8 @@ func (l *Limiter) width(patience time.Duration) int {
 }
 
 // enter waits for the call's turn. After a nil error the caller must call leave when the call is over. The only errors are
-// ErrBusy: the target is dead, it is paused (an urgent call waits for the end of the pause if ctx lasts that long), ctx
-// ended, or an ordinary call has waited for maxWait.
+// ErrBusy: the target is down, it is paused (an urgent call waits for the end of the pause if ctx lasts that long), ctx ended,
+// or an ordinary call has waited for maxWait.
 func (l *Limiter) enter(ctx context.Context, op string, urgent bool) (leave func(health), err error) {
 	l.mu.Lock()
 	err = l.refuses(op, urgent)
@@ -120,7 +120,8 @@ func (l *Limiter) enter(ctx context.Context, op string, urgent bool) (leave func
 	return l.begin(op, urgent)
 }
 
-// refuses says why a call need not wait for its turn, or is not made when it comes; nil if it may. The caller holds mu.
+// refuses returns why a call may not be made, nil if it may. It is used before a call waits for its turn, and again when the
+// turn comes. The caller holds mu.
 func (l *Limiter) refuses(op string, urgent bool) error {
 	if e := l.broken(op, urgent); e != nil {
 		return e
@@ -131,8 +132,8 @@ func (l *Limiter) refuses(op string, urgent bool) error {
 	return nil
 }
 
-// begin makes the call one of those that are under way, unless the target was found dead while it waited, or asked to be left
-// alone.
+// begin starts the call, unless the target was found to be down, or asked for a pause, while the call waited. The caller has a
+// slot, which is freed if the call may not start.
 func (l *Limiter) begin(op string, urgent bool) (leave func(health), err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -173,7 +174,7 @@ func (l *Limiter) sitOut(ctx context.Context, op string, urgent bool) error {
 	}
 }
 
-// paused returns ErrBusy while the target has asked to be left alone. The caller holds mu.
+// paused returns ErrBusy during a pause that the target asked for. The caller holds mu.
 func (l *Limiter) paused(op string) *Error {
 	if left := l.until.Sub(l.now()); left > 0 {
 		return &Error{Op: op, Text: "the target asked to be left alone", RetryAfter: left, outcome: ErrBusy}
@@ -181,8 +182,8 @@ func (l *Limiter) paused(op string) *Error {
 	return nil
 }
 
-// broken returns ErrBusy while the target is dead. What may use up a token or a credential is no probe while something waits
-// that ends keys. The caller holds mu.
+// broken returns ErrBusy while the target is down. An exchange or a rotation is not the probe while an urgent call waits,
+// because it may use up a token or a key for nothing. The caller holds mu.
 func (l *Limiter) broken(op string, urgent bool) *Error {
 	left, shut := l.breaker.shut(l.now())
 	spends := op == "exchange" && !urgent || op == "rotate"
@@ -202,7 +203,8 @@ func (l *Limiter) pause(d time.Duration) {
 	}
 }
 
-// slot waits until one call fewer runs than may. Its caller has the turn, so nobody else waits here.
+// slot waits until a further call may run, and counts it as running. It returns false if ctx ends first. The caller holds turn,
+// so only one call at a time waits here.
 func (l *Limiter) slot(ctx context.Context) bool {
 	for ctx.Err() == nil {
 		l.mu.Lock()
@@ -222,7 +224,7 @@ func (l *Limiter) slot(ctx context.Context) bool {
 	return false
 }
 
-// signal wakes who waits for a slot.
+// signal wakes the call that waits for a slot.
 func (l *Limiter) signal() {
 	select {
 	case l.freed <- struct{}{}:
@@ -245,20 +247,20 @@ func (l *Limiter) bound() *rate.Limiter {
 	return l.rate
 }
 
-// Use makes the limits of t's Config those of its limiter.
+// Use applies the limits of t's Config to its Limiter, which other Targets may share.
 func (t *Target) Use() { t.api.limiter.set(t.api.limits) }
 
-// State is what a Limiter does, and what it has met.
+// State describes a Limiter, and what it has observed of its target.
 type State struct {
 	Running  int       // calls under way
 	Waiting  int       // calls that wait for their turn
-	Paused   bool      // the target asked to be left alone for a while
-	Failures int       // calls in a row that had no answer, or a gateway's that there is none
-	Open     bool      // there were so many that the target is asked only now and then
+	Paused   bool      // the target asked for a pause, which has not ended
+	Failures int       // calls in a row that had no answer, or a gateway's answer that there is none
+	Open     bool      // there were so many failures that the target is asked only now and then
 	Next     time.Time // no call is made before; zero = calls are made
 }
 
-// State returns what the target's limiter does, and what it has met.
+// State returns the state of the target's Limiter.
 func (t *Target) State() State { return t.api.limiter.state() }
 
 func (l *Limiter) state() State {

@@ -13,13 +13,14 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
 )
 
-// Credential is a new credential of the engine at a target. It prints and logs without what it is, as all secrets here.
+// Credential is a new credential of the engine at a target. Its fields are neither printed nor logged, like all secrets of this
+// package.
 type Credential struct {
-	Fields map[string]string // exactly those of the credential that it takes the place of
+	Fields map[string]string // the same fields as in the credential that it replaces
 	Expiry time.Time         // UTC; zero = it does not end by itself
 }
 
-// String says that it is one.
+// String returns "credential", without any field.
 func (Credential) String() string { return "credential" }
 
 // Format implements fmt.Formatter.
@@ -41,8 +42,8 @@ func (t *Target) Rotate(ctx context.Context, h Handle, notAfter time.Time) (Key,
 	return t.driver.rotate(ctx, h, notAfter)
 }
 
-// Identify asks the target, with a key itself, which key it is; params say where it should belong, and whether it does is
-// for Find to tell. ErrDenied means that the key is not good.
+// Identify presents a key to the target and returns which key it is. params say where the key should belong; to check that it
+// does, use Find. ErrDenied means that the target does not accept the key.
 func (t *Target) Identify(ctx context.Context, secret string, params map[string]any) (Key, error) {
 	if t.driver.identify == nil {
 		return Key{}, unsupported("identify")
@@ -50,9 +51,9 @@ func (t *Target) Identify(ctx context.Context, secret string, params map[string]
 	return t.driver.identify(ctx, secret, params)
 }
 
-// RotateCredential makes a new credential for the engine, under a name where the target has names. The old one is dead from
-// then on, unless Caps.Retire says that it lives until RetireCredential. The same holds of errors as with Rotate, and nobody
-// finds a credential that was lost.
+// RotateCredential makes a new credential for the engine, with the given name if credentials have names at the target. It ends
+// the old one, unless Caps.Retire is true: then the old one is valid until RetireCredential. Errors mean what they mean for
+// Rotate, except that a lost credential cannot be found.
 func (t *Target) RotateCredential(ctx context.Context, name string, notAfter time.Time) (Credential, error) {
 	if t.driver.rotateCredential == nil {
 		return Credential{}, unsupported("rotate_credential")
@@ -137,8 +138,8 @@ func (p *profileDriver) doRetire(ctx context.Context) (doubtful bool, err error)
 	return err == nil && p.retire.onlyIf == nil && slices.Contains(p.retire.gone, answered.status), err
 }
 
-// ask makes a call whose answer is read, and tells when it was sent. The answer's reader sees what the request's expressions
-// saw, but no secret.
+// ask makes a call, prepares its answer for reading, and returns when the call was sent. The expressions that read the answer
+// have the variables of the request, without its secrets.
 func (p *profileDriver) ask(ctx context.Context, op string, o *operation, vars map[string]any) (*reading, time.Time, error) {
 	b := expr.NewBudget()
 	c, err := o.call(op, b, vars)
