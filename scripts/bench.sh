@@ -2,9 +2,9 @@
 # Copyright (c) the oidcexchange authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# Measures the plugin in a real Vault beside what its users would do otherwise, see scripts/bench/main.go: about a quarter of
-# an hour on two cores, or two minutes with BENCH_QUICK=1. Results go to bin/bench. BENCH_STORAGE=inmem takes the disk out,
-# BENCH_GROUPS=issue,renew,revoke some of the groups.
+# Measures the plugin in a real Vault and compares it with what its users would do without it, see scripts/bench/main.go.
+# Takes about a quarter of an hour on two cores, or two minutes with BENCH_QUICK=1. Results go to bin/bench.
+# BENCH_STORAGE=inmem uses storage in memory instead of the disk; BENCH_GROUPS=issue,renew,revoke selects groups.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -2,16 +2,16 @@
 # Copyright (c) the oidcexchange authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# The main job on a real Vault, step by step: each command as one types it, then its own output, which is checked. Runs in
-# a directory of its own that is gone at the end, as is every process that it has started.
+# The main job on a real Vault, step by step: each command as a user types it, then its own output, which is checked. It
+# runs in a directory of its own; at the end the directory and every process that it has started are gone.
 #
-# shellcheck disable=SC2016 # commands are shown as they are, and expanded when they run
+# shellcheck disable=SC2016 # commands are shown unexpanded, and expanded when they run
 set -euo pipefail
 
 repo=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 readonly repo plugin=vault-plugin-secrets-oidcexchange
 dir=  # where the commands run
-pids= # of the started programs, each after a blank; the last one was started last
+pids= # of the started programs, each after a blank; the latest comes last
 checks=0
 
 say() { printf '%s\n' "$*"; }
@@ -25,7 +25,7 @@ fail() {
 # title starts a step.
 title() { printf '\n# %s\n' "$*"; }
 
-# run shows a command, runs it in this shell, shows its output and keeps that in a file.
+# run shows a command, runs it in this shell, shows its output and keeps the output in a file.
 run() {
 	say "\$ $1"
 	local status=0
@@ -34,7 +34,7 @@ run() {
 	((status == 0)) || fail "the command ended with status $status"
 }
 
-# refused is run for a command that must fail.
+# refused is like run, for a command that must fail.
 refused() {
 	say "\$ $1"
 	if eval "$1" >"$dir/out" 2>&1; then
@@ -44,7 +44,7 @@ refused() {
 	cat "$dir/out"
 }
 
-# await repeats a command until its output has $2, for 45 seconds at most, then shows it.
+# await repeats a command until its output has $2, for at most 45 seconds, then shows the output.
 await() {
 	local until=$((SECONDS + 45))
 	until eval "$1" >"$dir/out" 2>&1 && grep -Eq -- "$2" "$dir/out"; do
@@ -56,7 +56,7 @@ await() {
 	checks=$((checks + 1))
 }
 
-# expect checks that the last output has each of the patterns.
+# expect checks that the last output matches each of the patterns.
 expect() {
 	local pattern
 	for pattern; do
@@ -65,17 +65,18 @@ expect() {
 	done
 }
 
-# field prints a value of the last output, which was Vault's table.
+# field prints a value from the last output, which is a table of Vault's.
 field() { awk -v name="$1" '$1 == name { print $2; exit }' "$dir/out"; }
 
-# background shows and starts a command whose output goes to a file.
+# background shows a command and starts it, with its output in a file.
 background() {
 	say "\$ $1 > $2 2>&1 &"
 	eval "exec $1" >"$2" 2>&1 &
 	pids+=" $!"
 }
 
-# running waits until a started program is ready, which the command $2 tells.
+# running waits until a started program is ready, which is when the command $2 succeeds. If that fails, it shows the
+# program's output $1.
 running() {
 	local until=$((SECONDS + 30))
 	until eval "$2" >/dev/null 2>&1; do
@@ -92,7 +93,7 @@ stop() {
 	pids=${pids% *}
 }
 
-# cleanup ends what still runs, the last first, and removes all files.
+# cleanup ends the programs that still run, latest first, and removes all files.
 cleanup() {
 	while [[ -n $pids ]]; do
 		stop
@@ -101,7 +102,7 @@ cleanup() {
 	rm -rf "$dir"
 }
 
-# free_port prints a port of the loopback on which nobody listens.
+# free_port prints a loopback port on which nobody listens.
 free_port() {
 	local port
 	for port in $(seq 8200 10 8900); do
@@ -128,7 +129,7 @@ prepare() {
 	cd "$dir"
 	ln -s "$repo/bin" "$repo/bootstrap" .
 	mkdir plugins
-	# Nothing of the user's own Vault, and no proxy between the programs of this machine.
+	# Ignore the user's own Vault settings, and any proxy between programs of this machine.
 	unset "${!VAULT_@}"
 	export HOME=$dir PATH=${vault%/*}:$PATH no_proxy=127.0.0.1 NO_PROXY=127.0.0.1
 	cat >vault.hcl <<END

@@ -2,17 +2,16 @@
 # Copyright (c) the oidcexchange authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# Runs each fuzz function of each package for the time given, such as 30s. What is found is saved below testdata/fuzz of
-# its package, as a test case from then on.
+# Runs each fuzz function of each package for the given time, such as 30s. An input that fails is saved below testdata/fuzz
+# of its package, and is a test case from then on.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 
-# fuzz runs one function. By default go spends up to a minute on making each input that is new a little smaller, and tries
-# nothing else meanwhile. go before 1.27 may fail at the end of the time with its own deadline and nothing found
-# (go.dev/issue/75804).
+# fuzz runs one function. By default go spends up to a minute on minimizing each new input, and tries no others meanwhile.
+# go before 1.27 may fail at the end of the time with its own deadline although nothing was found (go.dev/issue/75804).
 fuzz() {
 	go test -run '^$' -fuzz "^$3\$" -fuzztime "$1" -fuzzminimizetime 10x "$2" 2>&1 | tee "$log" && return
 	grep -q '^    context deadline exceeded$' "$log" && ! grep -q 'Failing input written' "$log"

@@ -2,7 +2,8 @@
 # Copyright (c) the oidcexchange authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# Sourced by what makes something slow once per machine: it stays in the user's cache folder. Progress goes to stderr.
+# Sourced by scripts that build something slow: it is built once per machine, and stays in the user's cache folder. Progress
+# goes to stderr.
 
 readonly cache=${XDG_CACHE_HOME:-$HOME/.cache}/oidcexchange
 product= # what is made
@@ -11,28 +12,28 @@ builder= # the process that makes it
 say() { printf '%s\n' "$*" >&2; }
 die() { say "${0##*/}: $*"; exit 1; }
 
-# once makes $2, a file or folder, unless it is there; $1 is its name in words. The function $3 is called with a folder to
-# work in, and leaves it there under its base name. It appears whole or not at all.
+# once makes $2, a file or folder, unless it exists; $1 is its name in words. The function $3 is called with a folder to
+# work in, and leaves the result there under the base name of $2. The result appears whole or not at all.
 once() {
 	local what=$1 make=$3
 	product=$2
 	[[ ! -e $product ]] || return 0
 	mkdir -p "${product%/*}"
 	lock "$what" || return 0
-	rm -rf "$product.building" # of a build that was killed
+	rm -rf "$product.building" # left by a build that was killed
 	mkdir "$product.building"
 	"$make" "$product.building"
 	mv "$product.building/${product##*/}" "$product"
 }
 
-# lock waits until nobody else makes $product. A link is made with its content at once, so its owner is never unknown.
-# Fails if meanwhile somebody else has made it.
+# lock waits until nobody else is making $product. It fails if somebody else has made it in the meantime. The lock is a
+# symbolic link, which is created together with its content, so that its owner is always known.
 lock() {
 	local owner told=
 	until ln -sn "$$" "$product.lock" 2>/dev/null; do
 		owner=$(readlink "$product.lock") || continue
 		if ! kill -0 "$owner" 2>/dev/null; then
-			rm -f "$product.lock" # its owner has died
+			rm -f "$product.lock" # its owner has ended
 			continue
 		fi
 		[[ $told ]] || say "process $owner is building $1 already; waiting for it"
@@ -51,8 +52,8 @@ cleanup() {
 	rm -f "$product.lock"
 }
 
-# logged runs a build in the folder $1, with its output in the log $2 of which the end is shown if it fails. Every 20
-# seconds it tells how far go or npm is.
+# logged runs a build in the folder $1 and logs its output to $2, the end of which is shown if the build fails. Every 20
+# seconds it prints the progress of go or npm.
 logged() {
 	local dir=$1 log=$2 start=$SECONDS next=20 status=0
 	shift 2

@@ -2,8 +2,8 @@
 # Copyright (c) the oidcexchange authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# Prints the folder of a server that others wrote, for the acceptance tests, and nothing else; progress goes to stderr.
-# It is built from its published module or package, at the version below, once per machine.
+# Prints the folder of another project's server, for the acceptance tests, and nothing else; progress goes to stderr. The
+# server is built from its published module or package, at the version below, once per machine.
 #
 # usage: real.sh pocketbase|spire|gitea|unleash|verdaccio
 set -euo pipefail
@@ -20,8 +20,9 @@ require() {
 	done
 }
 
-# from_module builds packages of a module, each given by its path there: with the requirements, sums and replacements that the module itself has, for go
-# install takes no module with replacements, and asks for lists of versions that need not be there.
+# from_module builds packages of a module, each given by its path in the module. It uses the module's own requirements, sums
+# and replacements, because go install accepts no module with replacements, and asks for lists of versions that may not be
+# available.
 from_module() {
 	local name=$1 module=$2 version=$3
 	shift 3
@@ -38,7 +39,7 @@ from_module() {
 		(cd "$work/module" && GOWORK=off go mod edit -module=real -require="$module@$version")
 		logged "$work/module" "$work/log" env GOFLAGS= GOWORK=off GOTMPDIR="$work" \
 			go build -mod=mod -v -trimpath -buildvcs=false -tags 'sqlite sqlite_unlock_notify' -o "$out/" "${commands[@]}"
-		if [[ $name == gitea ]]; then # it reads them where it runs
+		if [[ $name == gitea ]]; then # it needs these files at run time
 			cp -r "$source/templates" "$source/options" "$source/public" "$out"
 			chmod -R u+w "$out"
 		fi
@@ -47,7 +48,7 @@ from_module() {
 	printf '%s\n' "$cache/$name-$version"
 }
 
-# from_package installs an npm package; $3 are its overrides in JSON.
+# from_package installs an npm package; $3 is its overrides in JSON.
 from_package() {
 	local name=$1 version=$2 overrides=$3
 	require node npm
@@ -67,7 +68,7 @@ pocketbase) from_module pocketbase github.com/pocketbase/pocketbase v0.36.9 /exa
 spire) from_module spire github.com/spiffe/spire v1.13.0 /cmd/spire-server /cmd/spire-agent ;;
 gitea) from_module gitea code.gitea.io/gitea v1.26.2 '' ;;
 unleash) from_package unleash-server 6.4.1 '{}' ;;
-# One of verdaccio's packages wants node-fetch of a tag that is not there any more.
+# One of verdaccio's packages requires node-fetch by a tag that no longer exists.
 verdaccio) from_package verdaccio 6.5.0 '{"node-fetch": "2.7.0"}' ;;
 *) die "usage: real.sh pocketbase|spire|gitea|unleash|verdaccio" ;;
 esac

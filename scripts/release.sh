@@ -2,9 +2,9 @@
 # Copyright (c) the oidcexchange authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# release.sh VERSION [PLATFORM...]: the static binaries of the commit that is checked out, as bin/release/VERSION, with what
-# is in each (CycloneDX) and SHA256SUMS. Each binary is built twice, the second time from another folder and with an empty
-# build cache, and must come out the same: so whoever has the commit and the same go gets the same binaries.
+# release.sh VERSION [PLATFORM...]: builds the static binaries of the checked-out commit into bin/release/VERSION, with a
+# list of what is in each (CycloneDX) and SHA256SUMS. Each binary is built twice, the second time in another folder and with
+# an empty build cache, and both must be identical: so anybody with the same commit and the same go gets the same binaries.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -18,10 +18,10 @@ readonly out=$PWD/bin/release/$version
 
 die() { printf 'release.sh: %s\n' "$*" >&2; exit 1; }
 
-# What of the environment could change the files. A go command that is newer or older than this one does, too.
+# Environment variables that could change the files. An older or newer go command changes them too.
 export CGO_ENABLED=0 GOFLAGS=-mod=readonly GOEXPERIMENT= GOAMD64=v1 GOARM64=v8.0 GOWORK=off GOFIPS140=off
 
-# A version that is no pre-release has its section in the changelog.
+# A version that is not a pre-release needs a section in the changelog.
 check_version() {
 	[[ $version =~ ^v[0-9]+\.[0-9]+\.[0-9]+(-[0-9A-Za-z.-]+)?$ ]] || die "VERSION=$version is no version like v1.2.3 or v1.2.3-rc1"
 	[[ $version == *-* ]] || grep -qxF "## ${version#v}" CHANGELOG.md || die "CHANGELOG.md has no section \"## ${version#v}\""
@@ -32,8 +32,8 @@ check_tree() {
 	go mod verify >/dev/null || die "a module differs from its sum, see above"
 }
 
-# build compiles the commit for all platforms into the folder $1, in a clone at $2: go knows the commit of a clone, not of
-# every working tree.
+# build compiles the commit for all platforms into the folder $1, in a clone at $2, because go can tell the commit of a
+# clone, but not of every working tree.
 build() {
 	local platform suffix
 	git clone -q --no-local . "$2"

@@ -2,7 +2,7 @@
 # Copyright (c) the oidcexchange authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# A dev Vault, in memory, with the plugin $1 mounted at $2, until interrupted.
+# Runs a dev Vault, in memory, with the plugin $1 mounted at $2, until interrupted.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

@@ -2,9 +2,9 @@
 # Copyright (c) the oidcexchange authors
 # SPDX-License-Identifier: MPL-2.0
 #
-# Prints the path of a Vault to test against, and nothing else; progress goes to stderr.
-# That is vault from PATH if it is new enough, else the community server built from its published module (vault/ beside
-# this script), once per machine: the binary stays in the user's cache folder.
+# Prints the path of a Vault to test against, and nothing else; progress goes to stderr. It is the vault on PATH if that is
+# new enough, else the community server built from its published module (vault/ beside this script), once per machine: the
+# binary stays in the user's cache folder.
 set -euo pipefail
 
 readonly min_major=1 min_minor=16
@@ -29,18 +29,19 @@ from_path() {
 	printf '%s\n' "$found"
 }
 
-# require names what is missing before a long build starts.
+# require fails before a long build starts, and names what is missing.
 require() {
 	local tool
 	for tool in go git; do
 		command -v "$tool" >/dev/null || die "$tool is missing; install it, or put a vault $min_major.$min_minor or newer on PATH"
 	done
-	# go switches to the toolchain that go.mod asks for, or says why it cannot.
+	# go switches to the toolchain that go.mod requires, or says why it cannot.
 	(cd "$source_dir" && GOWORK=off go env GOVERSION) >/dev/null ||
 		die "this go is too old and may not fetch a newer one; install Go from https://go.dev/dl, or set GOTOOLCHAIN=auto"
 }
 
-# build makes the server in the folder $1. The user's own settings could change what is built, or forbid to build it.
+# build builds the server in the folder $1, without the user's own go settings, which could change what is built or make the
+# build fail.
 build() {
 	say "Building Vault $(module_version). That takes about 25 CPU minutes, once per machine."
 	say "(A vault $min_major.$min_minor or newer on PATH would be used instead.)"

@@ -13,8 +13,8 @@ const localhost = "localhost"
 
 var loopback4 = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 
-// never lists what is not dialled whatever an operator permits: nothing that speaks https on behalf of somebody else lives
-// there, and cloud metadata services, which hand out the machine's own credentials, do.
+// never lists the addresses that are never dialled, whatever an operator permits: no server that an exchange needs lives
+// there, but cloud metadata services do, which hand out the machine's own credentials.
 var never = prefixes(
 	"0.0.0.0/8",          // "this host"; Linux routes it to loopback
 	"169.254.0.0/16",     // link-local, with most clouds' metadata
@@ -33,7 +33,7 @@ var never = prefixes(
 	"2001::/32",          // Teredo: hides an IPv4 address behind a relay
 )
 
-// private lists what is dialled only if AllowPrivate has it.
+// private lists the addresses that are dialled only if AllowPrivate contains them.
 var private = prefixes(
 	"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16",
 	"127.0.0.0/8", "::1/128",
@@ -46,14 +46,14 @@ var private = prefixes(
 	"2001:db8::/32", "3fff::/20", // documentation
 )
 
-// Addresses that carry an IPv4 address to which a translator passes the connection on.
+// Prefixes of addresses that contain an IPv4 address, to which a translator passes the connection on.
 var (
 	nat64     = netip.MustParsePrefix("64:ff9b::/96")
 	sixToFour = netip.MustParsePrefix("2002::/16")
 )
 
-// globalUnicast is all of IPv6 that is handed out; the rest (fc00::/7, fec0::/10, 64:ff9b:1::/48, 100::/64 and what has no
-// use yet) counts as private.
+// globalUnicast is the part of IPv6 from which addresses are allocated; the rest (fc00::/7, fec0::/10, 64:ff9b:1::/48,
+// 100::/64 and unassigned ranges) counts as private.
 var globalUnicast = netip.MustParsePrefix("2000::/3")
 
 func prefixes(list ...string) []netip.Prefix {
@@ -64,7 +64,7 @@ func prefixes(list ...string) []netip.Prefix {
 	return out
 }
 
-// judge says whether ip may be dialled. Every error is an ErrRefused.
+// judge checks whether ip may be dialled. Every error is an ErrRefused.
 func (p Policy) judge(ip netip.Addr) error {
 	ip = ip.Unmap().WithZone("")
 	if inner, ok := embedded(ip); ok {
@@ -107,8 +107,8 @@ func contains(list []netip.Prefix, ip netip.Addr) bool {
 	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(ip) })
 }
 
-// isLoopbackHost says whether the host of a URL means this machine without a look-up that could say otherwise: an address,
-// or the name localhost, for which the dialler insists on a loopback address.
+// isLoopbackHost reports whether the host of a URL is this machine, without a look-up that could give another answer: a
+// loopback address, or the name localhost, for which the dialler insists on a loopback address.
 func isLoopbackHost(host string) bool {
 	ip, err := netip.ParseAddr(host)
 	return host == localhost || err == nil && ip.Unmap().IsLoopback()

@@ -30,10 +30,10 @@ const (
 	maxHeaderBytes  = 64 << 10
 )
 
-// ErrTooLarge is returned by ReadAll when there is more to read than the caller takes.
+// ErrTooLarge is returned by ReadAll when there is more to read than its limit.
 var ErrTooLarge = errors.New("answer too large")
 
-// Options are what differs between the clients of one policy. The zero Options is a plain client.
+// Options are the settings in which clients of one policy differ. The zero Options is a plain client.
 type Options struct {
 	// CAPEM holds certificates that replace the system's roots: with it, only these are trusted. Empty means the system's.
 	CAPEM string
@@ -84,7 +84,7 @@ func (p Policy) Client(o Options) (*http.Client, error) {
 		MaxResponseHeaderBytes: maxHeaderBytes,
 		MaxConnsPerHost:        o.MaxConns,
 		MaxIdleConns:           o.MaxConns,
-		MaxIdleConnsPerHost:    o.MaxConns, // who calls so often calls again, and a handshake costs more than a call
+		MaxIdleConnsPerHost:    o.MaxConns, // a caller with many calls soon calls again, and a handshake costs more than a call
 		IdleConnTimeout:        idleTimeout,
 		DisableCompression:     true,
 		Protocols:              &protocols,
@@ -114,7 +114,7 @@ func (o Options) tlsConfig() (*tls.Config, error) {
 	}
 	if o.ClientCert != "" {
 		pair, err := tls.X509KeyPair([]byte(o.ClientCert), []byte(o.ClientKey))
-		if err != nil { // its text could quote what was given
+		if err != nil { // the text of err could quote the certificate or key
 			return nil, errors.New("client_cert, client_key: not a certificate and its key in PEM")
 		}
 		c.Certificates = []tls.Certificate{pair}
@@ -122,7 +122,7 @@ func (o Options) tlsConfig() (*tls.Config, error) {
 	return c, nil
 }
 
-// parseCAs wants certificates and nothing else: a bundle of which a part was skipped in silence would be found out during
+// parseCAs accepts certificates and nothing else: if part of a bundle were skipped silently, that would be noticed only in
 // an outage.
 func parseCAs(text string) (*x509.CertPool, error) {
 	pool := x509.NewCertPool()
@@ -156,7 +156,8 @@ func (p Policy) parseProxy(o Options) (*url.URL, error) {
 	if err != nil {
 		return nil, fmt.Errorf("proxy_url: %w", err)
 	}
-	// A proxy is mostly spoken to over http: it sees a host's name and then TLS that it cannot read.
+	// Checked as https even if the proxy is spoken to over http, as most are: it sees only a host's name and then TLS that
+	// it cannot read.
 	if err := p.Check(&url.URL{Scheme: "https", Host: u.Host}); err != nil {
 		return nil, fmt.Errorf("proxy_url: %w", err)
 	}
@@ -169,10 +170,10 @@ func (p Policy) parseProxy(o Options) (*url.URL, error) {
 	return u, nil
 }
 
-// errProxy is in the chain of errors that say what a proxy answered in place of a connection.
+// errProxy is in the chain of errors that say what a proxy answered instead of connecting.
 var errProxy = errors.New("the proxy of proxy_url does not connect to the server")
 
-// judgeProxy looks at a proxy's answer to CONNECT. Of its text, which net/http would repeat, nothing is kept.
+// judgeProxy checks a proxy's answer to CONNECT. It keeps nothing of the answer's text, which net/http would repeat.
 func judgeProxy(_ context.Context, _ *url.URL, _ *http.Request, resp *http.Response) error {
 	if resp.StatusCode == http.StatusOK {
 		return nil
@@ -200,7 +201,7 @@ func (p Policy) judgeDial(host, resolved string) error {
 	if err != nil {
 		return fmt.Errorf("%w: not an address", ErrRefused)
 	}
-	// http is permitted to localhost by its name, whatever a resolver says that it is.
+	// http is permitted to localhost by name, so the name must mean a loopback address, whatever a resolver says.
 	if host == localhost && !to.Addr().Unmap().IsLoopback() {
 		return fmt.Errorf("%w: localhost is not this machine", ErrRefused)
 	}
@@ -217,7 +218,7 @@ type guard struct {
 func (g *guard) RoundTrip(r *http.Request) (*http.Response, error) {
 	if err := g.check(r.URL); err != nil {
 		if r.Body != nil {
-			_ = r.Body.Close() // a RoundTripper must; nobody can use the error
+			_ = r.Body.Close() // a RoundTripper must close it; the error is of no use to anybody
 		}
 		return nil, err
 	}
@@ -234,7 +235,7 @@ func (g *guard) check(u *url.URL) error {
 	return nil
 }
 
-// CloseIdleConnections is what http.Client's method of that name calls.
+// CloseIdleConnections is called by http.Client's method of the same name.
 func (g *guard) CloseIdleConnections() { g.transport.CloseIdleConnections() }
 
 // ReadAll reads r to its end, but no more than limit bytes: beyond them it returns ErrTooLarge and no data. Other errors are
@@ -250,7 +251,7 @@ func ReadAll(r io.Reader, limit int64) ([]byte, error) {
 	return data, nil
 }
 
-// Cause says in this package's own words why a call had no answer, and what to mend where that can be told. The errors of
+// Cause says in this package's own words why a call got no answer, and how to fix that if it can tell. The errors of
 // net/http and crypto/tls may quote the server or the proxy (a status line, a certificate's names) and the URL; this text
 // never does.
 func Cause(err error) string {
@@ -271,7 +272,7 @@ func Cause(err error) string {
 	return connectionCause(err)
 }
 
-// connectionCause says why there is no connection to a server, or none any more.
+// connectionCause says why a connection to a server failed or broke.
 func connectionCause(err error) string {
 	var (
 		dns     *net.DNSError
@@ -298,7 +299,8 @@ func connectionCause(err error) string {
 	return certificateCause(err)
 }
 
-// certificateCause says what is wrong with a server's certificate, if that is it.
+// certificateCause says what is wrong with a server's certificate, or that the connection failed if err is about something
+// else.
 func certificateCause(err error) string {
 	var (
 		unknown x509.UnknownAuthorityError
@@ -322,15 +324,15 @@ func certificateCause(err error) string {
 // 6.2).
 var certificateAlerts = []tls.AlertError{42, 43, 44, 45, 46, 48, 49, 116}
 
-// CertificateRefused reports whether the server did not take the client's certificate, or missed one. With TLS 1.3 the client
-// learns that only when it reads the answer to its first request, which the server never looks at.
+// CertificateRefused reports whether the server refused the client's certificate, or missed one. With TLS 1.3 the client
+// learns this only when it reads the answer to its first request, at which the server never looks.
 func CertificateRefused(err error) bool {
 	text := alert(err)
 	return slices.ContainsFunc(certificateAlerts, func(a tls.AlertError) bool { return a.Error() == text })
 }
 
-// alert is the text of the TLS alert by which the server ended a connection, "" if it sent none. The type that crypto/tls has
-// for it is not exported, but has the texts of tls.AlertError.
+// alert returns the text of the TLS alert with which the server ended a connection, "" if it sent none. crypto/tls does not
+// export its type for received alerts, but their texts are those of tls.AlertError.
 func alert(err error) string {
 	var op *net.OpError
 	if !errors.As(err, &op) || op.Op != "remote error" || op.Err == nil {
@@ -339,8 +341,8 @@ func alert(err error) string {
 	return op.Err.Error()
 }
 
-// own is the text of our own error inside err, which says more than its sentinel: what wraps it (*url.Error, *net.OpError)
-// repeats the URL.
+// own returns the text of our own error inside err, which says more than its sentinel. The errors that wrap it (*url.Error,
+// *net.OpError) repeat the URL.
 func own(err, sentinel error) string {
 	for {
 		inner := errors.Unwrap(err)

@@ -78,7 +78,7 @@ func (p Policy) ParseURL(raw string) (*url.URL, error) {
 	return u, nil
 }
 
-// parseBase does what of ParseURL is no matter of a policy.
+// parseBase makes the checks of ParseURL that do not depend on a policy.
 func parseBase(raw string) (*url.URL, error) {
 	if len(raw) > maxURLBytes {
 		return nil, fmt.Errorf("longer than %d bytes", maxURLBytes)
@@ -102,7 +102,8 @@ func parseBase(raw string) (*url.URL, error) {
 	return u, nil
 }
 
-// ParseEndpoint is ParseURL for the address of a single endpoint: that may have a query, which is kept as it is written.
+// ParseEndpoint is ParseURL for the address of a single endpoint, which may have a query. The query is kept as it is
+// written.
 func (p Policy) ParseEndpoint(raw string) (*url.URL, error) {
 	base, query, hasQuery := strings.Cut(raw, "?")
 	u, err := p.ParseURL(base)
@@ -184,7 +185,7 @@ func (p Policy) Check(u *url.URL) error {
 	return p.checkLiteral(host, ip)
 }
 
-// checkLiteral judges the addresses that are known without a look-up: literals, and localhost.
+// checkLiteral judges addresses that are known without a look-up: literals, and localhost.
 func (p Policy) checkLiteral(host string, ip netip.Addr) error {
 	if ip.IsValid() {
 		return p.judge(ip)
@@ -274,8 +275,8 @@ func (p Policy) allowsHost(host string) bool {
 	return false
 }
 
-// matchHost leaves the search to path.Match, which goes back to no star but the last. Its star stays between slashes, as ours
-// stays between dots, but may take nothing.
+// matchHost leaves the search to path.Match, which backtracks only to the last star. A star there matches no slash, so the
+// dots become slashes, but it may match nothing, which ours may not.
 func matchHost(pattern, host string) bool {
 	pattern = strings.NewReplacer(".", "/", "*", "?*").Replace(pattern)
 	matched, err := path.Match(pattern, strings.ReplaceAll(host, ".", "/"))

@@ -30,7 +30,7 @@ func TestSpread(t *testing.T) {
 	}
 }
 
-// twoRounds is a group in which the plugin was half as fast as the floor, and then as fast.
+// twoRounds is a group in which the plugin is half as fast as the floor in one round, and as fast in the next.
 func twoRounds() group {
 	g := group{name: "issue", what: "keys <issued>", ways: []string{"floor", "RS256"}, clients: []int{8}, rounds: 2, size: some(1, 100), ratios: []ratio{{"RS256", "floor", 0.8}}}
 	for round, seconds := range []struct{ floor, plugin float64 }{{1, 2}, {4, 4}} {
@@ -112,7 +112,7 @@ func TestEachCallsEverythingOnce(t *testing.T) {
 	}
 }
 
-// This process uses CPU while it waits for its own figure to rise.
+// This process uses CPU until it sees its own figure rise.
 func TestCPUTimeRises(t *testing.T) {
 	me := map[string]int{"me": os.Getpid()}
 	first, err := cpuTimes(me)
@@ -127,7 +127,7 @@ func TestCPUTimeRises(t *testing.T) {
 	t.Errorf("still %s s", strconv.FormatFloat(first["me"], 'f', 2, 64))
 }
 
-// Every group names ways that there are, and compares what it measures.
+// Every group names only existing ways, and compares only ways that it measures.
 func TestGroups(t *testing.T) {
 	known := map[string]bool{}
 	for _, by := range ways {

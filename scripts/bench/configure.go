@@ -11,7 +11,7 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// boundClaims are what the JWT auth method and the plugin's trust policies alike want a token to say.
+// boundClaims are the claims that both the JWT auth method and the plugin's trust policies require of a token.
 var boundClaims = map[string]any{"repository_id": "710042", "ref": "refs/heads/main"}
 
 const audience = "bench"
@@ -22,7 +22,7 @@ path "null/creds/*" { capabilities = ["read", "update"] }
 path "sys/leases/renew" { capabilities = ["update"] }
 `
 
-// writes makes writes to Vault in their order.
+// writes makes writes to Vault in the given order.
 func (w *world) writes(ctx context.Context, all ...write) error {
 	for _, one := range all {
 		if _, err := w.root.Logical().WriteWithContext(ctx, one.path, one.data); err != nil {
@@ -37,8 +37,8 @@ type write struct {
 	data map[string]any
 }
 
-// enableLogins lets a caller log in once by password, and a job by token for each key: once with a service token, which is
-// Vault's default, once with a batch token, which costs no storage.
+// enableLogins lets a caller log in once by password, and a job log in with a token for each key: by one role it gets a
+// service token, which is Vault's default, by the other a batch token, which takes no storage.
 func (w *world) enableLogins(ctx context.Context, _ options) error {
 	for _, method := range []string{"userpass", "jwt"} {
 		if err := w.root.Sys().EnableAuthWithOptionsWithContext(ctx, method, &api.EnableAuthOptions{Type: method}); err != nil {

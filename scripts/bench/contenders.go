@@ -16,16 +16,16 @@ import (
 	"time"
 )
 
-// way is one way to have a key. Each has a Vault path of its own, under which its leases are.
+// way is one way to get a key. Each has a Vault path of its own, and its leases are under this path.
 type way struct {
 	name   string
 	engine string // the plugin behind it
 	path   string
-	issuer string // of the token that is presented with each request; "" = none
-	login  string // the role of the JWT auth method at which the token is presented first; "" = the caller has logged in before
+	issuer string // issuer of the token that is presented with each request; "" = none
+	login  string // role of the JWT auth method where the token is used to log in first; "" = the caller has logged in before
 }
 
-// ways are compared with each other, in this order.
+// ways are all ways, in the order in which they are measured.
 var ways = []way{
 	{"floor", nullName, "null/creds/floor", "", ""},
 	{"honest floor", nullName, "null/creds/honest", "", ""},
@@ -39,7 +39,7 @@ var ways = []way{
 	{"ES256, single use", pluginName, "oidcexchange/creds/es-once", "es-once", ""},
 }
 
-// group is one kind of work, done by some of the ways.
+// group is one kind of work, done in some of the ways.
 type group struct {
 	name, what string
 	ways       []string
@@ -81,7 +81,7 @@ var groups = map[string]group{
 	},
 }
 
-// some is the size of a window for one client, and for more.
+// some returns the size of a window: one for a single client, more for several.
 func some(one, more int) func(int) int {
 	return func(clients int) int {
 		if clients == 1 {
@@ -91,7 +91,7 @@ func some(one, more int) func(int) int {
 	}
 }
 
-// prepareIssue signs the tokens. The work is to have n keys.
+// prepareIssue signs the tokens. The work is to get n keys.
 func prepareIssue(w *world, ctx context.Context, by way, n, clients int) (func() error, error) {
 	tokens := w.tokens(by, n)
 	return func() error {
@@ -114,7 +114,7 @@ func prepareRenew(w *world, ctx context.Context, by way, n, clients int) (func()
 	}, err
 }
 
-// prepareRevoke issues n leases. The work is to revoke them by their prefix, and ends when none is left.
+// prepareRevoke issues n leases. The work is to revoke them by their prefix; it ends when none is left.
 func prepareRevoke(w *world, ctx context.Context, by way, n, _ int) (func() error, error) {
 	if err := w.revokeAll(ctx, by); err != nil {
 		return nil, err
@@ -151,7 +151,7 @@ func (w *world) leases(ctx context.Context, by way, n int) ([]string, error) {
 	})
 }
 
-// tokens signs n tokens, if the way wants any.
+// tokens signs n tokens, if the way needs tokens.
 func (w *world) tokens(by way, n int) []string {
 	tokens := make([]string, n)
 	if issuer := w.issuers[by.issuer]; issuer != nil {
@@ -162,7 +162,7 @@ func (w *world) tokens(by way, n int) []string {
 	return tokens
 }
 
-// issue has one key in the given way, and returns its lease.
+// issue gets one key in the given way, and returns its lease.
 func (w *world) issue(ctx context.Context, by way, token string) (lease string, err error) {
 	caller, method, body := w.caller, http.MethodGet, map[string]string(nil)
 	var answer struct {
@@ -192,11 +192,11 @@ func (w *world) issue(ctx context.Context, by way, token string) (lease string, 
 	return answer.LeaseID, nil
 }
 
-// call sends a request to Vault by the plainest client there is, for it runs on the cores that it measures.
+// call sends a request to Vault with as simple a client as possible, because the client runs on the cores that are measured.
 func (w *world) call(ctx context.Context, method, path, token string, body map[string]string, out any) error {
 	var raw []byte
 	if body != nil {
-		raw, _ = json.Marshal(body) // texts can be encoded
+		raw, _ = json.Marshal(body) // strings can always be encoded
 	}
 	req, err := http.NewRequestWithContext(ctx, method, w.addr+"/v1/"+path, bytes.NewReader(raw))
 	if err != nil {
@@ -221,7 +221,7 @@ func (w *world) call(ctx context.Context, method, path, token string, body map[s
 	return json.Unmarshal(answer, out)
 }
 
-// each calls f for 0 to n-1 from so many goroutines, and stops at an error.
+// each calls f for 0 to n-1 from the given number of goroutines, and stops at an error.
 func each(n, clients int, f func(i int) error) error {
 	var next atomic.Int64
 	var wait sync.WaitGroup

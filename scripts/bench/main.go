@@ -1,9 +1,9 @@
 // Copyright (c) the oidcexchange authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Bench measures the plugin in a real Vault beside what its users would do otherwise. All of it runs in one Vault, in
-// turn: in each round every contender does the same number of operations once, and figures are compared within a round,
-// so that what the machine does meanwhile hits all alike. scripts/bench.sh builds what it needs and starts it.
+// Bench measures the plugin in a real Vault and compares it with what its users would do without it. Everything runs in one
+// Vault, in turn: in each round every contender does the same number of operations, and figures are compared within a round,
+// so that other load on the machine affects all alike. scripts/bench.sh builds what is needed and starts it.
 package main
 
 import (
@@ -73,14 +73,14 @@ func run(ctx context.Context, o options) (err error) {
 		}
 		err := w.measure(ctx, &g)
 		all = append(all, g)
-		if err != nil { // what is whole is told all the same
+		if err != nil { // publish the groups that are complete all the same
 			return errors.Join(fmt.Errorf("%s: %w", name, err), publish(o, w.about(o), all))
 		}
 	}
 	return publish(o, w.about(o), all)
 }
 
-// about says what the figures were measured on.
+// about describes the machine and versions that were measured.
 func (w *world) about(o options) string {
 	return fmt.Sprintf("%s, %d cores of %s, %s, Vault %s, storage %s, file audit device", time.Now().UTC().Format(time.DateOnly),
 		runtime.NumCPU(), cpuModel(), runtime.Version(), w.version, o.storage)

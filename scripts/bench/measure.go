@@ -16,7 +16,7 @@ import (
 	"time"
 )
 
-// window is one measurement: so many operations, done by so many clients, as fast as they get answers.
+// window is one measurement: a number of operations, done by a number of clients as fast as they get answers.
 type window struct {
 	Group   string             `json:"group"`
 	Way     string             `json:"way"`
@@ -27,13 +27,13 @@ type window struct {
 	CPU     map[string]float64 `json:"cpu_seconds"` // by process
 }
 
-// processes are those whose CPU time is taken.
+// processes are the processes whose CPU time is measured.
 var processes = []string{"vault", "engine", "lab"}
 
 func (w window) rate() float64 { return float64(w.Ops) / w.Seconds }
 
-// measure does the group's rounds: in each, every way has its turn, forwards and backwards by turns. After an
-// error the group has the numbers of clients whose rounds are whole.
+// measure runs the group's rounds: in each, every way has its turn; the order alternates between forwards and backwards.
+// After an error the group keeps the numbers of clients whose rounds are complete.
 func (w *world) measure(ctx context.Context, g *group) error {
 	var contenders []way
 	for _, by := range ways {
@@ -46,7 +46,7 @@ func (w *world) measure(ctx context.Context, g *group) error {
 	for _, clients := range todo {
 		for round := range g.rounds + 1 {
 			n := g.size(clients)
-			if round == 0 { // caches and connections get warm; not counted
+			if round == 0 { // warms up caches and connections; not counted
 				n = min(n, 100)
 			}
 			for _, by := range contenders {
@@ -101,7 +101,7 @@ func (w *world) child(name string) (pid int, err error) {
 	}
 	vault := strconv.Itoa(w.processes["vault"].cmd.Process.Pid)
 	for _, dir := range dirs {
-		command, _ := os.ReadFile(dir + "/cmdline") // a process may have ended since
+		command, _ := os.ReadFile(dir + "/cmdline") // fails if the process has ended since
 		program, _, _ := bytes.Cut(command, []byte{0})
 		if filepath.Base(string(program)) != name {
 			continue
@@ -113,7 +113,7 @@ func (w *world) child(name string) (pid int, err error) {
 	return 0, fmt.Errorf("plugin %q has no process below Vault", name)
 }
 
-// cpuTimes are the CPU seconds that processes have used so far.
+// cpuTimes returns the CPU seconds that processes have used so far.
 func cpuTimes(pids map[string]int) (map[string]float64, error) {
 	const ticks = 100 // a second; the kernel's USER_HZ
 	used := map[string]float64{}
@@ -133,7 +133,7 @@ func cpuTimes(pids map[string]int) (map[string]float64, error) {
 	return used, nil
 }
 
-// procStat returns the fields of /proc/<pid>/stat from the third on: the second, the program's name, may have blanks.
+// procStat returns the fields of /proc/<pid>/stat from the third on; the second, the program's name, may contain blanks.
 func procStat(dir string) ([]string, error) {
 	raw, err := os.ReadFile(dir + "/stat")
 	if err != nil {

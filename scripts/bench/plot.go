@@ -16,7 +16,8 @@ const (
 	rowHeight = 18
 )
 
-// plot draws each way's rate as a bar, with a line from the least to the most; a panel for each group and number of clients.
+// plot draws each way's rate as a bar, with a line from the lowest to the highest rate; there is a panel for each group and
+// number of clients.
 func plot(about string, all []group) string {
 	var b strings.Builder
 	y := 30
@@ -47,7 +48,7 @@ func plot(about string, all []group) string {
 		`<rect width="100%%" height="100%%" fill="white"/>`+"\n%s</svg>\n", plotWidth, y+rowHeight, b.String())
 }
 
-// colour tells what is compared with from what is measured.
+// colour distinguishes the ways to compare with from the plugin's.
 func colour(name string) string {
 	for _, by := range ways {
 		if by.name == name && by.engine == pluginName {

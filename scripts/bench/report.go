@@ -33,7 +33,7 @@ func windows(all []group) (list []window) {
 	return list
 }
 
-// of returns the windows of a way, in the order of their rounds.
+// of returns the windows of a way, in the order of the rounds.
 func (g *group) of(name string, clients int) (list []window) {
 	for _, w := range g.windows {
 		if w.Way == name && w.Clients == clients {
@@ -43,7 +43,7 @@ func (g *group) of(name string, clients int) (list []window) {
 	return list
 }
 
-// rates is the spread of a way's operations a second.
+// rates returns the spread of a way's operations per second.
 func (g *group) rates(name string, clients int) spread {
 	var rates []float64
 	for _, w := range g.of(name, clients) {
@@ -52,7 +52,7 @@ func (g *group) rates(name string, clients int) spread {
 	return spreadOf(rates)
 }
 
-// paired is the spread of the ratios of two ways' rates, each of one round.
+// paired returns the spread of the ratios of two ways' rates, each within one round.
 func (g *group) paired(r ratio, clients int) spread {
 	var ratios []float64
 	to := g.of(r.to, clients)
@@ -62,7 +62,7 @@ func (g *group) paired(r ratio, clients int) spread {
 	return spreadOf(ratios)
 }
 
-// cost is the CPU time of a process in milliseconds an operation, over all rounds.
+// cost returns the CPU time of a process in milliseconds per operation, over all rounds.
 func (g *group) cost(name string, clients int, process string) float64 {
 	var used, ops float64
 	for _, w := range g.of(name, clients) {
@@ -71,8 +71,8 @@ func (g *group) cost(name string, clients int, process string) float64 {
 	return 1000 * used / ops
 }
 
-// cpu compares the CPU time that two ways take, of all processes and over all rounds: steadier than their rates, where the
-// machine does other things too.
+// cpu compares the CPU time that two ways take, over all processes and rounds. It is steadier than their rates if the
+// machine has other work.
 func (g *group) cpu(r ratio, clients int) float64 {
 	all := func(name string) (sum float64) {
 		for _, process := range processes {
@@ -83,7 +83,7 @@ func (g *group) cpu(r ratio, clients int) float64 {
 	return all(r.of) / all(r.to)
 }
 
-// report prints what was measured.
+// report prints the measurements.
 func (g *group) report(to io.Writer) {
 	for _, clients := range g.clients {
 		fmt.Fprintf(to, "\n%s a second, %s, %d rounds of %d: median (least–most)\n", g.what, plural(clients, "client"), g.rounds, g.size(clients))

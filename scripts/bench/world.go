@@ -28,16 +28,16 @@ import (
 const (
 	pluginName = "vault-plugin-secrets-oidcexchange"
 	nullName   = "null"
-	patience   = 60 * time.Second // for a program to start
+	patience   = 60 * time.Second // how long a program may take to start
 )
 
-// world is a Vault with both engines and the JWT auth method, the API at which keys are made, and token issuers.
+// world is a Vault with both engines and the JWT auth method, the API that makes the keys, and token issuers.
 type world struct {
 	dir       string
 	addr      string
 	version   string
 	root      *api.Client
-	caller    string // token of a caller who may ask for keys and renew leases, and has an entity
+	caller    string // token of a caller who may get keys and renew leases, and has an entity
 	issuers   map[string]*lab.Issuer
 	serving   []*httptest.Server
 	processes map[string]*process // vault, lab
@@ -50,7 +50,7 @@ type process struct {
 	ended chan struct{}
 }
 
-// newWorld makes an empty one, which is to be closed.
+// newWorld makes an empty world. The caller must close it.
 func newWorld() (*world, error) {
 	dir, err := os.MkdirTemp("", "oidcexchange.")
 	return &world{dir: dir, processes: map[string]*process{}, issuers: map[string]*lab.Issuer{}, http: &http.Client{
@@ -74,7 +74,7 @@ func (w *world) build(ctx context.Context, o options) error {
 func (w *world) close() error {
 	w.http.CloseIdleConnections()
 	for _, p := range w.processes {
-		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // with Vault's plugins
+		_ = syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL) // the whole group, so that Vault's plugins end too
 		<-p.ended
 	}
 	for _, s := range w.serving {
@@ -83,7 +83,7 @@ func (w *world) close() error {
 	return os.RemoveAll(w.dir)
 }
 
-// start runs a program, and waits until ready.
+// start runs a program, and waits until ready returns true.
 func (w *world) start(ctx context.Context, name string, ready func() bool, binary string, args ...string) error {
 	log, err := os.Create(w.path(name + ".log"))
 	if err != nil {
@@ -126,9 +126,9 @@ func (w *world) await(ctx context.Context, name string, p *process, ready func()
 
 func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
 
-// text reads a file that the lab wrote.
+// text reads a file that the lab has written.
 func (w *world) text(name string) string {
-	raw, _ := os.ReadFile(w.path(name)) // what is missing is refused by who wants it
+	raw, _ := os.ReadFile(w.path(name)) // if it is missing, whoever uses the text fails
 	return strings.TrimSpace(string(raw))
 }
 
@@ -136,8 +136,8 @@ func (w *world) startLab(ctx context.Context, o options) error {
 	return w.start(ctx, "lab", func() bool { return w.text("keyapi.url") != "" }, o.lab, "-dir", w.dir, "keyapi")
 }
 
-// startIssuers serves, from this process, an issuer for each way in which the plugin is given tokens. They sign before a
-// window begins, and are asked for their keys about once.
+// startIssuers serves, from this process, an issuer for each way that gives the plugin tokens. Tokens are signed before a
+// window begins, and keys are fetched about once, so issuers take hardly any time in it.
 func (w *world) startIssuers(context.Context, options) error {
 	authority := lab.NewAuthority()
 	leaf := authority.Issue(nil)

@@ -30,23 +30,23 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/identity"
 )
 
-// start is when all tokens are judged.
+// start is the time at which all tokens are verified.
 var start = time.Date(2026, 9, 1, 12, 0, 0, 0, time.UTC)
 
 const issuer = "https://id.example.com"
 
-// claims are what a verifier has read of a token that it accepts.
+// claims are the claims that a verifier has read from a token that it accepts.
 type claims struct {
 	Issuer, Subject, ID string
 	Audience            []string
 	Expiry, IssuedAt    int64
 }
 
-// verifier is one library, set up as leniently as it can be; only what is wrong whatever the policy makes it refuse.
+// verifier is one library, set up as leniently as possible: it should refuse only what is wrong under every policy.
 type verifier func(token string) (claims, error)
 
-// What we accept every other library accepts, and reads in the same way. A difference is a hole in ours or a fault of the
-// other's; neither may go unnoticed.
+// Every other library accepts each token that we accept, and reads it in the same way. A difference is either a hole in our
+// verifier or a fault of the other; neither may go unnoticed.
 func TestWeAcceptNothingThatOthersRefuse(t *testing.T) {
 	const tokens, seed = 6000, 20260901
 	keys := newKeys(t)
@@ -73,7 +73,7 @@ func TestWeAcceptNothingThatOthersRefuse(t *testing.T) {
 		}
 	}
 	t.Logf("%d tokens: we accept %d, and refuse %v that others accept", tokens, accepted, stricter)
-	// Without this a generator of mere rubbish, or a verifier that refuses everything, would pass.
+	// Without this, a generator of nothing but rubbish or a verifier that refuses everything would pass.
 	if accepted < tokens/10 || accepted > tokens/2 || stricter["jwx"] < tokens/10 || stricter["cap"] < tokens/10 {
 		t.Errorf("we accept %d of %d, and refuse %v that others accept: the test has lost its point", accepted, tokens, stricter)
 	}
@@ -84,7 +84,7 @@ func equal(a, b claims) bool {
 		a.Expiry == b.Expiry && a.IssuedAt == b.IssuedAt
 }
 
-// key signs tokens under its id.
+// key signs tokens, which name it by id.
 type key struct {
 	id, alg string // alg is what it signs with
 	signer  crypto.Signer
@@ -110,7 +110,7 @@ func newKeys(t *testing.T) []key {
 	return keys
 }
 
-// keySet is the public keys, each for the one algorithm that it is used with.
+// keySet returns the public keys, each for the one algorithm that it is used with.
 func keySet(t *testing.T, keys []key) jwk.Set {
 	t.Helper()
 	set := jwk.NewSet()
@@ -163,7 +163,7 @@ func newOurs(t *testing.T, keys []key) verifier {
 	}
 }
 
-// skew is more than our leeway and the minute that iat may lie ahead.
+// skew is more than our leeway and the minute by which iat may lie in the future.
 const skew = 2 * time.Minute
 
 func newJWX(t *testing.T, keys []key) verifier {
@@ -213,7 +213,7 @@ func newCap(t *testing.T, keys []key) verifier {
 	}
 }
 
-// read takes the claims out of the map that cap returns.
+// read reads the claims from the map that cap returns.
 func read(m map[string]any) (claims, error) {
 	var c claims
 	for name, to := range map[string]*string{"iss": &c.Issuer, "sub": &c.Subject, "jti": &c.ID} {

@@ -21,7 +21,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// generator makes good tokens and mutates most of them, the same ones for one seed, but for keys and signatures.
+// generator makes good tokens and mutates most of them. One seed gives the same tokens, except for keys and signatures.
 type generator struct {
 	*rand.Rand
 	keys []key
@@ -31,15 +31,15 @@ func newGenerator(seed uint64, keys []key) *generator {
 	return &generator{rand.New(rand.NewPCG(seed, 0)), keys}
 }
 
-// draft is a token in the making: header and payload as JSON text, by members and in order, and what is done to the whole.
+// draft is a token in the making: header and payload as lists of members in JSON text, and changes to the whole token.
 type draft struct {
 	header, payload members
 	signer          key
-	alg             string // that is signed with; empty for HMAC with the public key
+	alg             string // signature algorithm; empty for HMAC with the public key
 	after           func(token string) string
 }
 
-// members are the members of an object; a name may stand twice.
+// members are the members of an object, in order; a name may occur twice.
 type members []member
 
 type member struct{ name, value string }
@@ -60,10 +60,10 @@ func quote(v any) string {
 	return string(raw)
 }
 
-// pick returns one of the list.
+// pick returns one element of the list.
 func pick[T any](g *generator, list ...T) T { return list[g.IntN(len(list))] }
 
-// token makes a token, and says how.
+// token makes a token, and describes how it was made.
 func (g *generator) token() (token, how string) {
 	d := g.good()
 	names := []string{}
@@ -102,13 +102,13 @@ func (d *draft) sign() string {
 	return d.after(token)
 }
 
-// mutation changes a draft; about a third of them leave it good.
+// mutation changes a draft; about a third of the mutations leave it good.
 type mutation struct {
 	name  string
 	apply func(g *generator, d *draft)
 }
 
-// values are JSON values of all kinds, good and odd.
+// values are JSON values of all kinds, ordinary and odd.
 var values = []string{
 	"null", "true", "0", "1", "-1", "1.5", "1e3", "9007199254740993", "253402300799", "8589934592", `""`, `"x"`, `"JWT"`, `"at+jwt"`, `[]`, `[""]`, `["x","y"]`,
 	`[["x"]]`, `{}`, `{"a":1}`, `"` + issuer + `/"`, `"HTTPS://ID.EXAMPLE.COM"`, `"a\u0000b"`, `"a\u202eb"`, `"\ud800"`, `"b\u00fccher"`, `"https://evil.example"`,
@@ -198,7 +198,7 @@ var mutations = []mutation{
 	}},
 }
 
-// then does one more thing to the whole token.
+// then adds one more change to the whole token.
 func (d *draft) then(do func(string) string) {
 	before := d.after
 	d.after = func(token string) string {
@@ -225,7 +225,7 @@ func (m *members) remove(g *generator) {
 	}
 }
 
-// repeat writes a member a second time, with the same value or another.
+// repeat repeats a member, with the same value or another.
 func (m *members) repeat(g *generator) {
 	if len(*m) > 0 {
 		again := pick(g, *m...)
@@ -236,7 +236,7 @@ func (m *members) repeat(g *generator) {
 	}
 }
 
-// fold adds a member whose name differs from another's in case alone, or renames that one.
+// fold adds a member whose name differs from another's only in case, or renames the other one so.
 func (m *members) fold(g *generator) {
 	if len(*m) == 0 {
 		return
@@ -253,7 +253,7 @@ func (m *members) fold(g *generator) {
 	*m = slices.Insert(*m, g.IntN(len(*m)+1), twin)
 }
 
-// forge signs with what everybody has.
+// forge signs with a key that everybody has.
 func forge(public crypto.PublicKey, header, payload string) string {
 	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
@@ -267,7 +267,7 @@ func forge(public crypto.PublicKey, header, payload string) string {
 
 func b64(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
 
-// lastBits flips a bit of the last character, which is often one that a lax decoder does not look at.
+// lastBits flips a bit of the last character; a lax decoder often ignores this bit.
 func lastBits(token string) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	at := strings.IndexByte(alphabet, token[len(token)-1])
@@ -277,7 +277,7 @@ func lastBits(token string) string {
 	return token[:len(token)-1] + alphabet[at^1:][:1]
 }
 
-// otherForm writes (r, s) as (r, n-s), which verifies as well if the signature is one of P-256.
+// otherForm replaces (r, s) by (r, n-s), which also verifies if the signature is one of P-256.
 func otherForm(token string) string {
 	at := strings.LastIndexByte(token, '.') + 1
 	sig, err := base64.RawURLEncoding.DecodeString(token[at:])
@@ -292,7 +292,7 @@ func otherForm(token string) string {
 	return token[:at] + b64(string(sig))
 }
 
-// jsonForm writes a token in one of the JSON forms of RFC 7515 section 7.2.
+// jsonForm returns a token in one of the JSON forms of RFC 7515 section 7.2.
 func jsonForm(g *generator, token string) string {
 	p := strings.SplitN(token, ".", 3)
 	if len(p) != 3 {

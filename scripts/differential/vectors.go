@@ -5,6 +5,6 @@
 
 package differential
 
-// Never built: it keeps the module in go.mod, whose files the tests of backend/identity read. Built, it would embed all of
-// them, a hundred megabytes.
+// Never built: the import keeps the module in go.mod, because the tests of backend/identity read its files. A build would
+// embed all of them, a hundred megabytes.
 import _ "github.com/c2sp/wycheproof"

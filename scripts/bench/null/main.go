@@ -1,14 +1,14 @@
 // Copyright (c) the oidcexchange authors
 // SPDX-License-Identifier: MPL-2.0
 
-// Command null is a secrets engine that decides nothing and checks nothing. It tells what Vault, its plugin protocol, its
-// storage and the API cost whoever makes keys, so what an engine adds can be seen beside it:
+// Command null is a secrets engine that decides nothing and checks nothing. It shows what Vault, its plugin protocol, its
+// storage and the API cost any engine that makes keys, so that the cost of another engine's own work can be seen:
 //
 //	floor   leases a random text, and ends it by forgetting it
-//	honest  writes to storage before and after it asks the API for a key, as who wants to lose none must; renewing reads what
-//	        was written, revoking ends the key at the API and deletes both
-//	dressed is as honest, and asks of Vault what the plugin asks, too: it takes a token, which it does not look at, deletes what
-//	        it wrote first, and has as much to record, to answer and to keep with the lease
+//	honest  writes to storage before and after it asks the API for a key, as any engine must that loses no key; renewing reads
+//	        what was written; revoking ends the key at the API and deletes both records
+//	dressed does what honest does, and asks Vault for as much as the plugin does: it takes a token, which it ignores, deletes
+//	        what it wrote first, and records, answers and keeps with the lease as many bytes
 package main
 
 import (
@@ -52,13 +52,13 @@ func main() {
 	}
 }
 
-// engine is the secrets engine; it knows the API from a write to config, and only until its process ends.
+// engine is the secrets engine. It learns of the API from a write to config, and keeps it only in memory.
 type engine struct {
 	*framework.Backend
 	api atomic.Pointer[keyAPI]
 }
 
-// keyAPI is where honest makes its keys.
+// keyAPI is the API at which honest makes its keys.
 type keyAPI struct {
 	client     *http.Client
 	url, token string
@@ -113,7 +113,7 @@ func (e *engine) honest(ctx context.Context, req *logical.Request, _ *framework.
 	return e.leased("honest", map[string]any{"api_key": secret}, map[string]any{"name": record["name"], "id": record["id"]}), nil
 }
 
-// issue has a key made, and leaves two records: that it was asked for, and what came of it.
+// issue has a key made, and writes two records: one of the request, and one of its result.
 func (e *engine) issue(ctx context.Context, s logical.Storage, record map[string]string) (secret string, err error) {
 	if err := put(ctx, s, "intent/"+record["name"], record); err != nil {
 		return "", err
@@ -127,7 +127,7 @@ func (e *engine) issue(ctx context.Context, s logical.Storage, record map[string
 	return key.Secret, put(ctx, s, "key/"+record["name"], record)
 }
 
-// What the plugin records, answers and keeps with a lease, in size.
+// The size of what the plugin records, answers and keeps with a lease.
 const recordBytes = 1100
 
 var (
@@ -197,7 +197,7 @@ func put(ctx context.Context, s logical.Storage, key string, v any) error {
 	return s.Put(ctx, entry)
 }
 
-// call sends a body, if there is one, and reads the answer into out, if there is one.
+// call sends body, if it is not nil, and reads the answer into out, if that is not nil.
 func (a *keyAPI) call(ctx context.Context, method, path string, body, out any, want int) error {
 	var raw []byte
 	var err error

@@ -12,7 +12,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// What is compared with does the work that it stands for: the key works, storage has two records, and both end with the lease.
+// The honest floor does the work that it stands for: the key works, storage has two records, and both end with the lease.
 func TestHonestFloor(t *testing.T) {
 	keys := lab.NewKeyAPI(lab.KeyAPIOptions{AdminToken: "admin"})
 	server := httptest.NewTLSServer(keys)
