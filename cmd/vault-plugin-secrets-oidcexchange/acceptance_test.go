@@ -15,7 +15,7 @@ import (
 // pluginName is the plugin's name in the catalog, for tests that do not harm its process.
 const pluginName = "oidcexchange"
 
-// acceptance are the tests that share one Vault; each has a mount of its own. The longest come first.
+// acceptance lists the tests that share one Vault; each has a mount of its own. The longest come first.
 var acceptance = []struct {
 	name string
 	test func(*testing.T, *server)
@@ -95,7 +95,7 @@ var acceptance = []struct {
 	{"StartingPoints", testStartingPoints},
 }
 
-// TestMain lets more tests run beside each other than there are processors: most of their time they wait for Vault.
+// TestMain lets more tests run at once than there are processors, because most of their time they wait for Vault.
 func TestMain(m *testing.M) {
 	flag.Parse()
 	if err := flag.Set("test.parallel", fmt.Sprint(max(6, runtime.GOMAXPROCS(0)))); err != nil {
@@ -123,7 +123,7 @@ func TestAcceptance(t *testing.T) {
 	s.wantClean(t)
 }
 
-// ownEnvironment hides the developer's own Vault, which is none of ours, and a SPIFFE agent.
+// ownEnvironment hides the developer's own Vault and SPIFFE agent from the tests.
 func ownEnvironment(t *testing.T) {
 	for _, variable := range os.Environ() {
 		if name, _, _ := strings.Cut(variable, "="); strings.HasPrefix(name, "VAULT_") && name != "VAULT_BIN" || name == "SPIFFE_ENDPOINT_SOCKET" {

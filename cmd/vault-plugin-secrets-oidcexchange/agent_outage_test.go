@@ -11,9 +11,9 @@ import (
 	"time"
 )
 
-// While the target or Vault is away Agent keeps its files as they are, and tries again; when they are back it reads a new key,
-// and the old one ends. An outage lasts until the key's lease is over, with OUTAGE a minute: then a static role's rotation is
-// due meanwhile, too.
+// While the target or Vault is away, Agent keeps its files as they are and tries again. When they are back it reads a new
+// key, and the old one ends. An outage lasts until the key's lease is over; with OUTAGE it lasts a minute, so that a static
+// role's rotation becomes due meanwhile, too.
 func testAgentOutage(t *testing.T, shared *server) {
 	length := min(outage(t), time.Minute)         // the key has an end of its own, five minutes after its lease's latest
 	s := startServer(t, shared.bin, shared.built) // for this harms all of Vault
@@ -81,8 +81,8 @@ template {
 	s.wantClean(t)
 }
 
-// hastyAgents starts two agents that do not try again for long. What want wants is that the one that was told so has ended, that
-// the other one begins anew, and that their files are as they were when note was called.
+// hastyAgents starts two agents that soon stop trying again. want checks that the one that was told to exit on failure has
+// ended, that the other one starts anew, and that their files are as they were when note was called.
 func (w *world) hastyAgents(t *testing.T) (note func(), want func(*testing.T)) {
 	t.Helper()
 	var agents []*agent
@@ -118,7 +118,8 @@ func (w *world) hastyAgents(t *testing.T) (note func(), want func(*testing.T)) {
 	}
 }
 
-// A template with a misspelt field ends the agent before it writes anything; only if it is told not to mind, it does.
+// A template with a misspelt field ends the agent before it writes anything. Only with error_on_missing_key = false does the
+// agent write the file.
 func testAgentMistake(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	dir := w.agentFiles(t)

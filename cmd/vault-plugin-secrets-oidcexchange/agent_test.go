@@ -13,7 +13,7 @@ import (
 )
 
 // Vault Agent, with the configuration that operators start from, logs in, renders a key, keeps it through renewals, and
-// renders another one when its time is over.
+// renders another key when the first one's lease is over.
 func testAgent(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	dir := w.agentFiles(t)
@@ -52,7 +52,7 @@ func testAgent(t *testing.T, s *server) {
 	w.wantNone(t)
 }
 
-// agentFiles puts the agent's configuration in a directory, for this world's mount, and a login for it.
+// agentFiles writes the agent's configuration, for this world's mount, and a login for it into a directory.
 func (w *world) agentFiles(t *testing.T) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -77,7 +77,7 @@ func (w *world) agentFiles(t *testing.T) string {
 	return dir
 }
 
-// trustAgent lets the login in a directory have keys of a target.
+// trustAgent allows the login in a directory to get keys of a target.
 func (w *world) trustAgent(t *testing.T, dir, target, ttl, maxTTL string) {
 	t.Helper()
 	w.write(t, "issuers/machines", map[string]any{"type": "login", "mount_accessor": w.accessors["approle/"]})
@@ -85,7 +85,7 @@ func (w *world) trustAgent(t *testing.T, dir, target, ttl, maxTTL string) {
 	w.write(t, "roles/agent", map[string]any{"trust": "agent", "target": target, "parameters": map[string]any{"project": "widget"}, "ttl": ttl, "max_ttl": maxTTL})
 }
 
-// agent is a Vault Agent at work.
+// agent is a running Vault Agent.
 type agent struct {
 	dir   string
 	cmd   *exec.Cmd
@@ -140,7 +140,7 @@ func (a *agent) lives() bool {
 	}
 }
 
-// wantExit waits until the process ends by itself, which must be a failure.
+// wantExit waits until the process ends by itself, and checks that it failed.
 func (a *agent) wantExit(t *testing.T) {
 	t.Helper()
 	eventually(t, "the agent's end", func() (bool, string) { return !a.lives(), readFile(t, a.dir, "agent.log") })

@@ -8,7 +8,7 @@ import (
 	"testing"
 )
 
-// An operator, or a monitor, learns whether a target is there and takes the engine's credential, and no key is made by it.
+// An operator, or a monitor, can check whether a target is up and accepts the engine's credential, without making a key.
 func testCheck(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	want := func(name, state, reason string) {

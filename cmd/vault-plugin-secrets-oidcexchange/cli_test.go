@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// run is what a command line answered.
+// run is the result of a command line.
 type run struct {
 	stdout, stderr string
 	code           int
@@ -34,7 +34,7 @@ func (s *server) cli(t testing.TB, token string, args ...string) run {
 	return run{stdout.String(), stderr.String(), cmd.ProcessState.ExitCode()}
 }
 
-// must runs a command line that has to succeed, and returns what it printed.
+// must runs a command line that must succeed, and returns what it printed.
 func (s *server) must(t testing.TB, token string, args ...string) string {
 	t.Helper()
 	r := s.cli(t, token, args...)

@@ -38,7 +38,7 @@ func startCluster(t testing.TB, bin string, built binaries, n int) cluster {
 	return all
 }
 
-// join unseals a server once it has joined its cluster, and waits until it has a vote.
+// join unseals a server once it has joined its cluster, and waits until it may vote.
 func (s *server) join(t testing.TB) {
 	t.Helper()
 	status := func(ok func(*api.SealStatusResponse) bool) func() (bool, string) {
@@ -66,7 +66,7 @@ func (s *server) join(t testing.TB) {
 	})
 }
 
-// active returns the server that is active, once one is that is not lost.
+// active waits for an active server other than lost, and returns it.
 func (c cluster) active(t testing.TB, lost *server) (active *server) {
 	t.Helper()
 	eventually(t, "an active Vault", func() (bool, string) {
@@ -99,7 +99,8 @@ func (s *server) seal(t testing.TB) {
 	}
 }
 
-// rejoin brings a server back that was lost or sealed. A plugin that has outlived it ends, as a service manager would have it.
+// rejoin brings back a server that was lost or sealed. A plugin process that has survived it is ended first, as a service
+// manager would do.
 func (s *server) rejoin(t testing.TB) {
 	t.Helper()
 	select {
@@ -112,7 +113,7 @@ func (s *server) rejoin(t testing.TB) {
 	s.join(t)
 }
 
-// takeOver turns the world to the server that becomes active after another one was lost.
+// takeOver points the world to the server that becomes active after another was lost.
 func (c cluster) takeOver(t testing.TB, w *world, lost *server) {
 	t.Helper()
 	next := c.active(t, lost)

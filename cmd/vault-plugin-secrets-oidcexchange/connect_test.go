@@ -17,7 +17,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// example runs a script of bootstrap/targets on the world's mount, as operators do who start from it.
+// example runs a script of bootstrap/targets on the world's mount, as operators would who start from it.
 func (w *world) example(t *testing.T, name string, env ...string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -41,7 +41,7 @@ func writeFile(t *testing.T, dir, name, text string) string {
 	return path
 }
 
-// mustExchange wants a key by token.
+// mustExchange exchanges a token for a key, which must succeed.
 func (w *world) mustExchange(t *testing.T, role, token string) *api.Secret {
 	t.Helper()
 	secret, err := w.exchange(t, role, token)
@@ -51,7 +51,7 @@ func (w *world) mustExchange(t *testing.T, role, token string) *api.Secret {
 	return secret
 }
 
-// All three kinds of keys of Posit Connect, from the example's commands.
+// All three kinds of keys of Posit Connect work with the example's commands.
 func testConnect(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	w.write(t, "config", map[string]any{"sweep_grace": "1s"})

@@ -11,8 +11,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// lostKeys is a role whose keys cannot be found again by their name, as those of testCrashWhileIssuing can. What may live of
-// them after a crash the ledger must show.
+// lostKeys is a role whose keys, unlike those of testCrashWhileIssuing, cannot be found again by name. If one may live after
+// a crash, the ledger must show it.
 type lostKeys struct {
 	*world
 	plugin, file string // what dies, and where it is told at which step
@@ -21,11 +21,12 @@ type lostKeys struct {
 	living       func() int
 }
 
-// lost is what a crash leaves: keys that the ledger shows as exposed, and keys that live without a lease.
+// lost is what a crash leaves behind: the number of keys that the ledger shows as exposed, and of keys that live without a
+// lease.
 type lost struct{ exposed, alive int }
 
-// The plugin's process is killed at each step of issuing a key, and in each call, at a target that can end no key and at one
-// behind two hops.
+// The plugin's process is killed at each step of issuing a key, and in each call, at a target that cannot end keys and at
+// one behind two hops.
 func testCrashOfLostKeys(t *testing.T, s *server) {
 	t.Run("no end", func(t *testing.T) {
 		t.Parallel()
@@ -67,7 +68,7 @@ func newLostKeys(t *testing.T, s *server, plugin, role string, env ...string) *l
 	return k
 }
 
-// left waits until nothing is open, and tells what there is.
+// left waits until nothing is open, and returns what was left behind.
 func (k *lostKeys) left(t *testing.T) (l lost) {
 	t.Helper()
 	k.settle(t)
@@ -80,7 +81,8 @@ func (k *lostKeys) left(t *testing.T) (l lost) {
 	return l
 }
 
-// crash asks for a key in a process that dies on the way. Vault may ask once more by itself; what comes of that has a lease.
+// crash asks for a key in a process that dies on the way. Vault may repeat the request by itself; a key that results has a
+// lease.
 func (k *lostKeys) crash(t *testing.T, at string, died func() bool, want lost) {
 	t.Helper()
 	before := k.left(t)
@@ -109,7 +111,7 @@ func (k *lostKeys) diesIn(t *testing.T, target *lab.Control, op string, stage la
 	target.OnRequest(nil)
 }
 
-// diesRevoking has Vault revoke once more what was not heard to be revoked.
+// diesRevoking makes Vault revoke again, after the answer to the first revocation was lost.
 func (k *lostKeys) diesRevoking(t *testing.T, target *lab.Control, stage lab.Stage) {
 	t.Helper()
 	before := k.left(t)

@@ -17,10 +17,10 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// crashes is how often each kind of crash is tried: Vault sometimes sends the request again by itself.
+// crashes is how often each kind of crash is tried, because Vault sometimes repeats the request by itself.
 const crashes = 3
 
-// crashWorld is a world with a plugin process of its own, a short grace, and a key that no crash may touch.
+// crashWorld makes a world with a plugin process of its own, a short grace, and a key that no crash may affect.
 func crashWorld(t *testing.T, s *server, plugin, binary string, env ...string) (*world, *api.Secret) {
 	t.Helper()
 	s.register(t, plugin, binary, env...)
@@ -29,7 +29,7 @@ func crashWorld(t *testing.T, s *server, plugin, binary string, env ...string) (
 	return w, w.issue(t, "deploy")
 }
 
-// wantSettled checks the invariant once nothing is open, then that the bystander lived through it all, and ends it.
+// wantSettled checks the invariant once nothing is open, and that the bystander is still alive, then ends the bystander.
 func (w *world) wantSettled(t *testing.T, bystander *api.Secret) {
 	t.Helper()
 	w.settle(t)
@@ -41,7 +41,7 @@ func (w *world) wantSettled(t *testing.T, bystander *api.Secret) {
 	w.wantNone(t)
 }
 
-// The plugin dies at each step of issuing a key. Whatever the caller hears, what lives is what is leased.
+// The plugin dies at each step of issuing a key. Whatever the caller hears, exactly the leased keys live.
 func testCrashWhileIssuing(t *testing.T, s *server) {
 	for _, step := range []string{"decided", "claimed", "intended", "exchanged", "issued"} {
 		t.Run(step, func(t *testing.T) {
@@ -70,7 +70,7 @@ func testCrashWhileIssuing(t *testing.T, s *server) {
 	}
 }
 
-// The plugin dies when the target has revoked a key and the ledger does not know yet.
+// The plugin dies when the target has revoked a key and the ledger has not recorded it yet.
 func testCrashWhileRevoking(t *testing.T, s *server) {
 	file := filepath.Join(t.TempDir(), "die-at")
 	w, bystander := crashWorld(t, s, "crash-revoked", s.built.faults, "OIDCEXCHANGE_DIE_AT="+file)
@@ -97,7 +97,7 @@ func (w *world) recovered(t *testing.T) {
 	})
 }
 
-// dieAt tells the plugin to die when it comes to a step.
+// dieAt makes the plugin die when it reaches a step.
 func dieAt(t *testing.T, file, step string) {
 	t.Helper()
 	if err := os.WriteFile(file+".new", []byte(step), 0o600); err != nil {
@@ -108,7 +108,7 @@ func dieAt(t *testing.T, file, step string) {
 	}
 }
 
-// wantDied checks that the plugin came to the step: else the test has proved nothing.
+// wantDied checks that the plugin reached the step: otherwise the test has proved nothing.
 func wantDied(t *testing.T, file, step string) {
 	t.Helper()
 	if _, err := os.Stat(file); err == nil {
@@ -116,7 +116,7 @@ func wantDied(t *testing.T, file, step string) {
 	}
 }
 
-// The plugin is killed from outside while the target has its request, before the work and after it.
+// The plugin is killed from outside while the target handles its request, before the work and after it.
 func testKilledDuringCall(t *testing.T, s *server) {
 	for op, ask := range map[string]func(*world) error{
 		lab.OpCreate: func(w *world) error {
@@ -153,7 +153,7 @@ func testKilledDuringCall(t *testing.T, s *server) {
 	}
 }
 
-// killAt kills the plugin once, when the next call of op at a target comes to a stage.
+// killAt kills the plugin once, when the next call of op at a target reaches a stage.
 func (w *world) killAt(t *testing.T, plugin string, target *lab.Control, op string, stage lab.Stage) (killed func() bool) {
 	var once sync.Once
 	var done atomic.Bool

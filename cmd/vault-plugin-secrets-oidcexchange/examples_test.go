@@ -81,11 +81,11 @@ func (w *world) registry() lab.RegistryOptions {
 	return lab.RegistryOptions{Issuers: []string{w.issuerURL}, Client: w.http}
 }
 
-// shellBlocks are what a page shows as commands.
+// shellBlocks matches the commands that a page shows.
 var shellBlocks = regexp.MustCompile("(?s)```sh\n(.*?)```")
 
-// shell runs a page's commands, those alone that ask for keys left out, by a shell with Vault's own command line. Hosts
-// that the page names are those of the stand-ins.
+// shell runs a page's commands, except those that only ask for keys, in a shell with Vault's own command line. The stand-ins
+// replace the hosts that the page names.
 func (w *world) shell(t *testing.T, page string, hosts ...string) {
 	t.Helper()
 	text, err := os.ReadFile(filepath.Join("..", "..", "bootstrap", "targets", page))
@@ -114,7 +114,8 @@ func (w *world) shell(t *testing.T, page string, hosts ...string) {
 	}
 }
 
-// What the example pages show works in a real Vault: a key is issued, and the end of its lease ends it where that can be.
+// The commands on the example pages work in a real Vault: a key is issued, and the end of its lease ends the key if the
+// target can do that.
 func testExamples(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	for _, own := range []string{"roles/publish", "targets/nuget"} { // a page has a target of that name

@@ -10,7 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// An operator finds out why a token is refused without reading code or logs, and nothing happens by it.
+// An operator finds out why a token is refused without reading code or logs, and without any effect.
 func testExplain(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	w.write(t, "trust/main", map[string]any{"condition": `claims.ref == "refs/heads/main"`})

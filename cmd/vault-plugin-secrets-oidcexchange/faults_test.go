@@ -17,7 +17,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// The target fails in every way while it makes a key. The caller hears what to do, and no key lives that is not leased.
+// The target fails in every way while it makes a key. The caller is told what to do, and no key lives without a lease.
 func testTargetFaults(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	w.write(t, "config", map[string]any{"sweep_grace": "1h", "request_timeout": "3s"}) // no key ends while they are counted
@@ -83,7 +83,8 @@ func testTargetFaults(t *testing.T, s *server) {
 	w.wantSettled(t, bystander)
 }
 
-// Vault's clients repeat by themselves what was answered 5xx: that must be what nothing came of, and nothing else.
+// Vault's clients repeat requests that were answered 5xx. So 5xx must be the answer if nothing was done, and in no other
+// case.
 func testClientRepeats(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	w.write(t, "config", map[string]any{"sweep_grace": "1s"})
@@ -111,7 +112,7 @@ func testClientRepeats(t *testing.T, s *server) {
 	w.wantSettled(t, bystander)
 }
 
-// A key that cannot be revoked now is a debt: the ledger shows it, and the sweeper pays it when the target is back.
+// A key that cannot be revoked now is a debt: the ledger shows it, and the sweeper revokes it when the target is back.
 func testDebt(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	secret := w.issue(t, "deploy")
@@ -161,7 +162,7 @@ func testForceWhileDown(t *testing.T, s *server) {
 	w.wantNone(t)
 }
 
-// A caller who goes away while the target makes a key leaves none behind.
+// If a caller leaves while the target makes a key, no key stays behind.
 func testCallerLeaves(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	w.write(t, "config", map[string]any{"sweep_grace": "1s"})
@@ -184,14 +185,14 @@ func testCallerLeaves(t *testing.T, s *server) {
 	w.wantSettled(t, bystander)
 }
 
-// What nobody asks for, Vault's own calls bring about. Both waits are long, so they are one.
+// Vault's own calls clean up without anybody asking. Both need a long wait, so the tests share one.
 func testLeftToVault(t *testing.T, s *server) {
 	swept, retried := sweptByVault(t, s), expiryWhileDown(t, s)
 	swept()
 	retried()
 }
 
-// expiryWhileDown has a lease end while the target is down; wait wants Vault to try again.
+// expiryWhileDown makes a lease end while the target is down; wait checks that Vault tries again.
 func expiryWhileDown(t *testing.T, s *server) (wait func()) {
 	t.Helper()
 	w := newWorld(t, s, pluginName)
@@ -211,7 +212,7 @@ func expiryWhileDown(t *testing.T, s *server) (wait func()) {
 	return func() { w.wantNone(t) }
 }
 
-// sweptByVault leaves a key of an unknown outcome; wait wants Vault's periodic call to end it.
+// sweptByVault leaves a key of unknown outcome; wait checks that Vault's periodic call ends it.
 func sweptByVault(t *testing.T, s *server) (wait func()) {
 	t.Helper()
 	w := newWorld(t, s, pluginName)
@@ -228,7 +229,7 @@ func sweptByVault(t *testing.T, s *server) (wait func()) {
 	}
 }
 
-// A mount cannot be disabled while a key that can be revoked lives.
+// A mount cannot be disabled while a key lives that can be revoked.
 func testDisableWhileDown(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	w.write(t, "config", map[string]any{"request_timeout": "1s"})
@@ -249,7 +250,7 @@ func testDisableWhileDown(t *testing.T, s *server) {
 	w.wantUnmounted(t)
 }
 
-// Where a target is gone for good, giving its leases up lets the mount go.
+// If a target is gone for good, giving up its leases makes it possible to disable the mount.
 func testDisableByForce(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	w.write(t, "config", map[string]any{"request_timeout": "1s"})
@@ -265,7 +266,7 @@ func testDisableByForce(t *testing.T, s *server) {
 	}
 }
 
-// Nor may disabling forget a key that only the ledger knows of.
+// Disabling must not forget a key that only the ledger knows, either.
 func testDisableWithUnknownOutcome(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	w.keys.Fault(lab.OpCreate, lab.Fault{Kind: lab.KindCut, After: true, Count: 1})

@@ -14,7 +14,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// The example's commands, with a credential that has no more rights than the example says, make keys that Vault ends.
+// The example's commands, with a credential that has only the rights that the example names, make keys that Vault ends.
 func testGitLab(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	g := lab.NewGitLab(lab.GitLabOptions{})
@@ -81,7 +81,7 @@ func testGitLab(t *testing.T, s *server) {
 	}
 }
 
-// Before GitLab 17.11 a key of a service account ends itself, by the same example.
+// Before GitLab 17.11, a service account's key ends itself, with the same example.
 func testGitLabSelf(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	g := lab.NewGitLab(lab.GitLabOptions{Before1711: true})

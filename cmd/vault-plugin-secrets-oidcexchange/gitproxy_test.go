@@ -10,7 +10,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// Keys of git-proxy-java, from the example's commands. Whatever breaks, no user stays.
+// Keys of git-proxy-java work with the example's commands. Whatever breaks, no user is left behind.
 func testGitProxy(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	w.write(t, "config", map[string]any{"sweep_grace": "1s"})

@@ -16,7 +16,7 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// guide is a page of bootstrap/ that somebody follows, in a directory of his own, for a world's mount.
+// guide is a page of bootstrap/ that a reader follows, in a directory of their own, for a world's mount.
 type guide struct {
 	*world
 	dir     string // as the repository's root is to its reader; the vault command is in it, too
@@ -25,7 +25,7 @@ type guide struct {
 	env     []string          // beside the reader's Vault
 }
 
-// indentedBlocks are what a page shows as commands, also within lists.
+// indentedBlocks matches the commands that a page shows, also within lists.
 var indentedBlocks = regexp.MustCompile("(?ms)^( *)```sh\n(.*?)^ *```$")
 
 func newGuide(t *testing.T, w *world, page string, replace ...string) *guide {
@@ -50,7 +50,7 @@ func newGuide(t *testing.T, w *world, page string, replace ...string) *guide {
 	return g
 }
 
-// run runs a script as the page's reader, and returns what it says and its exit status.
+// run runs a script as the page's reader, and returns its output and exit status.
 func (g *guide) run(t *testing.T, shell, token, script string, env ...string) (out string, code int) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), shell, "-eu", "-c", g.replace.Replace(script))
@@ -64,7 +64,7 @@ func (g *guide) run(t *testing.T, shell, token, script string, env ...string) (o
 	return string(said), cmd.ProcessState.ExitCode()
 }
 
-// follow runs the next n blocks of the page as Vault's operator; they must work.
+// follow runs the next n blocks of the page as Vault's operator; they must succeed. It returns their output.
 func (g *guide) follow(t *testing.T, n int) (out string) {
 	t.Helper()
 	for range n {
@@ -77,7 +77,7 @@ func (g *guide) follow(t *testing.T, n int) (out string) {
 	return out
 }
 
-// followAll runs what is left of the page.
+// followAll runs the rest of the page's blocks.
 func (g *guide) followAll(t *testing.T) {
 	t.Helper()
 	g.follow(t, len(g.blocks))

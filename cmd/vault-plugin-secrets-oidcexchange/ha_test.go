@@ -17,14 +17,14 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// pause is a call that the key API keeps waiting.
+// pause is a call that waits at the key API.
 type pause struct {
 	met    chan struct{} // closed when a call has come
 	worked chan struct{} // closed when its work is done
 	resume func()
 }
 
-// pause keeps the next call of op waiting at a stage.
+// pause makes the next call of op wait at a stage.
 func (w *world) pause(t testing.TB, op string, stage lab.Stage) *pause {
 	goOn := make(chan struct{})
 	p := &pause{met: make(chan struct{}), worked: make(chan struct{}), resume: sync.OnceFunc(func() { close(goOn) })}
@@ -55,14 +55,14 @@ func wait(t testing.TB, what string, closed <-chan struct{}) {
 	}
 }
 
-// available is a world in a cluster whose servers are lost one after the other.
+// available is a world in a cluster whose servers are lost one after another.
 type available struct {
 	*world
 	c cluster
 }
 
-// lose has the active server lost while the target keeps a call waiting that ask brings about. Then the target goes on, and
-// another server takes over; the lost one comes back.
+// lose loses the active server while a call that ask has caused waits at the target. Then the target goes on, and another
+// server takes over; finally the lost one comes back.
 func (a *available) lose(t *testing.T, harm func(*server, testing.TB), op string, stage lab.Stage, ask func(user, root *api.Client)) {
 	t.Helper()
 	p := a.pause(t, op, stage)
@@ -82,7 +82,7 @@ func (a *available) lose(t *testing.T, harm func(*server, testing.TB), op string
 	old.rejoin(t)
 }
 
-// wantWhole wants the invariant, and keys from each of the servers.
+// wantWhole checks the invariant, and that each of the servers issues keys.
 func (a *available) wantWhole(t *testing.T) {
 	t.Helper()
 	a.settle(t)
@@ -104,8 +104,8 @@ func (a *available) wantWhole(t *testing.T) {
 	a.wantConsistent(t)
 }
 
-// The active server is lost in the middle of all that it does. The next one keeps what it has promised and ends what it has
-// begun: after each step the keys that live are those that are leased.
+// The active server is lost in the middle of each thing that it does. The next one keeps its promises and ends what it has
+// begun: after each step exactly the leased keys live.
 func testHighAvailability(t *testing.T, shared *server) {
 	c := startCluster(t, shared.bin, shared.built, 3)
 	a := &available{newWorld(t, c[0], pluginName), c}
@@ -125,7 +125,7 @@ func testHighAvailability(t *testing.T, shared *server) {
 	}
 }
 
-// issueLost asks for a key of which nothing is heard.
+// issueLost returns a function that asks for a key, the answer to which is lost.
 func (a *available) issueLost(t *testing.T) func(user, root *api.Client) {
 	data := map[string]any{"subject_token": a.token(nil)}
 	return func(user, _ *api.Client) {
@@ -135,7 +135,7 @@ func (a *available) issueLost(t *testing.T) func(user, root *api.Client) {
 	}
 }
 
-// Tokens that were used stay used, ceilings hold, and the key that is made after all is ended.
+// Used tokens stay used, limits hold, and a key that is made after all is ended.
 func (a *available) lostIssuing(t *testing.T) {
 	a.write(t, "roles/deploy", map[string]any{"max_keys": 3})
 	used := a.token(nil)
@@ -172,7 +172,7 @@ func (a *available) lostIssuing(t *testing.T) {
 	a.wantWhole(t)
 }
 
-// The plugin outlives its Vault, and gets a key that it can neither record nor deliver.
+// The plugin outlives its Vault, and gets a key that it can neither record nor return.
 func (a *available) lostAnswering(t *testing.T) {
 	before := a.keys.Calls(lab.OpCreate)
 	a.lose(t, (*server).kill, lab.OpCreate, lab.StageDone, a.issueLost(t))
@@ -182,7 +182,7 @@ func (a *available) lostAnswering(t *testing.T) {
 	a.wantWhole(t)
 }
 
-// The target moves the key's end, and nobody hears of it: the ledger knows the later end already.
+// The target moves the key's end, and the answer is lost: the ledger has the later end already.
 func (a *available) lostRenewing(t *testing.T) {
 	a.write(t, "targets/brief", map[string]any{"driver": "http", "url": a.keysURL, "ca_pem": a.ca, "allowed_roles": "*", "credential": map[string]any{"token": a.admin},
 		"profile": strings.Replace(acmeProfile(t), `"expires_at": not_after`, `"expires_at": timestamp(int(not_after) - 7200)`, 1)})
@@ -236,7 +236,7 @@ func (a *available) lostSweeping(t *testing.T) {
 	a.wantWhole(t)
 }
 
-// The revocation goes on by itself, and issuing is blocked all the time.
+// The revocation goes on by itself, and issuing stays blocked until it is done.
 func (a *available) lostInRevocation(t *testing.T) {
 	a.write(t, "roles/stolen", map[string]any{"trust": "main", "target": "acme", "parameters": map[string]any{"project": "widget"}})
 	stolen := func() string { return a.token(map[string]any{"ref": "refs/heads/stolen"}) }
@@ -275,7 +275,7 @@ func (a *available) lostInRevocation(t *testing.T) {
 	a.wantWhole(t)
 }
 
-// The new key of a static role is made, and nobody hears of it: it is ended, and another one is made.
+// The new key of a static role is made, and the answer is lost: the key is ended, and another one is made.
 func (a *available) lostRotating(t *testing.T) {
 	a.write(t, "static-roles/ci", map[string]any{"target": "acme", "parameters": "project=widget", "rotation_period": "24h", "revoke_on_delete": true})
 	before := a.read(t, "static-creds/ci")
@@ -299,7 +299,7 @@ func (a *available) lostRotating(t *testing.T) {
 	a.wantConsistent(t)
 }
 
-// Vault waits for the call before it seals; the call's own deadline ends it.
+// Vault waits for the call before it seals; the call ends with its own deadline.
 func (a *available) sealedIssuing(t *testing.T) {
 	a.write(t, "config", map[string]any{"request_timeout": "1s"})
 	before := a.keys.Calls(lab.OpCreate)

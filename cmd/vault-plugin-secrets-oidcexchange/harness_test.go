@@ -26,20 +26,20 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// pluginVersion is what the tests build the plugin as, and register it under.
+// pluginVersion is the version as which the tests build and register the plugin.
 const pluginVersion = "v1.2.3"
 
 // patience bounds every wait of these tests. Vault itself waits up to 30 seconds before it revokes a lease again,
 // and a minute between two periodic calls.
 const patience = 90 * time.Second
 
-// eventually polls until ok holds; state says for the failure how far things are.
+// eventually polls until ok is done; state is shown if it fails.
 func eventually(t testing.TB, what string, ok func() (done bool, state string)) {
 	t.Helper()
 	within(t, patience, what, ok)
 }
 
-// within is eventually with another patience.
+// within is eventually with a patience of its own.
 func within(t testing.TB, patience time.Duration, what string, ok func() (done bool, state string)) {
 	t.Helper()
 	tick := time.NewTicker(max(25*time.Millisecond, patience/3600))
@@ -58,10 +58,10 @@ func within(t testing.TB, patience time.Duration, what string, ok func() (done b
 	}
 }
 
-// binaries are the plugin as it is shipped, and as built for crashes.
+// binaries are the plugin as it is shipped, and as built for crash tests.
 type binaries struct{ plain, faults string }
 
-// buildPlugin builds the plugin as a release does, but with the race detector if the test has it.
+// buildPlugin builds the plugin as a release does, but with the race detector if the tests run with it.
 func buildPlugin(t testing.TB, tags, version string) string {
 	t.Helper()
 	binary := filepath.Join(t.TempDir(), "plugin")
@@ -166,8 +166,8 @@ var portsTaken atomic.Int64
 
 func init() { portsTaken.Store(rand.Int64N(12_000)) } // of several runs on one machine each begins elsewhere
 
-// freePort returns an address that nothing listens on. It is below those that Linux gives to connections: one of them could have
-// it while its server is restarted.
+// freePort returns an address on which nothing listens. Its port is below those that Linux gives to outgoing connections:
+// one of them could take the port while its server is restarted.
 func freePort(t testing.TB) string {
 	t.Helper()
 	for range 12_000 {
@@ -217,7 +217,7 @@ func (s *server) launch(t testing.TB) {
 	})
 }
 
-// kill ends Vault as a crash would. Its plugins are left behind.
+// kill ends Vault as a crash would. Its plugins keep running.
 func (s *server) kill(t testing.TB) {
 	t.Helper()
 	if err := s.process.Kill(); err != nil {
@@ -234,7 +234,7 @@ func (s *server) signal(t testing.TB, signal syscall.Signal) {
 	}
 }
 
-// end leaves no process behind.
+// end ends Vault and its plugins.
 func (s *server) end() {
 	for _, group := range s.groups {
 		_ = syscall.Kill(-group, syscall.SIGKILL)
@@ -244,7 +244,7 @@ func (s *server) end() {
 	}
 }
 
-// unseal waits until Vault is active, so that requests find their mounts.
+// unseal unseals Vault and waits until it is active, so that requests find their mounts.
 func (s *server) unseal(t testing.TB) {
 	t.Helper()
 	if _, err := s.root.Sys().UnsealWithContext(t.Context(), s.unsealKey); err != nil {
@@ -282,7 +282,7 @@ func (s *server) prepare(t testing.TB) {
 	}
 }
 
-// client returns a client that repeats nothing by itself.
+// client returns a client that does not repeat requests.
 func (s *server) client(token string) (*api.Client, error) {
 	config := api.DefaultConfig()
 	config.Address, config.MaxRetries, config.Timeout = s.addr, 0, time.Minute
@@ -294,7 +294,7 @@ func (s *server) client(token string) (*api.Client, error) {
 	return client, nil
 }
 
-// register puts a copy of the binary in the catalog: a plugin of another name has a process of its own.
+// register puts a copy of the binary in the catalog, because a plugin with another name has a process of its own.
 func (s *server) register(t testing.TB, name, binary string, env ...string) {
 	t.Helper()
 	s.link(t, name, binary)
@@ -326,7 +326,7 @@ func (s *server) link(t testing.TB, name, binary string) {
 
 func (s *server) plugin(name string) string { return filepath.Join(s.dir, "plugins", name) }
 
-// pids returns the processes of a plugin that Vault has started and that live.
+// pids returns the running processes of a plugin that Vault has started.
 func (s *server) pids(t testing.TB, name string) []int {
 	t.Helper()
 	var pids []int

@@ -58,7 +58,7 @@ var nouns = map[string]string{
 	"roles/deploy": "roles/{name}", "creds/deploy": "creds/{role}", "self": "self",
 }
 
-// document is what the tests read of Vault's OpenAPI document.
+// document is the part of Vault's OpenAPI document that the tests read.
 type document struct {
 	Paths      map[string]map[string]json.RawMessage
 	Components struct {
@@ -88,7 +88,7 @@ func (w *world) document(t *testing.T) (d document) {
 	return d
 }
 
-// fields returns of each noun the types of its fields, as Vault documents them: "boolean", "string duration".
+// fields returns the types of each noun's fields, as Vault documents them: "boolean", "string duration".
 func (w *world) fields(t *testing.T) map[string]map[string]string {
 	t.Helper()
 	d, types := w.document(t), map[string]map[string]string{}
@@ -108,7 +108,7 @@ func (w *world) fields(t *testing.T) map[string]map[string]string {
 	return types
 }
 
-// wrong lists values, as JSON, that are none of a type.
+// wrong lists JSON values that are not of a type.
 var wrong = map[string][]string{
 	"string":          {`7`, `true`, `["a"]`, `{"a": "b"}`},
 	"string duration": {`"soon"`, `1.5`, `-1`, `"-5m"`, `1e300`, `"9999999h"`, `true`, `[]`, `{}`},
@@ -120,7 +120,7 @@ var wrong = map[string][]string{
 	"object kvpairs":  {`7`, `true`, `"nonsense"`, `"{"`, `["x"]`, `[7]`, `{"a": 7}`, `{"a": {"b": "c"}}`, `{"a": null}`},
 }
 
-// A value of another type is refused with the field's name, by every field of every path, and changes nothing.
+// Every field of every path refuses a value of another type, with the field's name, and nothing changes.
 func testWrongTypes(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	for path, fields := range w.fields(t) {
@@ -144,7 +144,7 @@ func testWrongTypes(t *testing.T, s *server) {
 	}
 }
 
-// wantNamed wants a 400 that names the field.
+// wantNamed checks that a request gets a 400 that names the field.
 func (w *world) wantNamed(t *testing.T, method, path, body, field string) {
 	t.Helper()
 	got := w.raw(t, method, w.path+"/"+path, body)
@@ -154,7 +154,7 @@ func (w *world) wantNamed(t *testing.T, method, path, body, field string) {
 	}
 }
 
-// No value of the right type makes a server's fault either, however odd.
+// No value of the right type, however odd, causes a server error.
 func testOddValues(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	long := strings.Repeat("x", 20_000)
@@ -193,7 +193,7 @@ func testOddValues(t *testing.T, s *server) {
 	}
 }
 
-// What stands in a query is judged like what stands in a body.
+// Fields in a query are checked like fields in a body.
 func testQueries(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	for _, c := range []struct{ path, field, query string }{
@@ -210,7 +210,7 @@ func testQueries(t *testing.T, s *server) {
 	}
 }
 
-// null resets a field to its default; where that would widen who is trusted, it is refused.
+// null resets a field to its default, but is refused if that would trust more callers.
 func testNull(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	refused := map[string][]string{
@@ -247,7 +247,7 @@ func testNull(t *testing.T, s *server) {
 	}
 }
 
-// A name in another spelling than the stored one is refused, never folded.
+// A name that is not spelt like the stored one is refused, never folded.
 func testNames(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	bad := []string{"Deploy", "MAIN", "a..b", "a b", " a", "a ", "-a", "a-", ".a", "a.", "é", "a%b", "a?b", "a*", "a\\b", strings.Repeat("a", 129), strings.Repeat("a", 300)}
@@ -277,7 +277,7 @@ func escape(name string) string {
 	return strings.ReplaceAll(url.PathEscape(name), ".", "%2E")
 }
 
-// The verbs on every noun answer alike: what is absent, what is needed, what is kept.
+// The verbs behave alike on every noun: for what is absent, needed or still in use.
 func testVerbs(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	for path, users := range map[string]string{"issuers/github": "trust policy main", "trust/main": "role deploy", "targets/acme": "role deploy"} {
@@ -311,7 +311,7 @@ func testVerbs(t *testing.T, s *server) {
 	w.wantNone(t)
 }
 
-// A write keeps what it does not name; what comes back is typed, and never a secret.
+// A write keeps the fields that it does not name. A read returns typed values, and never a secret.
 func testRecords(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	root := w.root.Token()

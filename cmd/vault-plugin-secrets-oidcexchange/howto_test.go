@@ -19,7 +19,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// jwtLogin replaces a page's JWT auth method, for an issuer, by one of this world's own for its stand-in.
+// jwtLogin returns replacements that make a page use a JWT auth method of this world for its stand-in, instead of the page's
+// own for the issuer.
 func (w *world) jwtLogin(path, issuer, standIn string) []string {
 	own := w.path + "-login"
 	return []string{"auth enable jwt", "auth enable -path=" + own + " jwt", "enable -path=" + path, "enable -path=" + own,
@@ -27,7 +28,7 @@ func (w *world) jwtLogin(path, issuer, standIn string) []string {
 		"auth/" + path, "auth/" + own, "ci-widget", w.path + "-ci"}
 }
 
-// The workflow pushes a package with the page's set-up, and a refusal is what it shows.
+// The workflow pushes a package with the page's set-up, and a refusal looks as the page shows it.
 func testGitHubActions(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	const github = "https://token.actions.githubusercontent.com"
@@ -84,7 +85,7 @@ func testGitHubActions(t *testing.T, s *server) {
 	}
 }
 
-// The job has a key of GitLab's until it ends.
+// The job holds a GitLab key until the job ends.
 func testGitLabCI(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	gitlab := lab.NewGitLab(lab.GitLabOptions{})
@@ -136,7 +137,7 @@ func testGitLabCI(t *testing.T, s *server) {
 	}
 }
 
-// Agent, with the page's configuration, keeps a key of Connect's in its file.
+// Agent, with the page's configuration, keeps a Connect key in its file.
 func testAgentConnect(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	admin := "connect-admin-" + w.path
@@ -172,7 +173,7 @@ func testAgentConnect(t *testing.T, s *server) {
 	}
 }
 
-// What the operators of Kubernetes do with the page's resources works: they log in, read, and end a lease.
+// What operators in Kubernetes do with the page's resources works: they log in, read, and end a lease.
 func testKubernetes(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	g := newGuide(t, w, "how-to/kubernetes.md", append(w.jwtLogin("kubernetes-jwt", "https://oidc.eks.eu-west-1.amazonaws.com/id/EXAMPLE", w.issuerURL),
@@ -251,10 +252,10 @@ func (w *world) readAsOperator(t *testing.T, login, role, token, path string, re
 	}
 }
 
-// terraformFiles are what main.tf writes from files: the path and the file's name.
+// terraformFiles matches what main.tf writes from files: the path and the file's name.
 var terraformFiles = regexp.MustCompile(`path += "([^"]+)"\s+data_json += file\("\$\{path.module\}/([^"]+)"\)`)
 
-// What Terraform writes it reads back the same, so that a plan without a change shows none.
+// Terraform reads back exactly what it has written, so that a plan without a change shows none.
 func testTerraform(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	g := newGuide(t, w, "how-to/terraform.md")
@@ -304,11 +305,12 @@ func testTerraform(t *testing.T, s *server) {
 	}
 }
 
-// takes is a name in Vault that a page's command takes for itself: an auth mount, a policy, a role of a login, a role, or a target
-// that it makes.
+// takes matches the names in Vault that a page's commands claim: an auth mount, a policy, a role of a login, a role, or a
+// target that they make.
 var takes = regexp.MustCompile(`vault (auth enable (?:-path=\S+ )?\S+|policy write \S+|write auth/\S+/role/\S+|write oidcexchange/(?:static-)?roles/\S+)|vault (write oidcexchange/targets/\S+).* driver=`)
 
-// Whoever follows one guide and then another, or an example's script, in the same Vault overwrites nothing of the first.
+// Two guides, or a guide and an example's script, can be followed in the same Vault: the second overwrites nothing of the
+// first.
 func TestGuidesApart(t *testing.T) {
 	var pages []string
 	for _, kind := range []string{"how-to/*.md", "targets/*.sh"} {

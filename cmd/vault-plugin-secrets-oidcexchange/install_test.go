@@ -21,8 +21,8 @@ const (
 	nextVersion = "v1.2.4"
 )
 
-// Who follows bootstrap/install.md by hand installs the plugin, moves a mount to the next version and back, with the lease
-// that it has, and removes it all: on one node, with REAL=1 on three, whose active one dies after the upgrade.
+// An operator who follows bootstrap/install.md by hand installs the plugin, upgrades a mount with a live lease and goes
+// back, and removes everything: on one node, and with REAL=1 on three, whose active node is killed after the upgrade.
 func testInstall(t *testing.T, shared *server) {
 	nodes := 1
 	if os.Getenv("REAL") == "1" {
@@ -80,7 +80,7 @@ func testInstall(t *testing.T, shared *server) {
 	}
 }
 
-// place puts a binary, as make leaves it, into place on every node.
+// place installs a binary, as make leaves it, on every node.
 func (c cluster) place(t *testing.T, g *guide, command, binary string) {
 	t.Helper()
 	bin := filepath.Join(g.dir, "bin")
@@ -99,7 +99,8 @@ func (c cluster) place(t *testing.T, g *guide, command, binary string) {
 	}
 }
 
-// wantVersion wants the mount to run a version of the plugin, as the page's last command says, and a lease of before to go on.
+// wantVersion checks that the mount runs a version of the plugin, as the page's last command says, and that an earlier lease
+// goes on.
 func (w *world) wantVersion(t *testing.T, said, version string, kept *api.Secret) {
 	t.Helper()
 	if !strings.HasSuffix(strings.TrimSpace(said), version) {
@@ -115,7 +116,8 @@ func (w *world) wantVersion(t *testing.T, said, version string, kept *api.Secret
 	w.wantConsistent(t)
 }
 
-// wantNewerRecord wants a role that a newer version wrote to be refused, the log to say why, and nobody to change it.
+// wantNewerRecord checks that a role that a newer version wrote is refused, that the log says why, and that nobody can
+// change it.
 func (w *world) wantNewerRecord(t *testing.T, record string) {
 	t.Helper()
 	from := len(w.log(t, 0))
@@ -129,7 +131,7 @@ func (w *world) wantNewerRecord(t *testing.T, record string) {
 	wantRefused(t, err, http.StatusInternalServerError, "storage")
 }
 
-// rawPath is where Vault shows a record of the mount as its storage has it.
+// rawPath is the path at which Vault shows a record of the mount as it is stored.
 func (w *world) rawPath(t *testing.T, record string) string {
 	t.Helper()
 	mounts, err := w.root.Sys().ListMountsWithContext(t.Context())
@@ -139,8 +141,8 @@ func (w *world) rawPath(t *testing.T, record string) string {
 	return "sys/raw/logical/" + mounts[w.path+"/"].UUID + "/" + record
 }
 
-// wantLedger has the ledger counted anew, as the next tick would, and wants status to name a record that cannot be read, or none
-// if that is "".
+// wantLedger makes the plugin count the ledger again, as the next tick would, and checks that status names the unreadable
+// record, or none if unreadable is "".
 func (w *world) wantLedger(t *testing.T, unreadable string) {
 	t.Helper()
 	w.rootWrite(t, "sys/plugins/reload/backend", map[string]any{"mounts": w.path})
@@ -151,7 +153,7 @@ func (w *world) wantLedger(t *testing.T, unreadable string) {
 	})
 }
 
-// setVersion writes a record of the mount as one of another version, and makes the plugin read it anew.
+// setVersion changes the version of a record of the mount, and makes the plugin read it again.
 func (w *world) setVersion(t *testing.T, record string, version int) {
 	t.Helper()
 	path := w.rawPath(t, record)

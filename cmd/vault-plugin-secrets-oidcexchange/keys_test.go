@@ -21,7 +21,7 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// A user without any right but on creds/ reads a key, and Vault's own commands look the lease up, renew and revoke it.
+// A user with no right but to creds/ reads a key, and Vault's own commands look up, renew and revoke the lease.
 func testKeyByLogin(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	secret, err := w.user.Logical().ReadWithContext(t.Context(), w.path+"/creds/deploy")
@@ -69,7 +69,7 @@ func testKeyByLogin(t *testing.T, s *server) {
 	}
 }
 
-// wantExpiry checks that the key's own end is past the lease's latest end, but not far: it ends even if Vault is lost.
+// wantExpiry checks that the key expires after the lease's latest end, but soon: so the key ends even if Vault is lost.
 func (w *world) wantExpiry(t *testing.T, secret *api.Secret) {
 	t.Helper()
 	expires, err := time.Parse(time.RFC3339, secret.Data["expires_at"].(string))
@@ -78,7 +78,7 @@ func (w *world) wantExpiry(t *testing.T, secret *api.Secret) {
 	}
 }
 
-// A token from a file is exchanged by Vault's command line.
+// A token from a file is exchanged with Vault's command line.
 func testKeyByToken(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	file := filepath.Join(t.TempDir(), "id.jwt")
@@ -170,7 +170,7 @@ func testRevokePrefix(t *testing.T, s *server) {
 	want()
 }
 
-// An operator finds out whose keys are out.
+// An operator finds out who has keys.
 func testLedger(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	byToken := w.issue(t, "deploy")
@@ -226,7 +226,7 @@ func testEndOfLogin(t *testing.T, s *server) {
 	}
 }
 
-// A target that gives a key less time than its lease may have is asked for more by each renewal.
+// If a target makes a key's life shorter than its lease may be, each renewal asks for more.
 func testRenewalExtendsKey(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	profile := strings.Replace(acmeProfile(t), `"expires_at": not_after`, `"expires_at": timestamp(int(not_after) - 7200)`, 1)
@@ -250,7 +250,7 @@ func testRenewalExtendsKey(t *testing.T, s *server) {
 	w.wantNone(t)
 }
 
-// What is refused says why, by status, reason and request, and reaches no target.
+// A refusal says why, with status, reason and request id, and nothing reaches a target.
 func testRefusals(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	w.write(t, "roles/bytoken", map[string]any{"trust": "main", "target": "acme", "parameters": map[string]any{"project": "widget"}})
@@ -303,7 +303,7 @@ func testRefusals(t *testing.T, s *server) {
 	w.wantNone(t)
 }
 
-// wantLogged wants the detail of a refusal in Vault's log, under the id that the caller was told.
+// wantLogged checks that Vault's log has the details of a refusal, under the id that the caller was given.
 func (w *world) wantLogged(t *testing.T, from int, refused, reason string) {
 	t.Helper()
 	found := regexp.MustCompile(`\(request ([0-9a-f-]{36})\)`).FindStringSubmatch(refused)
@@ -322,7 +322,7 @@ func (w *world) wantLogged(t *testing.T, from int, refused, reason string) {
 	t.Errorf("Vault's log has nothing of request %s, refused for %s", found[1], reason)
 }
 
-// Many callers at once get a key each, and one token yields exactly one.
+// Many callers at once get one key each, and one token yields exactly one key.
 func testConcurrency(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	const callers = 64

@@ -17,7 +17,7 @@ var (
 	noAnchor = regexp.MustCompile(`[^a-z0-9 _-]`)
 )
 
-// anchors are the places in a page that a link can name, as GitHub makes them of headings.
+// anchors returns the anchors that links to a page can name, as GitHub makes them from headings.
 func anchors(page string) map[string]bool {
 	all := map[string]bool{"": true}
 	for _, heading := range headings.FindAllStringSubmatch(page, -1) {
@@ -26,7 +26,7 @@ func anchors(page string) map[string]bool {
 	return all
 }
 
-// Every link between the repository's pages leads to a file, and to a heading of it.
+// Every link between the repository's pages leads to an existing file and heading.
 func TestLinks(t *testing.T) {
 	root := filepath.Join("..", "..")
 	pages := []string{filepath.Join(root, "README.md"), filepath.Join(root, "SECURITY.md")}

@@ -28,7 +28,7 @@ func (s *server) log(t testing.TB, from int) []byte {
 	return content[min(from, len(content)):]
 }
 
-// story returns of Vault's log what concerns a mount or a plugin, at most 40 lines.
+// story returns the lines of Vault's log that concern a mount or a plugin, at most 40.
 func (s *server) story(t testing.TB, from int, mount string) []byte {
 	t.Helper()
 	var lines [][]byte
@@ -52,7 +52,7 @@ func (s *server) canary(secrets ...string) {
 	}
 }
 
-// wantClean wants no secret in Vault's log, nor in its audit log, and no sign of a broken plugin.
+// wantClean checks that there is no secret in Vault's log or its audit log, and no sign of a broken plugin.
 func (s *server) wantClean(t testing.TB) {
 	t.Helper()
 	s.mu.Lock()
@@ -81,7 +81,7 @@ func (s *server) wantClean(t testing.TB) {
 	})
 }
 
-// eachLine goes through a file, which may be large.
+// eachLine calls visit for each line of a file, which may be large.
 func eachLine(t testing.TB, path string, visit func(line string)) {
 	t.Helper()
 	file, err := os.Open(path)
@@ -101,8 +101,8 @@ func eachLine(t testing.TB, path string, visit func(line string)) {
 	}
 }
 
-// leakOf returns what tells where the first secret stands in a text, -1 if none does. All are looked for in one pass: there
-// are thousands of them, and the logs are long.
+// leakOf returns a function that finds the first secret in a text and returns its position, -1 if there is none. It looks
+// for all secrets in one pass, because there are thousands of them and the logs are long.
 func leakOf(secrets []string) func(text string) int {
 	var pairs []string
 	for _, secret := range secrets {

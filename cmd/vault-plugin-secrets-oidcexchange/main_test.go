@@ -12,7 +12,7 @@ import (
 	"testing"
 )
 
-// The binary tells its version and where it comes from, and what it is when a person starts it.
+// The binary prints its version and origin, and says what it is when a person starts it.
 func TestByHand(t *testing.T) {
 	binary := buildPlugin(t, "", pluginVersion)
 	for _, flag := range []string{"-version", "--version"} {
@@ -39,7 +39,8 @@ func TestByHand(t *testing.T) {
 	}
 }
 
-// What a server sends beyond its answer is logged by net/http, through package log, which a plugin's Vault reads.
+// net/http logs what a server sends beyond its answer through package log, and Vault reads that output of a plugin. So
+// package log must be silent.
 func TestSilence(t *testing.T) {
 	was := log.Writer()
 	defer log.SetOutput(was)

@@ -10,7 +10,7 @@ import (
 	"time"
 )
 
-// The caller's own token goes to the gallery; nobody can revoke what it gives.
+// The caller's own token goes to the gallery, and nobody can revoke the key that it is exchanged for.
 func testNuGet(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	token := w.token(map[string]any{"aud": nugetAudience})

@@ -25,8 +25,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// As OpenShell does it, with two servers: the caller's token becomes one for the supervisor by the gateway's SVID, and that
-// one a key by the supervisor's.
+// Two hops, as in OpenShell: the caller's token is exchanged for one for the supervisor with the gateway's SVID, and that
+// one for a key with the supervisor's SVID.
 func testOAuthHops(t *testing.T, s *server) {
 	const gateway, supervisor = "spiffe://example.org/gateway", "spiffe://example.org/supervisor"
 	socket := filepath.Join(t.TempDir(), "agent.sock")
@@ -54,8 +54,8 @@ func testOAuthHops(t *testing.T, s *server) {
 	eventually(t, "the end of the last key", func() (bool, string) { return len(second.Live()) == 0, fmt.Sprint(second.Live()) })
 }
 
-// wantHops starts two servers that know the SVIDs of domain, and role hops; it wants a key of the second server by way of the
-// first, and its end.
+// wantHops starts two servers that accept the SVIDs of domain, and makes role hops. It checks that a key of the second
+// server is issued by way of the first, and that it ends.
 func (w *world) wantHops(t *testing.T, gateway, supervisor string, domain func(string) *lab.Issuer) (first, second *lab.OAuth) {
 	t.Helper()
 	serve := func(issuer, client string) *lab.OAuth {
@@ -90,19 +90,19 @@ func (w *world) wantHops(t *testing.T, gateway, supervisor string, domain func(s
 	return first, second
 }
 
-// The releases of the npm packages that the tests install.
+// Releases of the npm packages that the tests install.
 const (
 	providerPackage = "oidc-provider@9.13.3"
 	providerJOSE    = "jose@6.2.17"
 )
 
-// provider is an authorization server that others wrote.
+// provider is another project's authorization server.
 type provider struct {
 	*world
 	issuer, secret, key string
 }
 
-// startProvider installs and starts the server; nil where there is no node.
+// startProvider installs and starts the server; it returns nil if there is no node.
 func startProvider(t *testing.T, w *world) *provider {
 	t.Helper()
 	for _, tool := range []string{"node", "npm"} {
@@ -172,7 +172,7 @@ func (p *provider) newKey(t *testing.T) (jwk string) {
 	return string(public)
 }
 
-// active asks the server itself.
+// active asks the server itself whether the token is active.
 func (p *provider) active(t *testing.T, secret *api.Secret) bool {
 	t.Helper()
 	form := url.Values{"token": {secret.Data["api_key"].(string)}}
@@ -194,7 +194,7 @@ func (p *provider) active(t *testing.T, secret *api.Secret) bool {
 	return *said.Active
 }
 
-// A certified implementation that others wrote: discovery, token exchange with a secret that needs its encoding, client
+// Another project's certified implementation: discovery, token exchange with a secret that needs encoding, client
 // credentials with a signed assertion, introspection at renewal, revocation at the lease's end.
 func testOAuthProvider(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)

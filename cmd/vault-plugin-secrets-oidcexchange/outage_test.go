@@ -15,7 +15,7 @@ import (
 	"time"
 )
 
-// outage is for how long OUTAGE lets servers be away; 0 if it is not set.
+// outage returns how long OUTAGE lets servers be away; 0 if it is not set.
 func outage(t *testing.T) time.Duration {
 	t.Helper()
 	text := os.Getenv("OUTAGE")
@@ -29,7 +29,7 @@ func outage(t *testing.T) time.Duration {
 	return length
 }
 
-// site is a stand-in that can go away: its address then refuses connections, until it is back there.
+// site is a stand-in that can go away: its address then refuses connections until it is back.
 type site struct {
 	url     string
 	handler http.Handler
@@ -69,7 +69,7 @@ func (s *site) leave() {
 }
 
 // A target that is down for a quarter of an hour strands no lease and loses no key, on the real schedule of Vault's core and
-// of the ledger: what ends meanwhile is owed, and paid when the target is back. Nobody has to do anything.
+// of the ledger: keys that should end meanwhile are ended when the target is back. Nobody has to do anything.
 func testOutage(t *testing.T, s *server) {
 	length := outage(t)
 	if length < 10*time.Minute {
@@ -104,7 +104,8 @@ func testOutage(t *testing.T, s *server) {
 	w.wantPaid(t)
 }
 
-// wantPaid waits until nothing is left of the mount's keys, and tells how long it took. Vault and the ledger do it by themselves.
+// wantPaid waits until none of the mount's keys is left, and logs how long that took. Vault and the ledger end them by
+// themselves.
 func (w *world) wantPaid(t *testing.T) {
 	t.Helper()
 	back := time.Now()
@@ -133,7 +134,7 @@ func (w *world) wantPaid(t *testing.T) {
 	w.wantNone(t)
 }
 
-// debt counts the keys that must die and do not yet.
+// debt counts the keys that must end and have not ended yet.
 func (w *world) debt(t *testing.T) int {
 	t.Helper()
 	n, err := w.read(t, "status")["ledger"].(map[string]any)["debt"].(json.Number).Int64()

@@ -16,7 +16,7 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// allow lets a token's holder do more, beside what its policies say: each path with its capability.
+// allow adds capabilities to those of a token's policies: each path with its capability.
 func (w *world) allow(t *testing.T, policy string, paths ...string) {
 	t.Helper()
 	var rules strings.Builder
@@ -28,8 +28,8 @@ func (w *world) allow(t *testing.T, policy string, paths ...string) {
 	}
 }
 
-// Vault vouches for its own callers, by the tokens of its identity engine and by those of its OpenID provider: documents,
-// keys and tokens are Vault's, read over its own listener.
+// Vault vouches for its own callers, with tokens of its identity engine and of its OpenID provider: documents, keys and
+// tokens are Vault's, read over its own listener.
 func testVaultIssuer(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	w.write(t, "config", map[string]any{"allow_http_loopback": true, "jwks_min_refresh": "1s"})
@@ -85,7 +85,7 @@ func testVaultIssuer(t *testing.T, s *server) {
 	w.wantNone(t)
 }
 
-// testVaultProvider wants an ID token by authorization code to be judged like any other.
+// testVaultProvider checks that an ID token from the authorization code flow is verified like any other.
 func (w *world) testVaultProvider(t *testing.T) {
 	t.Helper()
 	const redirect = "https://app.example/callback"
@@ -114,7 +114,7 @@ func (w *world) testVaultProvider(t *testing.T) {
 	}
 }
 
-// Vault's token API as a target, by the profile that is shipped: the keys are Vault tokens.
+// Vault's token API as a target, with the profile that is shipped: the keys are Vault tokens.
 func testVaultToken(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	keyPolicy, enginePolicy := w.path+"-key", w.path+"-engine"
@@ -158,7 +158,7 @@ func testVaultToken(t *testing.T, s *server) {
 	w.wantCheck(t, "vault", "failed") // that policy has no lookup-self
 }
 
-// readKey wants a key for the user's login.
+// readKey reads a key by the user's login, which must succeed.
 func (w *world) readKey(t *testing.T, role string) *api.Secret {
 	t.Helper()
 	secret, err := w.user.Logical().ReadWithContext(t.Context(), w.path+"/creds/"+role)
@@ -169,7 +169,7 @@ func (w *world) readKey(t *testing.T, role string) *api.Secret {
 	return secret
 }
 
-// wantHint wants the target to deny a key, and Vault's log to say what is to be mended.
+// wantHint checks that the target denies a key, and that Vault's log says what to fix.
 func (w *world) wantHint(t *testing.T, role, hint string) {
 	t.Helper()
 	start := len(w.log(t, 0))
@@ -178,7 +178,8 @@ func (w *world) wantHint(t *testing.T, role, hint string) {
 	eventually(t, "the log to say "+hint, func() (bool, string) { return bytes.Contains(w.log(t, start), []byte(hint)), reasonOf(err) })
 }
 
-// wantVaultToken wants a key to be a token that works, may do what the token role says, and ends soon after its lease must.
+// wantVaultToken checks that a key is a valid token, has the rights that the token role gives, and expires soon after its
+// lease must end.
 func (w *world) wantVaultToken(t *testing.T, key *api.Secret, policy string) {
 	t.Helper()
 	token := w.lookup(t, key)
@@ -194,7 +195,7 @@ func (w *world) wantVaultToken(t *testing.T, key *api.Secret, policy string) {
 	}
 }
 
-// lookup is what Vault knows of a token by its accessor; nil if it knows nothing.
+// lookup returns what Vault knows about a token by its accessor; nil if the accessor is unknown.
 func (w *world) lookup(t *testing.T, key *api.Secret) map[string]any {
 	t.Helper()
 	secret, err := w.root.Auth().Token().LookupAccessorWithContext(t.Context(), key.Data["accessor"].(string))
@@ -204,7 +205,7 @@ func (w *world) lookup(t *testing.T, key *api.Secret) map[string]any {
 	return secret.Data
 }
 
-// works reports whether the key, a Vault token, may do what its policy says.
+// works reports whether the key, a Vault token, can do what its policy allows.
 func works(t *testing.T, w *world, key *api.Secret) bool {
 	t.Helper()
 	client, err := w.client(key.Data["api_key"].(string))

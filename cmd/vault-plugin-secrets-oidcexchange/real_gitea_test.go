@@ -41,7 +41,7 @@ ENABLED = false
 LEVEL = warn
 `
 
-// startGitea starts a Gitea whose users root1, an administrator, and ci have the password.
+// startGitea starts a Gitea with the users root1, an administrator, and ci, who both have the password.
 func startGitea(t *testing.T, password string) (at string) {
 	t.Helper()
 	built, dir := realServer(t, "gitea"), unprivilegedDir(t)
@@ -79,7 +79,7 @@ func startGitea(t *testing.T, password string) (at string) {
 	return at
 }
 
-// Gitea's access tokens, by their user's own credential and by an administrator's.
+// Gitea's access tokens, made with their user's own credential and with an administrator's.
 func testGitea(t *testing.T, s *server) {
 	optIn(t, "Gitea")
 	w := newWorld(t, s, pluginName)

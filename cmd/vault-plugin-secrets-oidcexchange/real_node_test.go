@@ -32,7 +32,7 @@ packages:
 log: {type: stdout, format: pretty, level: warn}
 `
 
-// Verdaccio takes back no token that it has signed, whatever its API answers. The profile that is shipped says so.
+// Verdaccio does not revoke a token that it has signed, whatever its API answers. The shipped profile says so.
 func testVerdaccio(t *testing.T, s *server) {
 	optIn(t, "Verdaccio")
 	dir, data, listen := realServer(t, "verdaccio", "node", "npm"), t.TempDir(), freePort(t)
@@ -115,7 +115,8 @@ func startPostgreSQL(t *testing.T) string {
 	return port
 }
 
-// Unleash deletes a token at once and takes it for a while longer: the lease's end is the first, and the second is measured.
+// Unleash deletes a token at once, but accepts it for a while longer. The lease's end is the deletion; the time until
+// refusal is measured.
 func testUnleash(t *testing.T, s *server) {
 	optIn(t, "Unleash")
 	dir, listen := realServer(t, "unleash", "node", "npm"), freePort(t)

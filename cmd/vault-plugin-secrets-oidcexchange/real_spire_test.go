@@ -68,7 +68,8 @@ plugins {
 }
 `
 
-// startSPIRE starts SPIRE's server and an agent, who knows the processes of this user as ids; it returns the agent's socket.
+// startSPIRE starts SPIRE's server and an agent that gives this user's processes the SPIFFE IDs ids. It returns the agent's
+// socket.
 func startSPIRE(t *testing.T, ids ...string) (socket string, server func(args ...string) string) {
 	t.Helper()
 	bin, dir := realServer(t, "spire"), t.TempDir()
@@ -101,8 +102,8 @@ func startSPIRE(t *testing.T, ids ...string) (socket string, server func(args ..
 	return filepath.Join(dir, "agent.sock"), server
 }
 
-// SPIRE as issuer of the callers, and of what the engine itself shows: the SVIDs by which its two hops at authorization servers
-// are known.
+// SPIRE as the callers' issuer, and as the issuer of the SVIDs with which the engine's two hops authenticate at
+// authorization servers.
 func testSPIRE(t *testing.T, s *server) {
 	optIn(t, "SPIRE")
 	const widget, gateway, supervisor = "spiffe://example.org/widget", "spiffe://example.org/gateway", "spiffe://example.org/supervisor"
@@ -173,7 +174,7 @@ func testSPIRE(t *testing.T, s *server) {
 	w.wantNone(t)
 }
 
-// jwtAuthorities returns the ids of the keys by which SPIRE signs now and will sign next.
+// jwtAuthorities returns the ids of the key with which SPIRE signs now and of the key with which it will sign next.
 func jwtAuthorities(t *testing.T, spire func(args ...string) string) (active, prepared string) {
 	t.Helper()
 	var shown map[string]struct {

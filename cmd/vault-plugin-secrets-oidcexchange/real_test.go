@@ -20,7 +20,7 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// optIn skips a test of a server that takes long to build or start, or needs much beside it.
+// optIn skips a test of a server that takes long to build or start, or needs many other tools.
 func optIn(t *testing.T, server string) {
 	t.Helper()
 	if os.Getenv("REAL") != "1" {
@@ -28,8 +28,8 @@ func optIn(t *testing.T, server string) {
 	}
 }
 
-// realServer returns the folder of a server that others wrote, built if that was not done yet. Where it cannot be had, the
-// test says so aloud and is skipped; with REAL=1 only a tool that is missing excuses it.
+// realServer returns the folder of another project's server, and builds it if necessary. If that fails, the test is skipped
+// with a visible message; with REAL=1 it may be skipped only if a tool is missing.
 func realServer(t *testing.T, name string, tools ...string) string {
 	t.Helper()
 	for _, tool := range tools {
@@ -57,7 +57,7 @@ func notRun(t *testing.T, name, why string) {
 	t.Skip(why)
 }
 
-// background starts a server that ends with the test. What it said is shown if the test fails.
+// background starts a server that ends with the test. Its output is shown if the test fails.
 func background(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	var said bytes.Buffer
@@ -90,7 +90,7 @@ func output(t *testing.T, cmd *exec.Cmd) string {
 	return string(out)
 }
 
-// answers waits until a server answers at all.
+// answers waits until a server answers.
 func answers(t *testing.T, at string) {
 	t.Helper()
 	eventually(t, at, func() (bool, string) {
@@ -103,8 +103,8 @@ func answers(t *testing.T, at string) {
 	})
 }
 
-// call speaks to a server that others wrote: body is a form, or else encoded as JSON, and auth the Authorization header.
-// The answer's object is nil if it has none.
+// call sends a request to another project's server: body is a form, or else encoded as JSON, and auth is the Authorization
+// header. The returned object is nil if the answer has none.
 func call(t *testing.T, method, at, auth string, body any) (int, map[string]any) {
 	t.Helper()
 	var content io.Reader
@@ -138,7 +138,8 @@ func call(t *testing.T, method, at, auth string, body any) (int, map[string]any)
 	return resp.StatusCode, object
 }
 
-// wantCheck wants a target's check to end in this state: it tells a good credential from a bad one, without a key.
+// wantCheck checks that a target's check reports this state: it tells a good credential from a bad one, without making a
+// key.
 func (w *world) wantCheck(t *testing.T, target, state string) {
 	t.Helper()
 	if got := w.read(t, "check/"+target); got["state"] != state {
@@ -146,7 +147,8 @@ func (w *world) wantCheck(t *testing.T, target, state string) {
 	}
 }
 
-// PocketBase's tokens by the profile that is shipped. It cannot revoke one: its end is its own, and that is said.
+// PocketBase's tokens, with the shipped profile. PocketBase cannot revoke a token, so it lives until it expires, and the
+// plugin says so.
 func testPocketBase(t *testing.T, s *server) {
 	dir, data := realServer(t, "pocketbase"), t.TempDir()
 	base := filepath.Join(dir, "base")
@@ -191,10 +193,10 @@ func testPocketBase(t *testing.T, s *server) {
 	w.wantCheck(t, "pocketbase", "failed")
 }
 
-// nobody is who servers run as that refuse to run as root.
+// nobody is the user id for servers that refuse to run as root.
 const nobody = 65534
 
-// unprivilegedDir is a folder for what unprivileged starts.
+// unprivilegedDir makes a directory for commands that unprivileged starts.
 func unprivilegedDir(t *testing.T) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "oidcexchange")
@@ -208,7 +210,7 @@ func unprivilegedDir(t *testing.T) string {
 	return dir
 }
 
-// unprivileged makes a command run as nobody if the tests run as root, at home in dir.
+// unprivileged makes a command run as nobody if the tests run as root, with dir as its home.
 func unprivileged(dir string, cmd *exec.Cmd) *exec.Cmd {
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "HOME="+dir, "USER=nobody", "TMPDIR="+dir)

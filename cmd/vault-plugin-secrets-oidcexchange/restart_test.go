@@ -41,7 +41,7 @@ func testRestarts(t *testing.T, shared *server) {
 	s.wantClean(t)
 }
 
-// wantSurvival issues keys, does harm, and wants everything to go on as if nothing had been.
+// wantSurvival issues keys, does harm, and checks that everything goes on as before.
 func (w *world) wantSurvival(t *testing.T, harm string, do func()) {
 	t.Helper()
 	token := w.token(nil)

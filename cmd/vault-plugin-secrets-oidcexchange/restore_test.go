@@ -17,7 +17,7 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// neighbour mounts the plugin once more, for the same API and with the same credential there, and returns its path.
+// neighbour mounts the plugin once more, for the same API and with the same credential, and returns its path.
 func (w *world) neighbour(t *testing.T) string {
 	t.Helper()
 	path := w.path + "-beside"
@@ -39,7 +39,7 @@ func (w *world) neighbour(t *testing.T) string {
 	return path
 }
 
-// found is what reconcile says.
+// found is the answer of reconcile.
 type found struct {
 	Data struct {
 		Count, Revoked, Failed, Left int
@@ -60,8 +60,9 @@ func parseFound(t *testing.T, text string) found {
 	return f
 }
 
-// A Vault that is restored from a snapshot forgets the key that was issued since. Who follows the runbook finds exactly that key
-// at the target and ends it: not the one that the ledger has, not a static role's, the credential, or another mount's.
+// A Vault that is restored from a snapshot has forgotten the key that was issued since. An operator who follows the runbook
+// finds exactly that key at the target and ends it, and not the key in the ledger, a static role's key, the credential, or
+// another mount's key.
 func testRestore(t *testing.T, shared *server) {
 	s := startServer(t, shared.bin, shared.built)
 	w := newWorld(t, s, pluginName)
@@ -126,7 +127,7 @@ func testRestore(t *testing.T, shared *server) {
 	s.wantClean(t)
 }
 
-// wantOnly checks that the key that was not lost goes on, and that a token that was used since the snapshot is good again, as
+// wantOnly checks that the key that was not lost still works, and that a token used since the snapshot is accepted again, as
 // the runbook says.
 func (w *world) wantOnly(t *testing.T, kept *api.Secret, used string) {
 	t.Helper()

@@ -12,7 +12,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// The key of a static role is read by Vault Agent, rotated by Vault's own clock, and read again by the agent; GitLab's
+// Vault Agent reads the key of a static role, Vault's own clock rotates it, and the agent reads the new one; GitLab's
 // credential and its keys are rotated in place.
 func testRotation(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
@@ -66,7 +66,7 @@ func testRotation(t *testing.T, s *server) {
 	eventually(t, "the end of the first key", func() (bool, string) { return !w.keys.Valid(first), "it lives" })
 }
 
-// rotate asks for a rotation, again while Vault's own clock is at one.
+// rotate asks for a rotation, and again if Vault's own clock is just doing one.
 func (w *world) rotate(t *testing.T) (out run) {
 	t.Helper()
 	eventually(t, "a turn to rotate", func() (bool, string) {
@@ -76,7 +76,7 @@ func (w *world) rotate(t *testing.T) (out run) {
 	return out
 }
 
-// The plugin dies at each step of a rotation. There is always a key that lives to be read, and in the end no other.
+// The plugin dies at each step of a rotation. There is always a live key to read, and in the end no other.
 func testCrashWhileRotating(t *testing.T, s *server) {
 	for _, step := range []string{"rotation-intended", "rotation-asked", "rotation-made", "rotation-committed"} {
 		t.Run(step, func(t *testing.T) {

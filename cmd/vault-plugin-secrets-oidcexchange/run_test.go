@@ -11,7 +11,8 @@ import (
 	"testing"
 )
 
-// make run starts a Vault of its own, or nothing: one that answers at the address already is another's, and is only asked.
+// make run starts a Vault of its own or does nothing: if a Vault already answers at the address, it is somebody else's and
+// must not be changed.
 func TestRunBesideAnother(t *testing.T) {
 	dir := t.TempDir()
 	calls := filepath.Join(dir, "calls")

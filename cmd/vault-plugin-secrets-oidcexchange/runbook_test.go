@@ -15,7 +15,7 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// runbook runs the commands of bootstrap/runbook.md in a world's mount, as whoever follows it.
+// runbook runs the commands of bootstrap/runbook.md in a world's mount, as a reader would.
 type runbook struct {
 	*world
 	blocks []string
@@ -28,7 +28,7 @@ func newRunbook(t *testing.T, w *world) *runbook {
 	return newPart(t, w, compromised)
 }
 
-// afterRestore begins the part of the runbook that is for another day.
+// afterRestore is the heading of the part of the runbook that testRestore follows.
 const afterRestore = "\n## After a restore\n"
 
 func runbookText(t *testing.T) string {
@@ -47,7 +47,7 @@ func newPart(t *testing.T, w *world, text string) *runbook {
 	return r
 }
 
-// run runs a shell command, what is typed being its input, and returns what it says and its exit status.
+// run runs a shell command with typed as its input, and returns its output and exit status.
 func (r *runbook) run(t *testing.T, token, typed, command string) (out string, code int) {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), "sh", "-eu", "-c", strings.NewReplacer(
@@ -63,7 +63,7 @@ func (r *runbook) run(t *testing.T, token, typed, command string) (out string, c
 	return string(said), cmd.ProcessState.ExitCode()
 }
 
-// follow runs the next block of the runbook, which must work, and returns what it says.
+// follow runs the next block of the runbook, which must succeed, and returns its output.
 func (r *runbook) follow(t *testing.T, token, typed string, replace ...string) string {
 	t.Helper()
 	out, code := r.run(t, token, typed, strings.NewReplacer(replace...).Replace(r.blocks[0]))
@@ -74,8 +74,8 @@ func (r *runbook) follow(t *testing.T, token, typed string, replace ...string) s
 	return out
 }
 
-// Who follows the runbook from its first line to its last, with the policy that it writes and no other right, ends all that
-// the workflow has, and nothing else.
+// An operator who follows the runbook, up to its part about restores, with the policy that it writes and no other right,
+// ends everything that the workflow has, and nothing else.
 func testRunbook(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	r := newRunbook(t, w)
@@ -155,7 +155,7 @@ func testRunbook(t *testing.T, s *server) {
 	}
 }
 
-// What cannot be revoked is told, and is no success.
+// Keys that cannot be revoked are reported, and the script fails.
 func testRevokeScriptOfExposedKeys(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	r := newRunbook(t, w)
@@ -180,7 +180,7 @@ func testRevokeScriptOfExposedKeys(t *testing.T, s *server) {
 	}
 }
 
-// A revocation goes on when the plugin is killed in it; Vault's own revocation of the same keys goes on beside it.
+// A revocation goes on after the plugin is killed in the middle of it, while Vault itself revokes the same keys.
 func testRevocationGoesOn(t *testing.T, s *server) {
 	const plugin = "killed-in-revocation"
 	s.register(t, plugin, s.built.plain)

@@ -50,7 +50,7 @@ func newFederation(t *testing.T, s *server) *federation {
 	return f
 }
 
-// testSelf has a mount vouch for its callers: at an API that trusts it, for Vault's own JWT auth method, and for verifiers
+// testSelf makes a mount vouch for its callers: at an API that trusts it, to Vault's own JWT auth method, and to verifiers
 // in two languages, before and after its keys rotate.
 func testSelf(t *testing.T, s *server) {
 	f := newFederation(t, s)
@@ -100,7 +100,7 @@ func testSelf(t *testing.T, s *server) {
 	f.wantKey(t)
 }
 
-// get reads what anybody may, without a Vault token.
+// get reads a public document, without a Vault token.
 func (f *federation) get(t *testing.T, document string) (*http.Response, []byte) {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, f.issuer+"/.well-known/"+document, nil)
@@ -149,7 +149,7 @@ func (f *federation) wantDocuments(t *testing.T) {
 	}
 }
 
-// wantKey wants a key for the caller's login, which the API made for the mount's token.
+// wantKey reads a key by the caller's login, which the API must make for the mount's token.
 func (f *federation) wantKey(t *testing.T) *api.Secret {
 	t.Helper()
 	secret, err := f.user.Logical().ReadWithContext(t.Context(), f.path+"/creds/fed")
@@ -163,7 +163,7 @@ func (f *federation) wantKey(t *testing.T) *api.Secret {
 	return secret
 }
 
-// wantShown returns the token that the API was last shown, once its claims are right.
+// wantShown checks the claims of the token that the API was last shown, and returns the token.
 func (f *federation) wantShown(t *testing.T, issuer, subject string) string {
 	t.Helper()
 	shown := f.trusted.Presented()
@@ -187,7 +187,7 @@ func (f *federation) wantShown(t *testing.T, issuer, subject string) string {
 	return token
 }
 
-// wantVerified wants the verifiers to accept a token and to refuse what is not quite it.
+// wantVerified checks that the verifiers accept a token and refuse changed ones.
 func (f *federation) wantVerified(t *testing.T, javascript func(t *testing.T, issuer, token string) error, token string) {
 	t.Helper()
 	parts := strings.Split(token, ".")
@@ -211,7 +211,7 @@ func (f *federation) wantVerified(t *testing.T, javascript func(t *testing.T, is
 	}
 }
 
-// wantJWTLogin wants Vault's own JWT auth method to log a caller in by the mount's token, and by no other.
+// wantJWTLogin checks that Vault's own JWT auth method accepts the mount's token for a login, and no other.
 func (f *federation) wantJWTLogin(t *testing.T, token string) {
 	t.Helper()
 	auth := f.path + "-jwt"
@@ -235,7 +235,7 @@ func (f *federation) wantJWTLogin(t *testing.T, token string) {
 	}
 }
 
-// wantNotItsOwn wants the mount to take neither itself for an issuer nor its token for a subject token.
+// wantNotItsOwn checks that the mount accepts neither itself as an issuer nor its own token as a subject token.
 func (f *federation) wantNotItsOwn(t *testing.T, token string) {
 	t.Helper()
 	entry := map[string]any{"oidc_discovery_url": f.issuer, "jwt_supported_algs": "ES256"}
@@ -255,7 +255,7 @@ func (f *federation) keyIDs(t *testing.T) (ids []string) {
 	return ids
 }
 
-// age makes the mount's keys a day older, in Vault's storage. What the plugin knows of them is dropped.
+// age makes the mount's keys a day older, in Vault's storage, and drops what the plugin has cached of them.
 func (f *federation) age(t *testing.T) {
 	t.Helper()
 	mounts, err := f.root.Sys().ListMountsWithContext(t.Context())
@@ -303,7 +303,7 @@ func kid(t *testing.T, token string) string {
 // joseVersion is the release of the npm package jose, a JavaScript verifier, that the tests install.
 const joseVersion = "6.2.17"
 
-// joseScript verifies as a relying party does: keys by discovery, then issuer, audience and subject.
+// joseScript verifies a token as a relying party does: keys by discovery, then issuer, audience and subject.
 const joseScript = `
 import { createRemoteJWKSet, jwtVerify } from "jose";
 const { ISSUER, AUDIENCE, TOKEN } = process.env;
@@ -320,7 +320,7 @@ try {
 }
 `
 
-// javascript installs the verifier and returns what runs it; nil where there is no node.
+// javascript installs the verifier and returns a function that runs it, or nil if there is no node.
 func javascript(t *testing.T) func(t *testing.T, issuer, token string) error {
 	t.Helper()
 	for _, tool := range []string{"node", "npm"} {

@@ -16,14 +16,14 @@ import (
 	"time"
 )
 
-// figures are what a process takes while there is no load.
+// figures are what a process uses while there is no load.
 type figures struct {
 	when                   string
 	plugin, lab            int     // goroutines
 	pluginBytes, heapBytes float64 // of the plugin's process, and of the lab's heap
 }
 
-// measure waits until no key is asked for, and measures the plugin and the lab, which is this process.
+// measure waits until no key is asked for, and measures the plugin and the lab, which runs in this process.
 func (s *soak) measure(t *testing.T, when string) {
 	t.Helper()
 	s.gate.Lock()
@@ -47,8 +47,8 @@ func (s *soak) measure(t *testing.T, when string) {
 	s.figures = append(s.figures, f)
 }
 
-// grown says what takes more in the end than it may: what is idle needs no more than after the start, and the process that
-// lived through the last third no more than before it, but for connections and caches.
+// grown lists the figures that have grown more than they may: an idle process needs no more than after the start, and the
+// process that lived through the last third no more than before it, except for connections and caches.
 func (s *soak) grown() (wrong []string) {
 	end := s.figures[len(s.figures)-1]
 	for _, before := range s.figures[:len(s.figures)-1] {
@@ -69,7 +69,7 @@ func (s *soak) grown() (wrong []string) {
 	return wrong
 }
 
-// settleAll waits until nothing is open, all revocations are done, and no lease is left but those that are kept.
+// settleAll waits until nothing is open, all revocations are done, and only leases that are meant to be kept are left.
 func (s *soak) settleAll(t *testing.T) {
 	t.Helper()
 	within(t, 10*time.Minute, "everything to settle", func() (bool, string) {
@@ -101,7 +101,7 @@ func (s *soak) settleAll(t *testing.T) {
 	})
 }
 
-// findings are what the keys, the ledger and the leases are in the end.
+// findings describe the keys, the ledger and the leases in the end.
 type findings struct {
 	live, static, leases, ledger, debts, races int
 	lost, ended                                int       // keys of which nobody heard and that have no lease: those that live, and those that ended by themselves
@@ -113,7 +113,7 @@ func (f *findings) bad(format string, args ...any) {
 	f.wrong = append(f.wrong, fmt.Sprintf(format, args...))
 }
 
-// inspect compares the keys that live, the ledger, Vault's leases, and what the callers know.
+// inspect compares the live keys, the ledger, Vault's leases, and what the callers know.
 func (s *soak) inspect(t *testing.T) *findings {
 	t.Helper()
 	f := &findings{}
@@ -184,7 +184,8 @@ func (s *soak) judge(f *findings, record map[string]any, live map[string]bool, l
 	return a == nil || a.answered
 }
 
-// heldOf returns how many leases no caller has heard of. Each of the others must have a live key, and none may be missing.
+// heldOf returns how many leases no caller has heard of. Every other lease must have a live key, and no lease may be missing
+// that its caller keeps.
 func (s *soak) heldOf(f *findings, records []any, leases []string) (unheard int) {
 	known := map[string]*asked{}
 	for _, a := range s.books.asked {
@@ -212,7 +213,7 @@ func (b *books) wasSilent(a *asked) bool {
 	return slices.ContainsFunc(b.silence, func(s [2]time.Time) bool { return a.from.Before(s[1]) && a.to.After(s[0]) })
 }
 
-// endAll ends everything by a revocation, which reaches keys without leases too, and by Vault.
+// endAll ends everything: by a revocation, which reaches keys without leases too, and by Vault.
 func (s *soak) endAll(t *testing.T, f *findings) {
 	t.Helper()
 	run := s.write(t, "revocations", map[string]any{"issuer": "github", "dry_run": false})
@@ -227,7 +228,7 @@ func (s *soak) endAll(t *testing.T, f *findings) {
 	}
 }
 
-// report prints what was done, and what was found.
+// report prints what was done and what was found.
 func (s *soak) report(f *findings) {
 	out := tabwriter.NewWriter(os.Stdout, 0, 0, 2, ' ', 0)
 	row := func(name string, value any) { fmt.Fprintf(out, "%s\t%v\n", name, value) }

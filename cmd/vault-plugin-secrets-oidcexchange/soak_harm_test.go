@@ -12,14 +12,14 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// harm is what happens to the cluster, or is done with the engine, while the load goes on.
+// harm is something that happens to the cluster, or is done with the engine, under load.
 type harm struct {
 	name     string
 	silences bool // a caller may hear nothing of a key that was made
 	do       func(*soak, *testing.T)
 }
 
-// gentle is what the plugin's process lives through, rough what it does not.
+// The plugin's process survives gentle harms, but not rough ones.
 var (
 	gentle = []harm{
 		{"target down", false, (*soak).targetDown},
@@ -38,7 +38,7 @@ var (
 	}
 )
 
-// stepDown has the active Vault give up its place.
+// stepDown makes the active Vault give up its role.
 func (s *server) stepDown(t testing.TB) {
 	t.Helper()
 	if err := s.root.Sys().StepDownWithContext(t.Context()); err != nil {
@@ -72,19 +72,19 @@ func (s *soak) reload(t *testing.T) {
 	s.recovered(t)
 }
 
-// rotate may fail, as the target does; the next one goes on from there.
+// rotate may fail, because the target may; the next rotation goes on from there.
 func (s *soak) rotate(t *testing.T) {
 	_, _ = s.root.Logical().WriteWithContext(t.Context(), s.path+"/rotate-role/ci", nil)
 }
 
-// revokeGroup ends all keys of a group. The next ones belong to another.
+// revokeGroup ends all keys of a group. Later keys belong to another group.
 func (s *soak) revokeGroup(t *testing.T) {
 	ref := groupRef(s.group.Add(1) - 1)
 	run := s.write(t, "revocations", map[string]any{"claim": "ref=" + ref, "dry_run": false})
 	s.runs = append(s.runs, run.Data["id"].(string))
 }
 
-// revokePrefix may meet a target that fails; Vault says so, and the leases end by themselves.
+// revokePrefix may fail, because the target may; the leases still end by themselves.
 func (s *soak) revokePrefix(t *testing.T) {
 	_ = s.root.Sys().RevokePrefixWithContext(t.Context(), s.path+"/creds/brief")
 }
@@ -95,7 +95,7 @@ func (s *soak) targetDown(t *testing.T) {
 	rest(t.Context(), time.Duration(1+s.dice.n(6))*time.Second)
 }
 
-// onRequest spoils calls of the target: some at any time, all while it is down.
+// onRequest makes calls of the target fail: some at any time, all while it is down.
 func (s *soak) onRequest(op string, stage lab.Stage) {
 	if stage != lab.StageReceived {
 		return
@@ -127,5 +127,5 @@ func (s *soak) fault(down bool) lab.Fault {
 	return lab.Fault{Kind: []lab.Kind{lab.KindTruncate, lab.KindHTML, lab.KindWrongTypes}[s.dice.n(3)], Count: 1}
 }
 
-// groupRef is the claim that the keys of a group have in common.
+// groupRef is the claim that all keys of a group share.
 func groupRef(n int64) string { return fmt.Sprint("refs/heads/g", n) }

@@ -23,10 +23,10 @@ type asked struct {
 	key             string // of role kept alone
 }
 
-// counts are of all that the callers did.
+// counts count what the callers did.
 type counts struct{ issued, renewed, revoked, refused, unanswered int }
 
-// books are what the callers know: each key by the jti of the token that it was asked for with, until it is surely dead.
+// books are what the callers know: each key, by the jti of the token used to ask for it, until it is certainly dead.
 type books struct {
 	mu      sync.Mutex
 	asked   map[string]*asked
@@ -35,7 +35,7 @@ type books struct {
 	counts
 }
 
-// silent notes a time at which answers may have been lost.
+// silent records a period in which answers may have been lost.
 func (b *books) silent(from, to time.Time) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -48,14 +48,14 @@ func (b *books) tally() counts {
 	return b.counts
 }
 
-// note changes the books.
+// note changes the counts.
 func (b *books) note(change func(*counts)) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	change(&b.counts)
 }
 
-// answer notes what a caller heard. What was refused is forgotten: the books then say that no key may be of it.
+// answer records what a caller heard. A refused request is forgotten: the books then say that no key may come from it.
 func (b *books) answer(jti string, a *asked, secret *api.Secret, err error) {
 	_, text := refusal(err)
 	b.mu.Lock()
@@ -88,14 +88,14 @@ func (b *books) ask(jti string, a *asked) {
 	b.asked[jti] = a
 }
 
-// forget drops a key that is surely dead: were it found alive, nobody would have asked for it.
+// forget drops a key that is certainly dead. If it were found alive, it would count as a key that nobody asked for.
 func (b *books) forget(jti string) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	delete(b.asked, jti)
 }
 
-// forgetOld drops keys that were to end by themselves long ago.
+// forgetOld drops keys that should have expired long ago.
 func (b *books) forgetOld() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -129,7 +129,7 @@ func (s *soak) startLoad(t *testing.T) (stop func()) {
 	return stop
 }
 
-// life is that of one key: it is asked for at one server, perhaps renewed, and perhaps revoked at another.
+// life is the life of one key: it is asked for at one server, perhaps renewed, and perhaps revoked at another.
 func (s *soak) life(t *testing.T, user, root *api.Client) {
 	s.gate.RLock()
 	defer s.gate.RUnlock()

@@ -18,10 +18,10 @@ import (
 	"github.com/hashicorp/vault/api"
 )
 
-// callers is how many ask for keys at a time; each has several lives of keys a second.
+// callers is how many callers ask for keys at a time; each goes through several keys a second.
 const callers = 4
 
-// soak is a cluster under a constant load in which something goes wrong all the time.
+// soak is a cluster under constant load and constant failures.
 type soak struct {
 	*world
 	c       cluster
@@ -37,7 +37,8 @@ type soak struct {
 	figures []figures
 }
 
-// dice are random by a seed. That makes the same choices in the same order; what meets what is left to the machine.
+// dice make random choices from a seed. The same seed makes the same choices in the same order, but how they coincide with
+// other events is up to the machine.
 type dice struct {
 	mu sync.Mutex
 	r  *rand.Rand
@@ -49,7 +50,7 @@ func (d *dice) n(n int) int {
 	return d.r.IntN(n)
 }
 
-// percent is true so often.
+// percent is true in n percent of the calls.
 func (d *dice) percent(n int) bool { return d.n(100) < n }
 
 // soakOrder returns how long to soak, and the seed.
@@ -72,8 +73,8 @@ func soakOrder(t *testing.T) (length time.Duration, seed uint64) {
 	return length, seed
 }
 
-// TestSoak has three Vaults, the plugin and the target fail at random under load, and wants every key accounted for in the
-// end. In the last third only the target fails: what grows in one process shows.
+// TestSoak makes three Vaults, the plugin and the target fail at random under load, and checks that every key is accounted
+// for in the end. In the last third only the target fails, so that growth within one process can be seen.
 func TestSoak(t *testing.T) {
 	length, seed := soakOrder(t)
 	bin := os.Getenv("VAULT_BIN")
@@ -116,7 +117,7 @@ func newSoak(t *testing.T, bin string, seed uint64, length time.Duration) *soak 
 	return s
 }
 
-// goOn does one harm after the other for a while.
+// goOn does one harm after another for the given time.
 func (s *soak) goOn(t *testing.T, length time.Duration, harms []harm) {
 	t.Helper()
 	end := time.Now().Add(length)
@@ -138,7 +139,7 @@ func (s *soak) goOn(t *testing.T, length time.Duration, harms []harm) {
 	}
 }
 
-// rest waits for a while, or until ctx ends.
+// rest waits for the given time, or until ctx ends.
 func rest(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()

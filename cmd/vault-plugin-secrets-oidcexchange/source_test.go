@@ -17,8 +17,8 @@ import (
 
 const ownAudience = "https://keys.example"
 
-// withOwnToken adds target own, which makes keys for whoever presents a token that it takes, and role own. All else there
-// is done with the engine's credential.
+// withOwnToken adds the target own, which makes keys for callers with a token that mayCreate accepts, and the role own. All
+// other calls there use the engine's credential.
 func (w *world) withOwnToken(t *testing.T, mayCreate func(string) bool, source map[string]any) {
 	t.Helper()
 	const credential = `  headers: {Authorization: '"Bearer " + credential.token'}` + "\n"
@@ -44,7 +44,7 @@ func (w *world) ownToken(claims map[string]any) string {
 	return w.token(all)
 }
 
-// The plugin reads its token where its registration lets it, each time anew, and nowhere else.
+// The plugin reads its token from where its registration allows, every time, and from nowhere else.
 func testOwnTokenFromFile(t *testing.T, s *server) {
 	dir := t.TempDir()
 	s.register(t, "with-tokens", s.built.plain, "OIDCEXCHANGE_TOKEN_DIRS="+dir)
@@ -83,7 +83,7 @@ func testOwnTokenFromFile(t *testing.T, s *server) {
 	plain.wantNamed(t, http.MethodPost, "targets/file", `{"driver": "nuget", "subject_token_source": "file", "token_file": "`+file+`"}`, "token_file")
 }
 
-// The plugin gets its token from a token endpoint, and keeps it.
+// The plugin gets its token from a token endpoint, and reuses it.
 func testOwnTokenFromEndpoint(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	secret := "canary-client-secret-" + w.path

@@ -15,7 +15,7 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// A workload exchanges its JWT-SVID, which the plugin verifies with the bundle of its own Workload API.
+// A workload exchanges its JWT-SVID, which the plugin verifies with the bundle from its own Workload API.
 func testSPIFFE(t *testing.T, s *server) {
 	const id = "spiffe://example.org/ns/acme/sa/widget"
 	socket := filepath.Join(t.TempDir(), "agent.sock")

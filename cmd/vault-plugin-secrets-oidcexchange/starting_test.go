@@ -18,16 +18,17 @@ import (
 	"time"
 )
 
-// startingPoints are the files that operators start from, startingTokens whole tokens of each provider, by policy.
+// startingPoints are the files that operators start from; startingTokens are complete tokens of each provider, by policy.
 var (
 	startingPoints = filepath.Join("..", "..", "bootstrap", "trust")
 	startingTokens = filepath.Join("..", "..", "backend", "trust", "testdata", "starting")
 )
 
-// startingWarnings is all that Vault says about them: kubelets replace a token before it expires, until then pods present it again.
+// startingWarnings are all warnings that Vault gives about them: kubelets replace a token before it expires, and pods
+// present the same token until then.
 var startingWarnings = map[string]string{"issuers/kubernetes": "single_use is off"}
 
-// tokensOf is a token that a policy accepts, and what becomes of it with other claims (null takes one away).
+// tokensOf is a token that a policy accepts, and the results if some claims differ (null removes a claim).
 type tokensOf struct {
 	Header, Claims map[string]any
 	Cases          []struct {
@@ -36,11 +37,11 @@ type tokensOf struct {
 	}
 }
 
-// startingCommand is a command of the starting points' README: path of the mount, and file.
+// startingCommand matches a command of the starting points' README: path of the mount, and file.
 var startingCommand = regexp.MustCompile(`(?m)^vault write oidcexchange/((?:issuers|trust)/\S+) @bootstrap/trust/(\S+)$`)
 
-// The starting points are saved by the README's commands, as they are shipped, without network. With keys of the tests'
-// in place of the provider's they accept and refuse tokens of the provider's true form.
+// The README's commands save the starting points as they are shipped, without network. With the tests' keys instead of the
+// provider's, they accept and refuse tokens of the provider's real form.
 func testStartingPoints(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	var written []string
@@ -85,7 +86,7 @@ func (w *world) writeStartingPoint(t *testing.T, path, file string) {
 	}
 }
 
-// replaceKeys has an issuer's tokens verified with the tests' key. Its iss stays the provider's.
+// replaceKeys makes an issuer's tokens verify with the tests' key. Its iss stays the provider's.
 func (w *world) replaceKeys(t *testing.T, path string) {
 	t.Helper()
 	_, key := w.issuer.Key()
@@ -124,8 +125,8 @@ func (w *world) testStartingPolicy(t *testing.T, provider, policy string) {
 	w.testOwnToken(t, role, w.providerToken(t, tokens, nil), w.read(t, "issuers/"+issuer)["single_use"].(bool))
 }
 
-// testOwnToken exchanges the token that a policy is for: once, or again if its issuer says so. What is recorded is enough
-// to renew, and tells the token's id.
+// testOwnToken exchanges the token that a policy is for: once, or twice if its issuer allows that. What is recorded is
+// enough to renew, and includes the token's id.
 func (w *world) testOwnToken(t *testing.T, role, token string, once bool) {
 	t.Helper()
 	secret, err := w.exchange(t, role, token)
@@ -153,7 +154,7 @@ func (w *world) testOwnToken(t *testing.T, role, token string, once bool) {
 }
 
 // providerToken signs a token of the provider with some claims changed. Its times are moved to now and it gets an id of its
-// own, all else is as in the file.
+// own; everything else is as in the file.
 func (w *world) providerToken(t *testing.T, tokens tokensOf, changed map[string]any) string {
 	t.Helper()
 	claims := maps.Clone(tokens.Claims)

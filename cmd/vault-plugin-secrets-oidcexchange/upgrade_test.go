@@ -13,7 +13,8 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/lab"
 )
 
-// Another version takes over with live leases, and the old one after it: what one has issued the other renews and revokes.
+// Another version takes over with live leases, and then the old one again: each renews and revokes what the other has
+// issued.
 func testVersions(t *testing.T, s *server) {
 	const plugin, newer = "versions", "v1.3.0"
 	s.register(t, plugin, s.built.plain)
@@ -32,7 +33,7 @@ func testVersions(t *testing.T, s *server) {
 	}
 }
 
-// The plugin is reloaded while the target keeps a call waiting. Vault lets the call come to its end first.
+// The plugin is reloaded while a call waits at the target. Vault lets the call finish first.
 func testReloads(t *testing.T, s *server) {
 	const plugin = "reloads"
 	s.register(t, plugin, s.built.plain)
@@ -53,7 +54,7 @@ func testReloads(t *testing.T, s *server) {
 	w.wantSettled(t, bystander)
 }
 
-// reloadDuring has Vault reload the plugin while a call that ask brings about waits at the target.
+// reloadDuring makes Vault reload the plugin while a call that ask has caused waits at the target.
 func (w *world) reloadDuring(t *testing.T, plugin, op string, stage lab.Stage, ask func() error) {
 	t.Helper()
 	p := w.pause(t, op, stage)
@@ -78,7 +79,7 @@ func (w *world) reloadDuring(t *testing.T, plugin, op string, stage lab.Stage, a
 	w.wantConsistent(t)
 }
 
-// reloads counts the requests for a reload that the audit log has.
+// reloads counts the requests for a reload in the audit log.
 func (w *world) reloads(t *testing.T) int {
 	t.Helper()
 	content, err := os.ReadFile(w.audit)

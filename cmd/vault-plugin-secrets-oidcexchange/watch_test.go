@@ -15,7 +15,7 @@ import (
 	"testing"
 )
 
-// Prometheus reads the metrics as it reads everything: with a bearer, who may do nothing else.
+// Prometheus reads the metrics with a token that can do nothing else.
 func testMetrics(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	w.issue(t, "deploy")
@@ -39,7 +39,7 @@ func testMetrics(t *testing.T, s *server) {
 	promtool(t, nil, "test", "rules", filepath.Join(dashboards, "alerts_test.yaml"))
 }
 
-// promtool runs Prometheus' own tool where it is installed; make test says aloud where it is not.
+// promtool runs Prometheus' own tool if it is installed; if not, make test says so.
 func promtool(t *testing.T, stdin []byte, args ...string) {
 	t.Helper()
 	tool, err := exec.LookPath("promtool")
@@ -75,11 +75,11 @@ func (w *world) scrape(t *testing.T, token string) (int, []byte) {
 	return resp.StatusCode, text
 }
 
-// tuneLine is how the README's command begins that lets an audit device show what is no secret.
+// tuneLine is the beginning of the README's command that lets an audit device show fields that are not secret.
 const tuneLine = "vault secrets tune -audit-non-hmac-request-keys="
 
-// With the README's tuning, the audit log says in clear whose key was issued where. That it shows no secret is checked for
-// all tests at their end.
+// With the README's tuning, the audit log shows in clear who got a key where. That it shows no secret is checked for all
+// tests at their end.
 func testAuditTune(t *testing.T, s *server) {
 	w := newWorld(t, s, pluginName)
 	readme, err := os.ReadFile("../../README.md")

@@ -31,8 +31,8 @@ const (
 	nugetAudience = "https://www.nuget.org"
 )
 
-// world is one mount of the plugin, with stand-ins of its own for an identity provider and two APIs, and a user who may
-// do nothing but ask for keys.
+// world is one mount of the plugin, with stand-ins of its own for an identity provider and two APIs, and a user who may only
+// ask for keys.
 type world struct {
 	*server
 	path  string // of the mount
@@ -109,7 +109,7 @@ func (w *world) standIns(t testing.TB) {
 	w.nugetURL = w.serve(t, w.nuget)
 }
 
-// serve runs a stand-in with TLS; all have one certificate authority.
+// serve runs a stand-in with TLS; all stand-ins have the same certificate authority.
 func (w *world) serve(t testing.TB, h http.Handler) string {
 	t.Helper()
 	stand := httptest.NewUnstartedServer(h)
@@ -184,14 +184,14 @@ func (w *world) list(t testing.TB, path string) []string {
 	return names
 }
 
-// token is an identity token for the role deploy, with some claims changed.
+// token makes an identity token for the role deploy, with some claims changed.
 func (w *world) token(claims map[string]any) string {
 	all := map[string]any{"aud": audience}
 	maps.Copy(all, claims)
 	return w.secret(w.issuer.Token(all))
 }
 
-// secret is a token that must not stand in a log.
+// secret marks a token as one that must not appear in a log, and returns it.
 func (w *world) secret(token string) string {
 	parts := strings.Split(token, ".")
 	w.canary(parts[1], parts[2]) // the header is the same for all
@@ -217,7 +217,7 @@ func (w *world) hold(secret *api.Secret) {
 	w.held[secret.LeaseID] = accessor
 }
 
-// issue wants a key by token.
+// issue exchanges a token for a key, which must succeed.
 func (w *world) issue(t testing.TB, role string) *api.Secret {
 	t.Helper()
 	secret, err := w.exchange(t, role, w.token(nil))
@@ -227,7 +227,7 @@ func (w *world) issue(t testing.TB, role string) *api.Secret {
 	return secret
 }
 
-// use shows a key to the key API and returns the status.
+// use presents a key to the key API and returns the status.
 func (w *world) use(t testing.TB, key string) int {
 	t.Helper()
 	req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.keysURL+"/v1/data", nil)
@@ -317,8 +317,8 @@ func (w *world) static(t testing.TB) []string {
 	return all
 }
 
-// wantConsistent checks the invariant: the keys that live at the target, but for those of static roles, are those that the
-// ledger has, and as many as Vault has leases; a key that reached its caller lives as long as its lease.
+// wantConsistent checks the invariant: the live keys at the target, except those of static roles, are the keys in the
+// ledger, and as many as Vault has leases. A key that reached its caller lives as long as its lease.
 func (w *world) wantConsistent(t testing.TB) {
 	t.Helper()
 	static := w.static(t)
@@ -339,7 +339,7 @@ func (w *world) wantConsistent(t testing.TB) {
 	}
 }
 
-// wantNone checks that nothing is left of the mount's keys, once Vault has worked off what it was told to revoke.
+// wantNone checks that none of the mount's keys is left, once Vault has done all the revocations that it was told to do.
 func (w *world) wantNone(t testing.TB) {
 	t.Helper()
 	eventually(t, "the end of all leases", func() (bool, string) {
@@ -352,7 +352,7 @@ func (w *world) wantNone(t testing.TB) {
 	}
 }
 
-// refusal returns status and text of what Vault refused, and 0 if it did not.
+// refusal returns the status and text of Vault's refusal, and 0 if err is none.
 func refusal(err error) (status int, text string) {
 	var answer *api.ResponseError
 	switch {
@@ -365,7 +365,8 @@ func refusal(err error) (status int, text string) {
 	}
 }
 
-// refusalText is the form of every refusal: reason, what to do, and the request under which the log has the detail.
+// refusalText matches the form of every refusal: reason, what to do, and the id of the request under which the log has the
+// details.
 func refusalText(reason string) *regexp.Regexp {
 	return regexp.MustCompile(`(` + reason + `): [^()]+ \(request [0-9a-f-]{36}\)`)
 }
@@ -379,7 +380,7 @@ func reasonOf(err error) string {
 	return text
 }
 
-// wantRefused wants an error of this status and reason, which names the request.
+// wantRefused checks that an error has this status and reason, and names the request.
 func wantRefused(t testing.TB, err error, status int, reason string) {
 	t.Helper()
 	got, text := refusal(err)
