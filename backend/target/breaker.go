@@ -71,7 +71,7 @@ func (b *breaker) shut(now time.Time) (left time.Duration, shut bool) {
 	return left, b.probing || left > 0
 }
 
-// begin is told of each call that is made; it reports whether that is the probe.
+// begin is called for each call that is made, and reports whether that is the probe.
 func (b *breaker) begin() (probe bool) {
 	b.probing = b.open
 	return b.open

@@ -15,7 +15,7 @@ import (
 type errand struct {
 	call call
 	sent bool
-	err  error // what came of it; never nil once it failed, or once it was sent a second time
+	err  error // the call's error; not nil once it failed, or once it was sent a second time
 }
 
 type errandKey struct{}
@@ -30,7 +30,7 @@ func (a *api) lend(ctx context.Context, c call, use func(context.Context) error)
 		return e.err
 	case !e.sent:
 		return unbuildable(c.op, "the client library makes no request of this")
-	case err != nil && c.wantBody: // else the status has decided, and a library may take gone for a failure
+	case err != nil && c.wantBody: // otherwise the status has decided; a library may take gone for a failure
 		return protocol(c.op, "the answer is not what this call's should be")
 	}
 	return nil

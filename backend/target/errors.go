@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-// How a call ended, where it did not succeed. Every error of a Target's calls is an [*Error] that wraps exactly one of these,
+// The outcomes of calls that did not succeed. Every error of a Target's calls is an [*Error] that wraps exactly one of these,
 // and perhaps ErrInactive or ErrEnded.
 var (
 	// ErrDenied means that the target refused, and nothing was issued or changed. Repeating the call does not help; for
@@ -42,11 +42,11 @@ type Error struct {
 	Op         string        // exchange, renew, revoke, find, check, rotate, identify, rotate_credential or retire_credential
 	Status     int           // the HTTP status that decided; 0 = none
 	Text       string        // what happened, in this package's words but for a quotation
-	KeyEnd     time.Time     // of Exchange, which refused the key that it got: the key's own end, if the target told one; zero = it did not
-	RetryAfter time.Duration // with ErrBusy: how long the target asks to be left alone; 0 = it does not say
+	KeyEnd     time.Time     // of Exchange, if it refused the key that was issued: the key's expiry; zero = the target did not state it
+	RetryAfter time.Duration // with ErrBusy: how long the target asks not to be called; 0 = it does not say
 
 	outcome error // one of the sentinels above
-	cause   error // ErrInactive, ErrEnded, the context's own error, if that ended the call, or that of a token that the call needs
+	cause   error // ErrInactive, ErrEnded, the context's error if that ended the call, or the error of getting a token that the call needs
 }
 
 // Error returns the operation, the outcome and what led to it.
@@ -58,8 +58,8 @@ func (e *Error) Error() string {
 	return text
 }
 
-// Unwrap returns the outcome and, if there is one, the cause: the error of the call's context, if that ended the call, or of
-// a token that the call needs.
+// Unwrap returns the outcome and, if there is one, the cause: the context's error if that ended the call, the error of getting
+// a token that the call needs, ErrInactive or ErrEnded.
 func (e *Error) Unwrap() []error {
 	if e.cause != nil {
 		return []error{e.outcome, e.cause}
@@ -117,7 +117,7 @@ func beforehand(err error) error {
 	}
 	told := *e
 	switch {
-	case e.outcome == ErrProtocol, e.outcome == ErrUnknown && e.Status != 0 && e.Status < 500: // the same again would end the same
+	case e.outcome == ErrProtocol, e.outcome == ErrUnknown && e.Status != 0 && e.Status < 500: // a repetition would end in the same way
 		told.outcome = ErrDenied
 	case e.outcome == ErrUnknown:
 		told.outcome = ErrBusy

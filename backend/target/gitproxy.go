@@ -66,8 +66,8 @@ func gitProxyHint(a answer) string {
 	return ""
 }
 
-// exchange makes the user, logs in and makes the key. A refusal of the later steps is told as such only when the user is
-// gone again; otherwise the outcome is unknown, and whoever settles it finds the user.
+// exchange makes the user, logs in and makes the key. If a later step is refused, it deletes the user. Only if that succeeds
+// does it report the refusal; otherwise the outcome is unknown, and find returns the user.
 func (d *gitProxyDriver) exchange(ctx context.Context, r Request) (Key, error) {
 	const op = "exchange"
 	if !validAccessor(r.Name) {
@@ -116,7 +116,7 @@ func (d *gitProxyDriver) keyOf(ctx context.Context, op string, r Request, passwo
 	}
 	c := call{op: op, method: http.MethodPost, segments: []string{"api", "me", "api-key"}, header: http.Header{}, wantBody: true,
 		ok: []int{200}, busy: []int{429, 503}, denied: []int{401, 403, 404, 405, 501}, hint: gitProxyKeyHint}
-	// The server compares a cookie with a header and keeps neither: the token is the client's to choose.
+	// The server compares a cookie with a header and stores neither, so the client may choose the token.
 	csrf := rand.Text()
 	c.header.Set(csrfHeader, csrf)
 	c.header.Set("Cookie", strings.Join(append(cookies, csrfCookie+"="+csrf), "; "))
@@ -242,8 +242,8 @@ func (d *gitProxyDriver) list(ctx context.Context, _ string, _ map[string]any) (
 
 func (d *gitProxyDriver) check(ctx context.Context) error { return d.inquire(ctx, "check") }
 
-// inquire asks what the operator's key may do. That a user is not there the server says by its status alone, as a proxy does
-// that knows no such address; it is believed of a server that knows the operator.
+// inquire asks what the operator's key may do. The server says by the status alone that a user does not exist, as a proxy does
+// of an unknown path, so that is believed only if the server knows the operator.
 func (d *gitProxyDriver) inquire(ctx context.Context, op string) error {
 	c := d.call(op, http.MethodGet, "api", "me")
 	c.ok, c.wantBody, c.urgent = []int{200}, true, op != "check"

@@ -37,8 +37,8 @@ type Key struct {
 	Handle   Handle            // what Renew and Revoke need
 }
 
-// Handle is what a key's later life needs and all that need be stored of it; it survives encoding/json. Accessor and
-// Secret are empty unless this target's Renew or Revoke need them; where Secret is set, the handle is as secret as the key.
+// Handle is all that must be stored of a key to renew, revoke or find it; it survives encoding/json. Accessor and Secret are
+// empty unless this target's Renew or Revoke need them. A handle with a Secret is as secret as the key.
 type Handle struct {
 	Name     string         `json:"name,omitempty"`
 	Accessor string         `json:"accessor,omitempty"`
@@ -64,7 +64,7 @@ func (t *Target) String() string { return fmt.Sprintf("target(%q, %q)", t.name, 
 
 // show prints v for every verb and flag, so that no %+v or %#v reaches its fields.
 func show(s fmt.State, v fmt.Stringer) {
-	_, _ = io.WriteString(s, v.String()) // as fmt does: a printer's error is nobody's business
+	_, _ = io.WriteString(s, v.String()) // as fmt does: an error of the writer cannot be returned here
 }
 
 // Format implements fmt.Formatter.
@@ -97,8 +97,8 @@ func (c Config) LogValue() slog.Value { return slog.StringValue(c.String()) }
 // LogValue implements slog.LogValuer.
 func (t *Target) LogValue() slog.Value { return slog.StringValue(t.String()) }
 
-// check says what is wrong with a key that a target claims to have issued. A target that gives the key away as its own id
-// is refused: accessors are shown and logged.
+// check says what is wrong with a key that a target claims to have issued; "" = nothing. An accessor that contains the key is
+// refused, because accessors are shown and logged.
 func (k Key) check(now time.Time) string {
 	switch {
 	case k.Secret == "":
@@ -125,7 +125,7 @@ func validSecret(s string) bool { return s != "" && len(s) <= maxSecretBytes && 
 var accessorRule = fmt.Sprintf("an accessor is not printable ASCII of 1 to %d bytes, or is a dot segment", maxAccessorBytes)
 
 func validAccessor(a string) bool {
-	return len(a) <= maxAccessorBytes && printable(a) && validSegment(a) // it becomes one, to end the key
+	return len(a) <= maxAccessorBytes && printable(a) && validSegment(a) // it becomes a path segment in the call that ends the key
 }
 
 // printable reports whether s is ASCII without control characters; spaces count as printable.

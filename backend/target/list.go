@@ -13,7 +13,7 @@ import (
 // Placed returns the parameters that say where at the target a key is; empty if all its keys are in one place.
 func (t *Target) Placed() []string { return slices.Clone(t.kind.placed) }
 
-// Place returns what of a key's parameters says where it is, checked. ok is false if they do not tell.
+// Place returns those of a key's parameters that say where it is, checked. ok is false if one of them is missing or invalid.
 func (t *Target) Place(params map[string]any) (place map[string]any, ok bool) {
 	place = map[string]any{}
 	for _, p := range t.kind.params {
@@ -31,10 +31,10 @@ func (t *Target) Place(params map[string]any) (place map[string]any, ok bool) {
 	return place, true
 }
 
-// List returns the handles of the keys in one place, as Place returned it, whose names begin with prefix: sorted, and none
-// twice. whole is false if the list goes on beyond what is read of one. While a list of several pages is read, keys that end
-// move others onto a page that was read already, so one may be missing. A server that looks for names in a way of its own is
-// not relied on: what has another name is left out here, whoever has listed it.
+// List returns the handles of the keys in one place, as Place returned it, whose names begin with prefix, sorted and each once.
+// whole is false if the list goes on beyond the pages that are read. Keys that end while a list of several pages is read move
+// others onto a page that was read already, so a key may be missing. List compares the names itself, because servers search for
+// names in ways of their own.
 func (t *Target) List(ctx context.Context, prefix string, place map[string]any) (keys []Handle, whole bool, err error) {
 	const op = "list"
 	if t.driver.list == nil {

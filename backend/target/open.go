@@ -42,7 +42,7 @@ const (
 
 // Config describes one target. Zero values are the defaults named here.
 type Config struct {
-	Name    string // how messages call it
+	Name    string // the name in messages
 	Driver  string // one of Drivers
 	URL     string // base address; "" = the driver's
 	Profile string // YAML; with driver http, and only then
@@ -50,11 +50,11 @@ type Config struct {
 	Credential map[string]string // exactly the fields that CredentialFields names
 
 	Source    string // subject_token_source; "" = the driver's
-	Audience  string // what the subject token's aud must be; "" = the driver's. Optional with SourceNone and SourceClientCredentials alone
-	Condition string // CEL over params: what may be asked of this target; "" = anything
+	Audience  string // what the subject token's aud must be; "" = the driver's. Optional only with SourceNone and SourceClientCredentials
+	Condition string // CEL over params that must hold for every request; "" = none
 
-	// Lifetime is the longest that a key lives whose end the API does not tell; 0 = the driver's. It is for drivers that
-	// cannot know.
+	// Lifetime is the longest lifetime of a key whose expiry the API does not state; 0 = the driver's. Only drivers that have
+	// to guess it accept one.
 	Lifetime time.Duration
 
 	OAuth OAuth // with driver oauth, and only then
@@ -73,7 +73,8 @@ type Config struct {
 	Now       func() time.Time // nil = time.Now
 }
 
-// coded are the drivers that are code. Each checks what of a Config is its own, and makes of an opened Target its driver.
+// coded has the drivers that are code. Each function checks the driver's own part of a Config, and returns the facts, and a
+// function that makes the driver of an opened Target.
 var coded = map[string]func(Config) (facts, func(*Target) driver, error){
 	"connect":        connectKind,
 	"git-proxy-java": gitProxyKind,
@@ -84,7 +85,8 @@ var coded = map[string]func(Config) (facts, func(*Target) driver, error){
 //go:embed profiles/*.yaml profiles/with-credential/*.yaml
 var profiles embed.FS
 
-// withCredential has the profiles of drivers that are another kind of target where the engine has a credential there.
+// withCredential is the directory of the profiles that replace a driver's ordinary one if the engine has a credential at the
+// target.
 const withCredential = "profiles/with-credential/"
 
 // profileDriverName is the driver whose profile comes with the Config.
@@ -106,8 +108,8 @@ func Drivers() []string {
 	return out
 }
 
-// Open checks the whole of c and makes a Target of it, without any I/O. Every error is a *FieldError that names the field
-// as the API spells it. Close the target when it is done with.
+// Open checks all of c and returns its Target, without any I/O. Every error is a *FieldError that names the field as the API
+// spells it. Close the Target after use.
 func Open(c Config) (*Target, error) {
 	kind, connect, err := kindOf(c)
 	if err != nil {
@@ -151,7 +153,7 @@ func kindOf(c Config) (facts, func(*Target) driver, error) {
 	return p.facts, p.connect, nil
 }
 
-// profileOf reads the profile that c's driver stands for.
+// profileOf returns the profile of c's driver.
 func profileOf(c Config) (*profile, error) {
 	text := c.Profile
 	switch {
@@ -171,11 +173,11 @@ func profileOf(c Config) (*profile, error) {
 	return p, nil
 }
 
-// compiled has the profiles that were read last. Every change of a mount's configuration opens its targets anew, and compiling
-// a profile's expressions is most of that work. A profile never changes, so targets share it.
+// compiled caches the profiles that were read last. Every change of a mount's configuration opens its targets again, and
+// compiling a profile's expressions is most of that work. A profile never changes, so targets share it.
 var compiled profileCache
 
-const maxProfiles = 64 // that the cache keeps; when it is full it begins anew
+const maxProfiles = 64 // in the cache; a full cache is emptied
 
 type profileCache struct {
 	mu     sync.Mutex
@@ -231,7 +233,7 @@ func baseURL(c Config, kind facts) (*url.URL, error) {
 	return u, nil
 }
 
-// setSource settles what is sent as the subject token.
+// setSource sets what is sent as the subject token, and the audience that the token must have.
 func (t *Target) setSource(c Config) error {
 	t.source, t.audience = t.kind.source, t.kind.audience
 	if c.Source != "" {
@@ -260,7 +262,7 @@ func (t *Target) setSource(c Config) error {
 	return nil
 }
 
-// setLifetime takes the place of a guess.
+// setLifetime replaces a guessed lifetime by the configured one.
 func (t *Target) setLifetime(c Config) error {
 	switch {
 	case c.Lifetime == 0:

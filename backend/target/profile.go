@@ -33,11 +33,11 @@ type profile struct {
 	renewed                   *expr.Program // of renew: the new expiry
 	found                     *expr.Program // of find: the accessors on a page
 	next                      *expr.Program // of find: the query of the next page, {} after the last; nil = there is one page
-	listed, listNext          *expr.Program // of list: the keys on a page, with their names; and as next
+	listed, listNext          *expr.Program // of list: the keys on a page, with their names; and what next is for find
 	newCredential             []entry       // of rotate_credential: the fields that are new
 	credentialExpires         *expr.Program // of the same; may be nil
 
-	endsByName bool // revoke needs its name alone, and there is no find
+	endsByName bool // revoke needs only the key's name, and there is no find
 }
 
 // operation is one request of a profile and the statuses that its answer may have.
@@ -50,7 +50,7 @@ type operation struct {
 
 	ok, gone, busy, denied []int
 	onlyIf                 *expr.Program // what an answer must say for ok and gone to hold; nil = nothing
-	hints                  []entry       // what a refusal means: text, and the condition under which it is said
+	hints                  []entry       // what a refusal means: a text, and the condition under which it applies
 }
 
 // entry is a named value of a query, a header, or what a profile adds.
@@ -67,7 +67,7 @@ type profileDriver struct {
 	now        func() time.Time
 }
 
-// laterParams are the parameters that what happens to a key after it was made reads.
+// laterParams returns the parameters that are read after a key was made: by renew, rotate, revoke, absent, and find or list.
 func (p *profile) laterParams() (out []string) {
 	for _, o := range []*operation{p.renew, p.rotate, p.revoke, p.absent, cmp.Or(p.find, p.list)} {
 		for _, e := range o.programs() {
@@ -151,7 +151,7 @@ func (p *profileDriver) doExchange(ctx context.Context, r Request) (Key, error) 
 	return p.key(answerOf(op, b, answered, vars), r, sent)
 }
 
-// visible is what expressions see of a subject: who it is, and the claims that the profile declares.
+// visible returns what expressions may read of a subject: issuer, subject, and the claims that the profile declares.
 func (p *profile) visible(subject map[string]any) map[string]any {
 	out := map[string]any{}
 	for _, name := range append([]string{"issuer", "subject"}, p.claims...) {
@@ -201,9 +201,9 @@ func (p *profileDriver) doRevoke(ctx context.Context, h Handle) error {
 	return p.believe(ctx, op, h)
 }
 
-// believe doubts an answer that a key is gone: an API may also say that of a key that was hidden, and a proxy, or some other
-// server at a wrong address, may say it too. A profile may ask for more evidence; without evidence of who has answered, the
-// API's check must succeed.
+// believe verifies an answer that a key is gone. An API may also say that of a key that was hidden, and a proxy, or some other
+// server at a wrong address, may say it too. A profile may ask for more evidence (absent, only_if); without any, the profile's
+// check must succeed.
 func (p *profileDriver) believe(ctx context.Context, op string, h Handle) error {
 	switch {
 	case p.absent != nil:
@@ -222,7 +222,7 @@ func (p *profileDriver) believe(ctx context.Context, op string, h Handle) error 
 
 func (p *profileDriver) doCheck(ctx context.Context) error { return p.inquire(ctx, "check", false) }
 
-// inquire asks whether the API is there and takes the credential.
+// inquire makes the profile's check, which asks whether the API is up and accepts the credential.
 func (p *profileDriver) inquire(ctx context.Context, op string, urgent bool) error {
 	c, err := p.check.call(op, expr.NewBudget(), map[string]any{"credential": p.credential})
 	if err != nil {
@@ -233,8 +233,8 @@ func (p *profileDriver) inquire(ctx context.Context, op string, urgent bool) err
 	return err
 }
 
-// handleVars is what renew and revoke see. What the handle lacks is left out, so that an expression that needs it fails
-// instead of asking the target about the empty name.
+// handleVars returns the variables for a key's handle. What the handle lacks is left out, so that an expression that needs it
+// fails, instead of asking the target about the empty name.
 func (p *profileDriver) handleVars(h Handle) map[string]any {
 	key := map[string]any{}
 	vars := map[string]any{"params": numbers(h.Params), "credential": p.credential, "key": key}
@@ -330,7 +330,7 @@ func (a *reading) text(member string, p *expr.Program) string {
 	return text
 }
 
-// expiry takes an instant, or a time that begins when the request was sent.
+// expiry reads an instant, or a duration, which begins when the request was sent.
 func (a *reading) expiry(member string, p *expr.Program, sent time.Time) time.Time {
 	value, ok := a.eval(member, p)
 	switch value := value.(type) {

@@ -10,13 +10,15 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
 )
 
-// keyParts say where in an answer a key is; all but secret may be nil, and that too where the key is known.
+// keyParts say where in an answer the parts of a key are. All but secret may be nil, and secret is nil where the key is already
+// known.
 type keyParts struct {
 	secret, accessor, expires *expr.Program
 	fields                    []entry // further public facts
 }
 
-// parseKeyParts reads where in an answer a key is. members are those that it may have; a secret that it may have it must have.
+// parseKeyParts reads where in an answer the parts of a key are. members are those that are allowed; secret is required if it
+// is among them.
 func parseKeyParts(s section, variables []string, members ...string) keyParts {
 	s.only(members...)
 	var k keyParts
@@ -35,8 +37,8 @@ func parseKeyParts(s section, variables []string, members ...string) keyParts {
 	return k
 }
 
-// key takes the key out of an answer. From here on a key exists, so every fault is ErrProtocol; with it come the handle
-// and the end of the key that is refused.
+// key reads the key from an answer. From here on a key exists, so every fault is ErrProtocol, returned with the handle and the
+// expiry of the refused key.
 func (p *profileDriver) key(a *reading, r Request, sent time.Time) (Key, error) {
 	read := p.read(a, p.made, sent)
 	k, err := p.finish(a, read, r.Name, r.Params)
@@ -46,7 +48,7 @@ func (p *profileDriver) key(a *reading, r Request, sent time.Time) (Key, error) 
 	return k, err
 }
 
-// handle is what a key's later life needs.
+// handle returns what Renew, Revoke and Find need of a key.
 func (p *profileDriver) handle(k Key, name string, params map[string]any) Handle {
 	h := Handle{Name: name, Params: params}
 	if p.endsByAccessor {
@@ -58,7 +60,7 @@ func (p *profileDriver) handle(k Key, name string, params map[string]any) Handle
 	return h
 }
 
-// read takes the parts of a key out of an answer.
+// read reads the parts of a key from an answer.
 func (p *profileDriver) read(a *reading, e keyParts, sent time.Time) Key {
 	k := Key{
 		Secret:   a.text("key.secret", e.secret),
@@ -82,7 +84,7 @@ func (p *profileDriver) read(a *reading, e keyParts, sent time.Time) Key {
 	return k
 }
 
-// finish checks a key, and adds how it is presented and what its later life needs.
+// finish checks a key, and adds its header and its handle.
 func (p *profileDriver) finish(a *reading, k Key, name string, params map[string]any) (Key, error) {
 	if a.err != nil {
 		return Key{}, a.err

@@ -6,14 +6,14 @@
 //
 // It also replaces what must not live for ever: a key, or the engine's credential, by a new one (rotate.go).
 //
-// A [Target] is opened from a [Config] and knows nothing of roles, leases or trust: when it is called, the decision has
-// been made. Its one promise is to tell what happened. Every call is sent at most once, and its error says whether the
-// target refused, nothing happened, or nobody knows (see [ErrDenied], [ErrBusy], [ErrUnknown], [MayLive]); it is the
-// caller who knows whether to try again. Nothing here logs, and no error holds a token, a key or a credential, nor
-// more of an answer than a server's own words for a refusal.
+// A [Target] is opened from a [Config] and knows nothing of roles, leases or trust: when it is called, the decision has been
+// made. Its one promise is to report what happened. Every call is sent at most once, and its error says whether the target
+// refused, nothing happened, or the outcome is unknown (see [ErrDenied], [ErrBusy], [ErrUnknown], [MayLive]); whether to try
+// again is up to the caller. Nothing here logs, and no error contains a token, a key or a credential, nor more of an answer
+// than a server's own words for a refusal.
 //
-// Kinds of targets are drivers. Most are profiles: YAML that tells an API as data and CEL, built in (profiles/*.yaml) or
-// an operator's own (driver "http").
+// Each kind of target is a driver. Most drivers are profiles: YAML that describes an API as data and CEL, built in
+// (profiles/*.yaml) or an operator's own (driver "http").
 package target
 
 import (
@@ -26,23 +26,23 @@ import (
 	"github.com/oidcexchange/vault-plugin-secrets-oidcexchange/backend/expr"
 )
 
-// Caps is what a target can do beside exchanging. The zero Caps is nothing.
+// Caps is what a target can do besides Exchange. The zero Caps is nothing.
 type Caps struct {
 	Revoke bool // end a key before its time
-	Renew  bool // move a key's end
+	Renew  bool // move a key's expiry
 	Find   bool // find keys by the name that they were asked under, after a lost answer
-	Check  bool // say that it is there and takes our credential
-	List   bool // list the keys of a place with their names, to find those that nobody knows of
+	Check  bool // report that it is up and accepts our credential
+	List   bool // list the keys of a place with their names, to find those that nobody has on record
 
-	Rotate     bool // put a new key in the place of an old one, which is dead from then on
-	Identify   bool // say which key a key is
+	Rotate     bool // replace a key by a new one, which ends the old one
+	Identify   bool // return which key a given secret is
 	RotateRoot bool // make a new credential for the engine
-	Retire     bool // the old credential lives until it is retired
+	Retire     bool // the old credential is valid until RetireCredential
 }
 
-// driver is one way to speak to a target; a nil member is what it cannot do.
+// driver has the calls of one kind of target; a nil member is a call that it does not support.
 type driver struct {
-	// exchange may give with ErrProtocol the handle and the end of the key that it refuses: see Target.end.
+	// With ErrProtocol, exchange may return the handle and the expiry of the key that it refuses: see Target.end.
 	exchange func(context.Context, Request) (Key, error)
 	renew    func(context.Context, Handle, time.Time) (time.Time, error)
 	revoke   func(context.Context, Handle) error
@@ -58,23 +58,23 @@ type driver struct {
 	retire           func(context.Context) (doubtful bool, err error)
 }
 
-// facts are what is known of a kind of target without asking it.
+// facts are what is known about a kind of target without calling it.
 type facts struct {
 	name, url, source, audience string        // the defaults of a Config
-	audienceFrom                *expr.Program // in place of audience: of the URL's hostname; nil = none
+	audienceFrom                *expr.Program // computes the audience from the URL's hostname; nil = audience is used
 	params                      parameters
-	placed                      []string // those that say where a key is: a list is of one place
+	placed                      []string // the parameters that say where a key is: a list covers one place
 	credential                  []string // fields that it must have
 	optional                    []string // fields that it may have
-	claims                      []string // of the subject, that it looks at
+	claims                      []string // the subject's claims that it reads
 	lifetime                    time.Duration
-	guessed                     bool     // lifetime is no more than a guess: Config.Lifetime may replace it
+	guessed                     bool     // lifetime is only a guess, which Config.Lifetime may replace
 	advice                      []string // what whoever configures it should make sure of
 	headerName                  string
 	wantsToken                  bool     // an exchange presents a subject token
-	subjectHosts                []string // to which it may present that; nil = the URL's
-	endsByAccessor, endsByKey   bool     // what of a key a profile's renew and revoke need, and so what its handles hold
-	endsByParams                []string // the parameters that they and find read
+	subjectHosts                []string // the hosts to which it may send that token; nil = the URL's
+	endsByAccessor, endsByKey   bool     // the parts of a key that a profile's renew and revoke need, so that its handles have them
+	endsByParams                []string // the parameters that renew, revoke and find read
 
 	// together judges parameters that depend on each other; nil = none do.
 	together func(params map[string]any) *FieldError
@@ -126,7 +126,7 @@ func (t *Target) CredentialFields() []string {
 // Advice returns what whoever configures the target should make sure of, a sentence each.
 func (t *Target) Advice() []string { return slices.Clone(t.kind.advice) }
 
-// SubjectClaims returns the claims that the target's expressions read: beside them, only issuer and subject are looked at.
+// SubjectClaims returns the subject's claims that the target's expressions read, besides issuer and subject.
 func (t *Target) SubjectClaims() []string { return slices.Clone(t.kind.claims) }
 
 // Caps returns what the target can do.
@@ -139,18 +139,19 @@ func (t *Target) Caps() Caps {
 	}
 }
 
-// TakesHandlesOf reports whether the handles of keys that another target has made hold what Renew, Revoke and Find need here, as
-// far as profiles differ in that.
+// TakesHandlesOf reports whether the handles that another target makes have what Renew, Revoke and Find need here. It compares
+// only what differs between profiles.
 func (t *Target) TakesHandlesOf(other *Target) bool {
 	unknown := func(name string) bool { return !slices.Contains(other.kind.params.names(), name) }
 	return !slices.ContainsFunc(t.kind.endsByParams, unknown) && (other.kind.endsByAccessor || !t.kind.endsByAccessor) && (other.kind.endsByKey || !t.kind.endsByKey)
 }
 
-// Width returns how many calls may be made at once so that none waits for its turn longer than patience; at least 1.
+// Width returns how many calls may be made at once so that none waits longer than patience for its turn; at least 1.
 func (t *Target) Width(patience time.Duration) int { return t.api.limiter.width(patience) }
 
-// Exchange asks for a key, once: most targets accept a subject token only once. See MayLive for what an error leaves
-// behind; with one there is never a key. Exchange returns at once when ctx ends, but for a key that it has to end.
+// Exchange asks for a key. The request is sent once, because most targets accept a subject token only once. With an error it
+// returns no key, but one may exist at the target: see MayLive. Exchange returns at once when ctx ends, unless it has to end a
+// key that it refuses.
 func (t *Target) Exchange(ctx context.Context, r Request) (Key, error) {
 	if t.source != SourceNone && r.SubjectToken == "" {
 		return Key{}, unbuildable("exchange", "there is no subject token")
@@ -165,10 +166,10 @@ func (t *Target) Exchange(ctx context.Context, r Request) (Key, error) {
 	return k, nil
 }
 
-const endTimeout = 10 * time.Second // of ending a key that is refused, whether or not its caller waits
+const endTimeout = 10 * time.Second // for ending a refused key, whether or not the caller still waits
 
-// end ends a key that was issued and is refused, where only the key itself can do that: one that has a name is found by it,
-// but nobody would find this one again. What cannot be ended may live, as after any error that says so.
+// end ends a key that was issued but is refused, if that takes the key itself: a key with a name can be found by it and ended
+// later, but this one would be lost. If the key cannot be ended, it returns err, which says that the key may live.
 func (t *Target) end(ctx context.Context, refused Key, err error) error {
 	var e *Error
 	if !errors.As(err, &e) {
@@ -190,12 +191,13 @@ func (t *Target) end(ctx context.Context, refused Key, err error) error {
 	return &told
 }
 
-// RenewAsks reports whether Renew moves no end, and only asks whether a key lives: then it returns the end, zero if the target
-// does not say, and ErrInactive of a key that does not live.
+// RenewAsks reports whether Renew does not move a key's expiry, but only asks whether the key is active. Renew then returns the
+// expiry, zero if the target does not state it, or ErrInactive if the key is not active.
 func (t *Target) RenewAsks() bool { return t.driver.renewAsks }
 
-// Renew moves the end of the key that h names to notAfter or, as the target sees fit, earlier, and returns the new end.
-// After an error the key has the old end or, if the outcome is unknown, perhaps the new one; Renew may be called again.
+// Renew moves the expiry of the key that h names to notAfter, or to an earlier time if the target decides so, and returns the
+// new expiry. After an error the key has its old expiry or, if the outcome is unknown, perhaps the new one. Renew may be called
+// again.
 func (t *Target) Renew(ctx context.Context, h Handle, notAfter time.Time) (time.Time, error) {
 	if t.driver.renew == nil {
 		return time.Time{}, unsupported("renew")
@@ -213,7 +215,7 @@ func (t *Target) Revoke(ctx context.Context, h Handle) error {
 	return t.driver.revoke(ctx, h)
 }
 
-// Find returns the handles of the keys that live, or may live, under h.Name; of h it needs Name and Params. No handle and
+// Find returns the handles of the keys that live, or may live, under h.Name. Of h it needs only Name and Params. No handle and
 // no error means that there is no such key.
 func (t *Target) Find(ctx context.Context, h Handle) ([]Handle, error) {
 	if t.driver.find == nil {
@@ -222,7 +224,7 @@ func (t *Target) Find(ctx context.Context, h Handle) ([]Handle, error) {
 	return t.driver.find(ctx, h)
 }
 
-// Check asks whether the target is there and takes the engine's credential.
+// Check asks whether the target is up and accepts the engine's credential.
 func (t *Target) Check(ctx context.Context) error {
 	if t.driver.check == nil {
 		return unsupported("check")
@@ -230,5 +232,5 @@ func (t *Target) Check(ctx context.Context) error {
 	return t.driver.check(ctx)
 }
 
-// Close lets go of idle connections; calls that are under way go on.
+// Close closes idle connections. Calls that are under way go on.
 func (t *Target) Close() { t.api.client.CloseIdleConnections() }
