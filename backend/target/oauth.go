@@ -28,30 +28,30 @@ const (
 
 // The values of RevocationURL and IntrospectionURL that are no address.
 const (
-	endpointDiscover = "discover" // as the issuer's document says; without it there, nothing is issued
+	endpointDiscover = "discover" // as the issuer's document says; if that lacks it, nothing is issued
 	endpointNone     = "none"     // there is none
 )
 
-// OAuth is what a Config has for the driver oauth. Where no default is named, "" is none. Without Config.Lifetime an answer
+// OAuth is the part of a Config for the driver oauth. Where no default is named, "" is none. Without Config.Lifetime, an answer
 // that does not say how long its token lives is refused.
 type OAuth struct {
 	TokenURL         string   // the token endpoint, with its query; "" = as the document of the issuer at Config.URL says
 	RevocationURL    string   // an address, "discover" or "none"; "" = "discover" where the token endpoint is discovered
 	IntrospectionURL string   // the same; "" = "none"
-	TokenHosts       []string // hosts beside Config.URL's that endpoints may be on
+	TokenHosts       []string // hosts that endpoints may be on, besides Config.URL's
 
 	Grant            string // token_exchange, client_credentials or jwt_bearer; "" = the first
 	SubjectTokenType string // the last part of the type's URN, or all of it; "" = jwt
-	Chain            string // token exchanges before the grant, each on what the one before yields: JSON, a list of objects; see hop
+	Chain            string // token exchanges before the grant, each of the token that the previous one returned: a JSON list of objects, see writtenHop
 
 	ClientAuth             string // one of the authMethods; "" = none
 	ClientID, ClientSecret string
-	PrivateKey, KeyID      string // PEM, and what the server knows it by
-	AssertionAudience      string // aud of what the engine shows of itself; "" = the issuer, or the token endpoint if that is configured
-	SPIFFEID               string // the engine's, of those that its agent has; "" = the first
+	PrivateKey, KeyID      string // PEM, and the kid by which the server knows it
+	AssertionAudience      string // aud of the engine's own assertions and tokens; "" = the token endpoint if that is configured, otherwise the issuer
+	SPIFFEID               string // the one that the engine uses, of those that its agent has; "" = the first
 
-	// OwnToken yields a token that says who the engine is: source is SourceFile or SourceSVID, spiffeID is for the latter. An
-	// error that wraps ErrBusy means that asking again later may help. nil = there are none.
+	// OwnToken returns a token that identifies the engine. source is SourceFile or SourceSVID; spiffeID is for SourceSVID only.
+	// An error that wraps ErrBusy means that a later call may succeed. nil = the engine has no such tokens.
 	OwnToken func(ctx context.Context, source, spiffeID, audience string) (string, error)
 }
 
@@ -64,17 +64,17 @@ var grantTypes = map[string]string{
 const (
 	tokenTypes      = "urn:ietf:params:oauth:token-type:"
 	typeAccessToken = tokenTypes + "access_token"
-	lostLifetime    = 24 * time.Hour // what is said of a token whose answer was lost
+	lostLifetime    = 24 * time.Hour // assumed for a token whose answer was lost
 )
 
 var (
-	// token68 is the form of a bearer token (RFC 6750 section 2.1): nothing that begins a header of its own.
+	// token68 is the form of a bearer token (RFC 6750 section 2.1). It has no character that could start another header.
 	token68   = regexp.MustCompile(`\A[A-Za-z0-9._~+/-]+=*\z`)
 	tokenType = regexp.MustCompile(`\A([a-z0-9_]{1,40}|[A-Za-z][A-Za-z0-9+.-]*:[\x21-\x7E]{1,200})\z`)
 )
 
-// oauth speaks to an OAuth 2.0 authorization server. Keys are its tokens: they have no name and no id, so that one whose
-// answer was lost cannot be found, and ending one takes the token itself.
+// oauth speaks to an OAuth 2.0 authorization server. Keys are its tokens. They have no name and no id, so a token whose answer
+// was lost cannot be found, and a token can be ended only by presenting it.
 type oauth struct {
 	client
 	origins
@@ -87,7 +87,7 @@ type oauth struct {
 	api                  *api
 }
 
-// endpoints are the addresses of an authorization server; nil is one that it does not have, or that nobody wants.
+// endpoints are the addresses of an authorization server; nil = the server does not have it, or the target does not use it.
 type endpoints struct{ token, revocation, introspection *url.URL }
 
 // openOAuth checks the part of a Config that is the driver's own.
@@ -120,7 +120,7 @@ func openOAuth(c Config) (facts, func(*Target) driver, error) {
 	return o.facts(a.Grant, issuer), o.connect, nil
 }
 
-// facts are what is known of the target without asking.
+// facts returns what is known about the target without calling it.
 func (o *oauth) facts(grant string, issuer *url.URL) facts {
 	k := facts{
 		name: DriverOAuth, url: issuer.String(), source: SourceRequest, audience: o.hops[0].assertionAudience,
@@ -155,7 +155,7 @@ func (o *oauth) connect(t *Target) driver {
 	return d
 }
 
-// setOrigins settles on which hosts endpoints may be, and returns the issuer: where the token endpoint is, if there is no url.
+// setOrigins sets the hosts that endpoints may be on, and returns the issuer. Without url, that is the origin of token_url.
 func (o *oauth) setOrigins(c Config) (*url.URL, error) {
 	var issuer *url.URL
 	var err error
@@ -181,7 +181,7 @@ func (o *oauth) setOrigins(c Config) (*url.URL, error) {
 	return issuer, nil
 }
 
-// setEndpoints settles where endpoints are, or that the issuer's document says so.
+// setEndpoints sets the endpoints that are configured, and which ones to read from the issuer's document.
 func (o *oauth) setEndpoints(a OAuth, issuer *url.URL) error {
 	d := &discovery{origins: o.origins, issuer: issuer, mtls: a.ClientAuth == authTLS, lock: make(chan struct{}, 1), token: a.TokenURL == ""}
 	if d.token && a.RevocationURL == "" {
@@ -217,8 +217,8 @@ func (o *oauth) setEndpoints(a OAuth, issuer *url.URL) error {
 	return nil
 }
 
-// locate returns all endpoints that the target is to have. An error means that nothing was sent, but perhaps the question
-// for the document.
+// locate returns all endpoints that the target uses. After an error nothing was sent, except perhaps the request for the
+// document.
 func (o *oauth) locate(ctx context.Context, op string, urgent bool) (endpoints, error) {
 	if o.discovery == nil {
 		return o.fixed, nil
@@ -234,13 +234,14 @@ func (o *oauth) locate(ctx context.Context, op string, urgent bool) (endpoints, 
 	}, nil
 }
 
-// origins are the hosts that endpoints may be on, whoever names them.
+// origins are the hosts that endpoints may be on, whether the configuration or the issuer's document names them.
 type origins struct {
 	policy egress.Policy
 	hosts  []string
 }
 
-// endpoint checks the address of an endpoint. Its host comes first: the text of what follows may repeat that.
+// endpoint parses and checks the address of an endpoint. It checks the host first, because the errors of the other checks may
+// repeat the host.
 func (o origins) endpoint(raw string) (*url.URL, error) {
 	if u, err := url.Parse(raw); err == nil && !slices.Contains(o.hosts, u.Host) {
 		return nil, errors.New("is not on url's host, nor on one of token_hosts")
@@ -248,7 +249,7 @@ func (o origins) endpoint(raw string) (*url.URL, error) {
 	return o.policy.ParseEndpoint(raw)
 }
 
-// oauthParams are what a role may ask for with a grant.
+// oauthParams returns the parameters that a role may have with a grant.
 func oauthParams(grant string) parameters {
 	text := func(pattern string) *regexp.Regexp { return regexp.MustCompile(`\A(?:` + pattern + `)\z`) }
 	all := parameters{
@@ -266,7 +267,7 @@ func oauthParams(grant string) parameters {
 	})
 }
 
-// typeURN completes the name of a token type.
+// typeURN returns the URN of a token type, and otherwise if the name is empty.
 func typeURN(name, otherwise string) string {
 	switch {
 	case name == "":
@@ -277,7 +278,7 @@ func typeURN(name, otherwise string) string {
 	return tokenTypes + name
 }
 
-// oneOf is the value, or the default for none, if it is one of the values that a field has.
+// oneOf returns value, or the first of values if it is empty. Any other value is an error.
 func oneOf(field, value string, values ...string) (string, error) {
 	if value == "" {
 		value = values[0]

@@ -37,15 +37,15 @@ type hop struct {
 	grant             string
 	endpoint          *url.URL // nil = the target's
 	assertionAudience string
-	spiffeID          string // by which the engine makes it
+	spiffeID          string // as which the engine makes it
 	audience          string
 	resource, scopes  []string
 	requested         string // URN of the type of token that is wanted
 	actorSource       string // "" = no actor token
-	label             string // "" if there is one hop alone
+	label             string // "" if there is only one hop
 }
 
-// writtenHop is a hop before the last one, as the chain has it.
+// writtenHop is a hop before the last one, as OAuth.Chain has it.
 type writtenHop struct {
 	TokenURL           string   `json:"token_url"`            // default the target's
 	AssertionAudience  string   `json:"assertion_audience"`   // default the hop's token_url, or the target's
@@ -73,7 +73,8 @@ func (o *oauth) setHops(a OAuth, issuer string) error {
 	o.subjectType = typeURN(a.SubjectTokenType, tokenTypes+"jwt")
 	last := hop{
 		grant: a.Grant, spiffeID: a.SPIFFEID, requested: typeAccessToken,
-		// Never an address that a server names: it could make the engine speak for itself at another one.
+		// Never an address from the issuer's document: a server could name another server there, and use the engine's assertion
+		// at it.
 		assertionAudience: cmp.Or(a.AssertionAudience, a.TokenURL, issuer),
 	}
 	chain, err := o.readChain(a.Chain, last)
@@ -118,8 +119,8 @@ func (o *oauth) readChain(text string, last hop) ([]hop, error) {
 	return hops, nil
 }
 
-// readHop completes a hop from the last one, whose server and identity it shares unless it says otherwise, and from the next
-// one: its token is for whoever makes that.
+// readHop fills in a hop's defaults. Server and identity are those of the last hop; the audience of its token is the identity
+// that makes the next hop.
 func (o *oauth) readHop(w writtenHop, last, next hop) (hop, error) {
 	h := hop{
 		grant:             grantTokenExchange,
@@ -165,7 +166,7 @@ func (h hop) check() error {
 	return nil
 }
 
-// asked is the last hop with what a role asks for.
+// asked returns the last hop with what a role asks for.
 func (h hop) asked(params map[string]any) hop {
 	list := func(name string) (out []string) {
 		elements, _ := params[name].([]any)
@@ -186,7 +187,7 @@ func (h hop) asked(params map[string]any) hop {
 	return h
 }
 
-// form is what a hop asks for, without who asks.
+// form returns the form of a hop's request, without the client's authentication.
 func (h hop) form(subject, subjectType string) url.Values {
 	form := url.Values{"grant_type": {grantTypes[h.grant]}}
 	switch h.grant {
@@ -209,15 +210,15 @@ func (h hop) form(subject, subjectType string) url.Values {
 	return form
 }
 
-// granted is what a token endpoint gave.
+// granted is what a token endpoint returned.
 type granted struct {
 	token, scope string
-	life         time.Duration // 0 = it does not say
+	life         time.Duration // 0 = not stated; less = it is over
 	sent         time.Time
 }
 
-// exchange goes through the hops. Whatever becomes of a later one, the token of an earlier one is no key: nobody has it, and
-// it ends by itself.
+// exchange makes the hops in order. If a later hop fails, the token of an earlier one is not a lost key: nobody was given it,
+// and it expires by itself.
 func (o *oauth) exchange(ctx context.Context, r Request) (Key, error) {
 	const op = "exchange"
 	to, err := o.locate(ctx, op, false)
@@ -248,7 +249,7 @@ func (o *oauth) exchange(ctx context.Context, r Request) (Key, error) {
 	return o.key(op, got, r)
 }
 
-// end is the token's own; zero = the server did not tell.
+// end returns the expiry that the server stated; zero = none.
 func (g granted) end() time.Time {
 	if g.life <= 0 {
 		return time.Time{}
@@ -256,7 +257,7 @@ func (g granted) end() time.Time {
 	return g.sent.Add(g.life).UTC()
 }
 
-// handle is what ends a token, or asks whether it lives.
+// handle returns what is needed to revoke the token, or to ask whether it is active.
 func (o *oauth) handle(got granted, r Request) Handle {
 	h := Handle{Name: r.Name, Params: r.Params}
 	if o.revokes || o.introspects {
@@ -265,7 +266,7 @@ func (o *oauth) handle(got granted, r Request) Handle {
 	return h
 }
 
-// grant makes one request. With the error of an answer that is refused comes the token in it, if there is one.
+// grant makes one request. If it refuses the answer, it returns the error with the token of the answer, if there is one.
 func (o *oauth) grant(ctx context.Context, op string, h hop, subject, subjectType string) (granted, error) {
 	form := h.form(subject, subjectType)
 	if h.actorSource != "" {
@@ -313,8 +314,8 @@ func (o *oauth) prepare(ctx context.Context, c *call, h hop, form url.Values) er
 	return nil
 }
 
-// readGrant reads an answer of a token endpoint (RFC 6749 section 5.1, RFC 8693 section 2.2.1). The fault says what is wrong
-// with it, if something is: a token exists all the same, and is got unless the fault is its own.
+// readGrant reads an answer of a token endpoint (RFC 6749 section 5.1, RFC 8693 section 2.2.1). fault says what is wrong; "" =
+// nothing. Even with a fault a token exists, and got has it, unless the fault is the token's own.
 func readGrant(body []byte, h hop) (got granted, fault string) {
 	object := objectOf(body)
 	if object == nil {
@@ -330,7 +331,7 @@ func readGrant(body []byte, h hop) (got granted, fault string) {
 		return got, fmt.Sprintf("access_token is no bearer token of at most %d bytes", maxSecretBytes)
 	}
 	if issued, has := object["issued_token_type"]; has && issued != any(h.requested) {
-		// Not got: revocation answers 200 for what it does not know, too (RFC 7009 section 2.2), and this may be such a token.
+		// Not returned to be ended: revocation answers 200 even for an unknown token (RFC 7009 section 2.2), as this may be.
 		return got, "issued_token_type is not what was requested"
 	}
 	got.token = token
@@ -340,14 +341,14 @@ func readGrant(body []byte, h hop) (got granted, fault string) {
 	switch {
 	case !timed:
 		return got, "expires_in is no number of seconds"
-	// Whoever is given the key presents it as a bearer token; one that wants more (a proof, a certificate) is of no use.
+	// The key is presented as a bearer token, so a token that needs more (a proof, a certificate) is of no use.
 	case hasKind && !strings.EqualFold(kindText, "Bearer") && !(h.requested != typeAccessToken && strings.EqualFold(kindText, "N_A")):
 		return got, "token_type is not Bearer"
 	}
 	return got, ""
 }
 
-// objectOf decodes exactly one JSON object; nil is something else.
+// objectOf decodes exactly one JSON object; nil = the body is something else.
 func objectOf(body []byte) map[string]any {
 	value, ok := decodeJSON(body)
 	object, _ := value.(map[string]any)
@@ -367,7 +368,7 @@ func secondsOf(value any) (seconds float64, ok bool) {
 	return math.Floor(seconds), err == nil && !math.IsNaN(seconds) && !math.IsInf(seconds, 0)
 }
 
-// lifeOf reads expires_in; without one it is 0, and what is over is less.
+// lifeOf reads expires_in: 0 = there is none, less = the token has expired. ok is false if it is not a number of seconds.
 func lifeOf(value any) (life time.Duration, ok bool) {
 	if value == nil {
 		return 0, true

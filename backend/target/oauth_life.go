@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// revoke ends a token (RFC 7009). The server answers 200, or as some do 204, for a token that it does not know, too; a status
-// such as 404 says nothing of the token, for the endpoint may have gone.
+// revoke ends a token (RFC 7009). The server answers 200, and some servers 204, even for a token that it does not know. A
+// status such as 404 says nothing about the token, because the endpoint itself may be gone.
 func (o *oauth) revoke(ctx context.Context, h Handle) error {
 	const op = "revoke"
 	if h.Secret == "" {
@@ -73,7 +73,7 @@ func (o *oauth) check(ctx context.Context) error {
 	return err
 }
 
-// tell shows a token to an endpoint about tokens.
+// tell posts a token to the revocation or introspection endpoint.
 func (o *oauth) tell(ctx context.Context, c call, token string) (answer, error) {
 	c.ok, c.busy, c.denied = []int{200, 204}, []int{429, 503}, clientRefuses
 	form := url.Values{"token": {token}, "token_type_hint": {"access_token"}}

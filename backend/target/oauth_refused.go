@@ -10,8 +10,8 @@ import (
 	"unicode"
 )
 
-// errorHints are the errors that these endpoints may answer (RFC 6749 section 5.2, RFC 7009 section 2.2.1, RFC 8693 section
-// 2.2.2, RFC 6750 section 3.1), with what they ask to be mended.
+// errorHints say what to correct after the errors that these endpoints may return (RFC 6749 section 5.2, RFC 7009 section
+// 2.2.1, RFC 8693 section 2.2.2, RFC 6750 section 3.1).
 var errorHints = map[string]string{
 	"invalid_request":        "a parameter is missing, or one that it does not take; in a token exchange also: it does not accept the subject or actor token",
 	"invalid_client":         "it does not accept the engine as its client; look at client_auth, client_id and the secret or key there",
@@ -26,10 +26,11 @@ var errorHints = map[string]string{
 	"access_denied":          "its own rules refuse this",
 }
 
-// secretMembers are those of a form that hold a token or a secret.
+// secretMembers are the members of a form that hold a token or a secret.
 var secretMembers = []string{"subject_token", "actor_token", "assertion", "client_assertion", "client_secret", "token"}
 
-// errorHint tells what a refusal asks to be mended: by its code, and by what the server says of it.
+// errorHint says what to correct after a refusal, by its code, and adds what the server says about it. sent are secrets that
+// must not be repeated.
 func errorHint(a answer, sent []string) string {
 	refusal := objectOf(a.body)
 	if refusal == nil {
@@ -46,8 +47,8 @@ func errorHint(a answer, sent []string) string {
 // maxSaid is how many characters of what a server says are repeated.
 const maxSaid = 256
 
-// withSaid adds to a hint what a server says of its refusal, for the operator's log alone: without control characters, cut,
-// and not at all if it holds a piece of a secret that the server was sent.
+// withSaid adds to a hint what a server says about its refusal, only for the operator's log: without control characters, cut to
+// maxSaid, and not at all if it contains a piece of a secret that was sent to the server.
 func withSaid(hint string, sent []string, said ...string) string {
 	text := strings.Join(slices.DeleteFunc(said, func(part string) bool { return part == "" }), ": ")
 	clean := strings.TrimSpace(strings.Map(func(r rune) rune {
@@ -65,8 +66,8 @@ func withSaid(hint string, sent []string, said ...string) string {
 	return strings.TrimPrefix(fmt.Sprintf("%s; it says %q", hint, clean), "; ")
 }
 
-// sharesPiece reports whether a text has eight characters in a row of a secret, or the whole of a shorter one. Letters and
-// digits alone are compared, in one case: so neither a line break nor another encoding's signs part what belongs together.
+// sharesPiece reports whether a text contains eight characters in a row of a secret, or all of a shorter one. It compares only
+// letters and digits, and ignores case, so that neither a line break nor the signs of another encoding hide a match.
 func sharesPiece(text, secret string) bool {
 	const piece = 8
 	plain, runes := lettersAndDigits(secret), []rune(lettersAndDigits(text))
