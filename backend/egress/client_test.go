@@ -75,7 +75,7 @@ func newTLSServer(h http.Handler) *httptest.Server {
 	return s
 }
 
-// As many connections as calls at once are kept for the next ones.
+// The idle connections that are kept for later calls are as many as there are calls at once.
 func TestConnectionsAreReused(t *testing.T) {
 	const calls = 8
 	var opened atomic.Int64
@@ -128,7 +128,7 @@ func TestDialRefused(t *testing.T) {
 	}
 }
 
-// The URL's host is harmless to look at and its name leads inside: only the check at the dial can see it.
+// The host in the URL looks harmless, but its name resolves to an inside address: only the check at the dial can see this.
 func TestDialJudgesResolvedAddress(t *testing.T) {
 	var hits counter
 	srv := httptest.NewServer(&hits)
@@ -194,7 +194,7 @@ func TestHostsOnEveryRequest(t *testing.T) {
 	}
 }
 
-// closer notes that a request's body was closed, as a RoundTripper must do.
+// closer records that a request's body was closed, as a RoundTripper must do.
 type closer struct {
 	io.Reader
 	closed bool
@@ -298,7 +298,7 @@ func TestOldTLSRefused(t *testing.T) {
 	}
 }
 
-// A name that a resolver moves about is judged by the address that is dialled, each time.
+// If a resolver's answer for a name changes, the address that is dialled is judged each time.
 func TestDialledAddressDecides(t *testing.T) {
 	var hits counter
 	authority := lab.NewAuthority()

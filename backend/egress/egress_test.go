@@ -13,7 +13,7 @@ import (
 
 var everything = []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("::/0")}
 
-// An endpoint's query is the server's business; all else of its address is as strict as a base URL.
+// An endpoint may have any query; the rest of its address is checked as strictly as a base URL.
 func TestParseEndpoint(t *testing.T) {
 	const endpoint = "https://id.example.com/oauth/token"
 	for raw, want := range map[string]string{
@@ -334,7 +334,7 @@ func FuzzParseURL(f *testing.F) {
 	})
 }
 
-// wantPlain wants of a URL that the policy accepted that it is what it looks like, and leads where the policy permits.
+// wantPlain checks that a URL that the policy accepted is what it looks like, and leads where the policy permits.
 func wantPlain(t *testing.T, p Policy, u *url.URL, raw string) {
 	t.Helper()
 	host := u.Hostname()

@@ -45,7 +45,7 @@ func TestProxyVariablesIgnored(t *testing.T) {
 	}
 }
 
-// connectProxy passes every CONNECT on to one server, whatever name was asked for, and remembers the name.
+// connectProxy passes every CONNECT on to one server, whatever name was requested, and records the name.
 func connectProxy(t *testing.T, server string, asked *atomic.Value) *httptest.Server {
 	t.Helper()
 	return httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -111,7 +111,7 @@ func TestProxyAddressIsJudged(t *testing.T) {
 	}
 }
 
-// A proxy may be written with the slash that many tools put behind a host, and https goes through one elsewhere.
+// An https request may go through a proxy on another machine, whose URL may end with a slash, as many tools write it.
 func TestProxyElsewhere(t *testing.T) {
 	for _, raw := range []string{"http://proxy.example.com:3128/", "http://proxy.example.com:443", "http://proxy.example.com", "https://proxy.example.com", "https://proxy.example.com:80"} {
 		g := client(t, Policy{AllowHTTPLoopback: true}, Options{ProxyURL: raw}).Transport.(*guard)

@@ -19,15 +19,15 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// attack is a token and what Verify must say of it.
+// attack is a token and the reason for which Verify must refuse it, or none.
 type attack struct {
 	name  string
 	token string
 	want  string // reason; "" for accepted
 }
 
-// door is a verifier with keys of each kind, and its issuer. Keys p1 and e2 are for one algorithm alone, key twice stands
-// there twice.
+// door returns a verifier with keys of each kind, and its issuer. Keys p1 and e2 are for one algorithm only; the id twice
+// occurs twice.
 func door(t *testing.T) (*Verifier, *fakeIssuer) {
 	t.Helper()
 	twice := jwk(rsaKey().Public(), "twice", "RS256", nil)
@@ -38,7 +38,8 @@ func door(t *testing.T) (*Verifier, *fakeIssuer) {
 	return v, i
 }
 
-// run tries attacks on a door that knows its keys, and wants none to reach the issuer unless fetches says so.
+// run tries attacks on a verifier that has its keys, and checks that none causes a call to the issuer unless fetches says
+// so.
 func run(t *testing.T, v *Verifier, i *fakeIssuer, attacks []attack) {
 	t.Helper()
 	for _, a := range attacks {
@@ -83,8 +84,8 @@ func TestVerify(t *testing.T) {
 	})
 }
 
-// Headers as providers make them, beside alg and kid: a thumbprint of the key's certificate is in each token of GitHub Actions,
-// of Azure Pipelines, of AD FS and of version 1.0 at Entra.
+// Headers that providers send besides alg and kid: each token of GitHub Actions, Azure Pipelines, AD FS and Entra version
+// 1.0 has a thumbprint of the key's certificate.
 func TestHeadersOfProviders(t *testing.T) {
 	v, i := door(t)
 	c := claims(i.URL, start).String()
@@ -268,25 +269,26 @@ func TestSpellingAttacks(t *testing.T) {
 	run(t, v, i, attacks)
 }
 
-// signed signs the first two parts of a token as they are spelt.
+// signed signs the first two parts of a token exactly as given.
 func signed(header, payload string) string {
 	return header + "." + payload + "." + b64(string(signature("RS256", rsaKey(), header+"."+payload)))
 }
 
-// uneven writes fields so that their last base64 character has unused bits.
+// uneven encodes fields so that the last base64 character has unused bits.
 func uneven(f fields) string {
 	text := f.String()
 	return text + strings.Repeat(" ", (4-len(text)%3)%3)
 }
 
-// loosen flips an unused bit of the last character, which lax decoders do not see.
+// loosen flips an unused bit of the last character, which lax decoders ignore.
 func loosen(segment string) string {
 	const alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 	at := strings.IndexByte(alphabet, segment[len(segment)-1])
 	return segment[:len(segment)-1] + alphabet[at^1:][:1]
 }
 
-// A second spelling of an ECDSA signature verifies too; the digest does not tell them apart, so replay sees one token.
+// A second spelling of an ECDSA signature verifies too. The digest is the same for both, so replay protection sees one
+// token.
 func TestMalleableSignatureHasOneDigest(t *testing.T) {
 	v, i := door(t)
 	good := compact("ES256", ecKey(), headerE.String(), claims(i.URL, start).String())
@@ -311,7 +313,7 @@ func TestMalleableSignatureHasOneDigest(t *testing.T) {
 	}
 }
 
-// Signatures that are none, in every way that some library once took for one.
+// Values that are no signatures, but that some library once accepted as one.
 func TestForgedSignatures(t *testing.T) {
 	v, i := door(t)
 	c := claims(i.URL, start).String()

@@ -60,7 +60,7 @@ func BenchmarkVerify(b *testing.B) {
 	}
 }
 
-// BenchmarkRefuse is what a token costs that fails before its signature is looked at.
+// BenchmarkRefuse measures the cost of a token that is refused before its signature is checked.
 func BenchmarkRefuse(b *testing.B) {
 	v, err := New(Config{Issuer: "https://id.example.com", PublicKeys: []string{publicPEM(rsaKey().Public())}, Now: newClock().now})
 	if err != nil {

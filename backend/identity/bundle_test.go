@@ -75,7 +75,7 @@ func TestWorkloadAPIDown(t *testing.T) {
 	wantReason(t, v, svid(), "")
 }
 
-// An answer without a usable key of the domain takes its keys back: they do not vouch until they are stale.
+// An answer without a usable key of the domain withdraws its keys at once: they do not stay in use until they are stale.
 func TestBundleWithdrawn(t *testing.T) {
 	for name, change := range map[string]func(*workloadAPI){
 		"domain missing": func(a *workloadAPI) { a.bundles = map[string]string{"other.example": jwks(firstKey())} },
@@ -117,7 +117,7 @@ func TestBundleWithdrawn(t *testing.T) {
 	}
 }
 
-// One key that cannot be used does not take the domain down.
+// One unusable key does not take the domain down.
 func TestPoisonInABundle(t *testing.T) {
 	v, a, _ := trusting(t, nil)
 	a.publish(
@@ -153,7 +153,7 @@ func TestBundleRefresh(t *testing.T) {
 	wantReason(t, v, token(svidClaims(c.now())), "")
 }
 
-// A call that never ends holds nobody up for longer than its caller waits.
+// A call that never ends delays nobody for longer than its caller waits.
 func TestWorkloadAPIHangs(t *testing.T) {
 	v, a, c := trusting(t, nil)
 	hold := make(chan struct{})

@@ -40,8 +40,8 @@ func Peek(token string, l Limits) (*Peeked, error) {
 	return &Peeked{Claimed: Claimed{Issuer: u.iss, Subject: u.sub, KeyID: u.kid}, token: u}, nil
 }
 
-// Describe returns those of the unverified alg, typ, kid, iss, sub, aud, iat, nbf and exp of a token that can be read. They
-// prove nothing; show them only to whoever presented the token.
+// Describe returns, of the unverified alg, typ, kid, iss, sub, aud, iat, nbf and exp of a token, those that can be read.
+// They prove nothing; show them only to whoever presented the token.
 func Describe(token string, maxBytes int) map[string]any {
 	said := map[string]any{}
 	if maxBytes <= 0 {

@@ -115,7 +115,7 @@ func TestIssuerAttacks(t *testing.T) {
 	})
 }
 
-// An issuer's string is compared byte by byte: what a browser would take for the same address is another issuer.
+// Issuers are compared byte by byte: a string that a browser would treat as the same address is another issuer.
 func TestIssuerSpellings(t *testing.T) {
 	const tenant, other = "72f988bf-0000-4000-8000-000000000002", "72f988bf-0000-4000-8000-000000000003"
 	for issuer, others := range map[string][]string{
@@ -185,7 +185,7 @@ func TestGoogleWithoutScheme(t *testing.T) {
 	wantReason(t, v, token(claims("accounts.google.com", start)), UnknownIssuer)
 }
 
-// Two issuers have the same key id; a token of one is nothing to the other, even with the other's name in it.
+// Two issuers have the same key id: one accepts no token of the other, even if it claims to be its own.
 func TestIssuerMixUp(t *testing.T) {
 	_, a := door(t)
 	b := newIssuer(t, jwks(jwk(otherRSA().Public(), "k1", "RS256", nil)))

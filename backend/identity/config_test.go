@@ -145,7 +145,7 @@ func TestNew(t *testing.T) {
 	}
 }
 
-// rsaPEM is a public key of that size that nobody has the private key of.
+// rsaPEM returns a public key of that size whose private key nobody has.
 func rsaPEM(bits uint, e int) string {
 	return publicPEM(&rsa.PublicKey{N: new(big.Int).Add(new(big.Int).Lsh(big.NewInt(1), bits-1), big.NewInt(1)), E: e})
 }
@@ -167,7 +167,7 @@ func TestDefaults(t *testing.T) {
 	}
 }
 
-// The lists that New was given stay the caller's: changing them later changes no verifier.
+// New copies the caller's lists: changing them later does not change the verifier.
 func TestConfigIsCopied(t *testing.T) {
 	algs := []string{"RS256"}
 	v := newVerifier(t, Config{Issuer: "https://id.example.com", PublicKeys: []string{publicPEM(rsaKey().Public())}, Algorithms: algs, Now: newClock().now})

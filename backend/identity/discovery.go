@@ -110,8 +110,8 @@ func (s *webSource) fetchKeys(ctx context.Context, address string) (*keys, error
 	return parseKeys(body, s.limits)
 }
 
-// get reads an answer of status 200 up to limit bytes. The content type is neither looked at nor asked for: issuers on plain file
-// hosting send all kinds, Kubernetes' API server gives its keys as application/jwk-set+json alone, and the parsers decide.
+// get reads an answer of status 200 up to limit bytes. It neither requests nor checks a content type: issuers on plain file
+// hosting send all kinds, Kubernetes' API server serves its keys only as application/jwk-set+json, and the parsers decide.
 func (s *webSource) get(ctx context.Context, address string, limit int64) ([]byte, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
 	if err != nil {

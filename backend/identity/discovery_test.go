@@ -161,8 +161,8 @@ func TestNoFetchForTokensThatCannotPass(t *testing.T) {
 	i.wantHits(t, "/keys", 0)
 }
 
-// A token that is wrong in every way is refused for what costs least to see; set right one by one, the next fault shows,
-// and the signature, which costs most, comes last.
+// A token that is wrong in every way is refused by the cheapest check. When the faults are corrected one by one, the next
+// check refuses it, and the signature, which costs most, comes last.
 func TestCheapestCheckFirst(t *testing.T) {
 	v, i, c := fetching(t)
 	wantReason(t, v, fresh(i, c), "")
@@ -243,7 +243,7 @@ func TestKeyHosts(t *testing.T) {
 	keys.wantHits(t, "/keys", 1)
 }
 
-// A port that the scheme implies makes no other host.
+// A host with its scheme's default port is the same host as without.
 func TestHostPort(t *testing.T) {
 	for raw, want := range map[string]string{
 		"https://a.example": "a.example", "https://a.example:443/x": "a.example", "https://a.example:8443": "a.example:8443", "https://a.example:80": "a.example:80",
@@ -282,8 +282,8 @@ func TestDiscoveryIsRepeated(t *testing.T) {
 	i.wantHits(t, "/moved", 1)
 }
 
-// After an outage the keys are had again where they were, though the document is not. An address that is a day old is not
-// trusted without it: whoever withdrew the address could not be heard.
+// After an outage the keys are fetched from their old address, even if the discovery document is not available. An address
+// that is a day old is not used without the document, because the issuer may have withdrawn it.
 func TestKeysComeBackBeforeDiscovery(t *testing.T) {
 	v, i, c := fetching(t)
 	wantReason(t, v, fresh(i, c), "")
@@ -310,7 +310,7 @@ func TestJWKSURLNeedsNoDiscovery(t *testing.T) {
 	i.wantHits(t, wellKnown, 0)
 }
 
-// A set of one key that has an id is no leave to guess: the token must name it.
+// Even if a set has a single key, a token must name the key's id.
 func TestKeyIDIsRequired(t *testing.T) {
 	v, i, c := fetching(t)
 	wantReason(t, v, compact("RS256", rsaKey(), header1.without("kid").String(), claims(i.URL, c.now()).String()), UnknownKey)
@@ -369,7 +369,8 @@ func TestRefreshDropsKeys(t *testing.T) {
 	wantReason(t, v, tokenBy(otherRSA(), "k2", claims(i.URL, c.now())), IssuerUnavailable)
 }
 
-// What a fetch brings that was under way when the keys were dropped may be what was to be dropped.
+// The result of a fetch that was running when the keys were dropped is not used, because it may contain the keys that were
+// to be dropped.
 func TestRefreshDiscardsRunningFetch(t *testing.T) {
 	v, i, c := fetching(t)
 	asked, release := make(chan struct{}), make(chan struct{})
@@ -395,7 +396,7 @@ func TestRefreshDiscardsRunningFetch(t *testing.T) {
 	}
 }
 
-// Of two operators who refresh at once, the first too hears of the keys that are there in the end.
+// If two operators refresh at once, the first also gets the keys that are there in the end.
 func TestRefreshOvertakesRefresh(t *testing.T) {
 	keys := jwks(firstKey())
 	synctest.Test(t, func(t *testing.T) {
@@ -422,7 +423,7 @@ func TestRefreshOvertakesRefresh(t *testing.T) {
 	})
 }
 
-// The caller for whom a fetch was begun leaves; those who wait with it are served by that same fetch.
+// If the caller leaves for whom a fetch was begun, those who wait with it are served by the same fetch.
 func TestFetchOutlivesItsCaller(t *testing.T) {
 	v, i, c := fetching(t)
 	asked, release := make(chan struct{}), make(chan struct{})
@@ -451,7 +452,7 @@ func TestFetchOutlivesItsCaller(t *testing.T) {
 	i.wantHits(t, "/keys", 1)
 }
 
-// go-oidc and net/http fall back to a client without any limit where they are given none.
+// go-oidc and net/http use a client without any limit if they are given none.
 func TestDefaultClientIsNotUsed(t *testing.T) {
 	before := http.DefaultTransport
 	defer func() { http.DefaultTransport = before }()
@@ -509,7 +510,7 @@ func TestPanicInFetchIsAnError(t *testing.T) {
 	}
 }
 
-// The issuer's certificate must be right.
+// An issuer whose certificate is not from a trusted CA gets no request.
 func TestWrongCA(t *testing.T) {
 	i := newIssuer(t, jwks(firstKey()))
 	c := newClock()
@@ -520,7 +521,7 @@ func TestWrongCA(t *testing.T) {
 	i.wantHits(t, wellKnown, 0)
 }
 
-// A proxy in the environment is not asked.
+// A proxy from the environment is not used.
 func TestEnvironmentProxyIsIgnored(t *testing.T) {
 	proxy := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { t.Error("the proxy was asked") }))
 	defer proxy.Close()

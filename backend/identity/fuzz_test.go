@@ -62,8 +62,8 @@ func FuzzHeader(f *testing.F) {
 	})
 }
 
-// Whatever an issuer signs: what we accept go-oidc accepts by itself, and a program that reads the
-// claims into a struct finds the same in them as we.
+// Whatever an issuer signs, go-oidc accepts by itself what we accept, and a program that decodes the claims into a struct
+// finds the same values as we do.
 func FuzzSignedClaims(f *testing.F) {
 	const issuer = "https://id.example.com"
 	good := claims(issuer, start)

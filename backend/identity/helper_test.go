@@ -52,7 +52,7 @@ func must[T any](v T, err error) T {
 	return v
 }
 
-// start is the moment at which the fake clocks of the tests stand at first.
+// start is the time at which the tests' fake clocks start.
 var start = time.Date(2026, 9, 1, 12, 0, 0, 0, time.UTC)
 
 // clock is a clock that only the test moves.
@@ -137,7 +137,7 @@ func jwks(entries ...json.RawMessage) string {
 	return string(must(json.Marshal(map[string]any{"keys": entries})))
 }
 
-// fakeIssuer is an issuer whose answers the test sets. It counts what it is asked.
+// fakeIssuer is an issuer whose answers the test sets. It counts the requests.
 type fakeIssuer struct {
 	*httptest.Server
 	mu        sync.Mutex
@@ -222,7 +222,7 @@ func publicPEM(public any) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der}))
 }
 
-// claims are a good token's for an issuer at a moment.
+// claims are those of a good token of an issuer, made at now.
 func claims(issuer string, now time.Time) fields {
 	return fields{
 		"iss": issuer, "sub": "repo:acme/widget:ref:refs/heads/main", "aud": "https://vault.example.com", "jti": "j-1",
@@ -261,7 +261,7 @@ func reason(t *testing.T, err error) string {
 	return e.Reason
 }
 
-// wantReason verifies a token and wants that outcome ("" for success).
+// wantReason verifies a token and checks the outcome ("" for success).
 func wantReason(t *testing.T, v *Verifier, token, want string) {
 	t.Helper()
 	_, err := v.Verify(t.Context(), token)
@@ -271,7 +271,7 @@ func wantReason(t *testing.T, v *Verifier, token, want string) {
 	wantNoLeak(t, err)
 }
 
-// wantNoLeak wants nothing of a token in an error.
+// wantNoLeak checks that an error contains nothing of a token.
 func wantNoLeak(t *testing.T, err error) {
 	t.Helper()
 	if err == nil {

@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Many callers that waited for one fetch must count as one miss: else one burst makes the engine deaf for ten minutes.
+// Many callers that waited for one fetch must count as one miss: otherwise one burst would stop fetches for ten minutes.
 func TestHostileBurstIsOneMiss(t *testing.T) {
 	s, now := &keySet{floor: 30 * time.Second, maxAge: 10 * time.Minute, stock: &stock{}}, time.Now()
 	for range 8 {

@@ -131,7 +131,7 @@ func FuzzPayload(f *testing.F) {
 	})
 }
 
-// What split accepts is spelt in the only way, and go-jose takes it apart alike.
+// A part that split accepts has only one spelling, and go-jose splits the token in the same way.
 func FuzzPrecheck(f *testing.F) {
 	for _, seed := range []string{"", "..", "e30.e30.", "e30.e30.AA", "e31.e30.AA", "e30.e30.AB", " e30.e30.AA", "e30.e30.AA\n", "e30 e30.AA", "e30.e30,AA", `{"payload":""}`,
 		b64(`{"alg":"RS256"}`) + ".e30.AAAA"} {
@@ -154,7 +154,7 @@ func FuzzPrecheck(f *testing.F) {
 	})
 }
 
-// Nothing that is not signed by the key is accepted.
+// Only what the key has signed is accepted.
 func FuzzVerify(f *testing.F) {
 	v, err := New(Config{Issuer: "https://id.example.com", PublicKeys: []string{publicPEM(rsaKey().Public())}, Now: newClock().now})
 	if err != nil {

@@ -120,7 +120,7 @@ func TestRepeatedKeyID(t *testing.T) {
 	}
 }
 
-// What is not exactly one JSON object with one list of keys is no key set, though a usable key can be seen in it.
+// A body that is not exactly one JSON object with one list of keys is not a key set, even if it contains a usable key.
 func TestNoKeySet(t *testing.T) {
 	k := string(firstKey())
 	if _, err := parseKeys([]byte(`{"keys":[`+k+`],"x":1}`), limits100); err != nil {

@@ -14,12 +14,12 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// unsigned is a token whose signature is rubbish: cheap to make by the thousand.
+// unsigned returns a token with a rubbish signature: cheap to make by the thousand.
 func unsigned(kid string, c fields) string {
 	return b64(header1.with("kid", kid).String()) + "." + b64(c.String()) + ".AAAA"
 }
 
-// fetching is a verifier over an issuer that publishes the first key.
+// fetching returns a verifier over an issuer that publishes the first key.
 func fetching(t *testing.T) (*Verifier, *fakeIssuer, *clock) {
 	t.Helper()
 	i := newIssuer(t, jwks(firstKey()))
@@ -27,7 +27,7 @@ func fetching(t *testing.T) (*Verifier, *fakeIssuer, *clock) {
 	return newVerifier(t, i.config(c)), i, c
 }
 
-// fresh is a token of the issuer by the first key, made now.
+// fresh returns a token of the issuer signed with the first key, made now.
 func fresh(i *fakeIssuer, c *clock) string { return token(claims(i.URL, c.now())) }
 
 func (i *fakeIssuer) publish(keys ...string) {
@@ -40,7 +40,7 @@ func status(code int) http.HandlerFunc {
 	return func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(code) }
 }
 
-// The key set refuses by itself what the checks before it have refused already: it is what go-oidc relies on.
+// The key set itself refuses what earlier checks have refused already, because go-oidc relies on it.
 func TestKeySetAlone(t *testing.T) {
 	v, i, c := fetching(t)
 	good := fresh(i, c)

@@ -16,7 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// workloadAPI stands for the Workload API: what it answers for a trust domain the test sets, and it counts what it is asked.
+// workloadAPI stands for the Workload API: the test sets its answer for a trust domain, and it counts the requests.
 type workloadAPI struct {
 	mu      sync.Mutex
 	bundles map[string]string // by trust domain
@@ -66,7 +66,7 @@ func (a *workloadAPI) wantCalls(t *testing.T, want int) {
 	}
 }
 
-// trusting is a verifier of example.org over a Workload API that has its first key.
+// trusting returns a verifier of example.org over a Workload API that has the domain's first key.
 func trusting(t *testing.T, change func(*Config)) (*Verifier, *workloadAPI, *clock) {
 	t.Helper()
 	a, c := &workloadAPI{}, newClock()
@@ -166,7 +166,7 @@ func TestJWTSVIDAttacks(t *testing.T) {
 	a.wantCalls(t, 1)
 }
 
-// With issuer an iss that is there must be it; without one there is none to compare.
+// With an issuer configured, an iss in the token must equal it; without one there is nothing to compare.
 func TestJWTSVIDWithIssuer(t *testing.T) {
 	v, _, _ := trusting(t, func(c *Config) { c.Issuer = "https://oidc.example.org" })
 	c := svidClaims(start)
@@ -246,7 +246,7 @@ func TestNewTrustDomain(t *testing.T) {
 	}
 }
 
-// Configured keys have no id; the token's own must be there all the same.
+// Configured keys have no id; the token must have a kid all the same.
 func TestJWTSVIDWithConfiguredKeys(t *testing.T) {
 	v, _, _ := trusting(t, func(c *Config) { c.Bundle, c.PublicKeys = nil, []string{publicPEM(rsaKey().Public())} })
 	wantReason(t, v, token(svidClaims(start)), "")

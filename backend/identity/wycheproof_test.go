@@ -12,8 +12,8 @@ import (
 	"time"
 )
 
-// vectors is a file of Wycheproof's: keys or key sets, and tokens with what a verifier should say of them. The payloads
-// are no claims, so what is tried is all that comes before the claims: spelling, header, key set and signature.
+// vectors is a Wycheproof file: keys or key sets, and tokens with the result that a verifier should give. The payloads are
+// not claims, so everything before the claims is tested: spelling, header, key set and signature.
 type vectors struct {
 	Groups []struct {
 		Private, Public json.RawMessage // a key or a key set; where there is no public one it is symmetric
@@ -26,7 +26,7 @@ type vectors struct {
 	} `json:"testGroups"`
 }
 
-// differences are the tests of which we say the opposite, on purpose.
+// differences are the tests for which our result is the opposite, on purpose.
 var differences = map[string][]struct {
 	why   string
 	tests []int
@@ -95,7 +95,7 @@ func wycheproofDir(t *testing.T) string {
 	return filepath.Join(module.Dir, "testvectors_v1")
 }
 
-// wycheproofVerdict says of tokens whether they are valid under a key or a key set.
+// wycheproofVerdict returns a function that says whether a token is valid under a key or key set.
 func wycheproofVerdict(t *testing.T, public, private json.RawMessage) func(token string) string {
 	t.Helper()
 	if public == nil {

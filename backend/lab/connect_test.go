@@ -39,7 +39,7 @@ func newConnectServer(t *testing.T, o ConnectOptions) *connectServer {
 	return &connectServer{c, serve(t, c) + o.Path, clock, issuer}
 }
 
-// exchange sends a token with the members that flow A has; form changes them one by one, "-" takes one away.
+// exchange sends a token with the parameters of flow A; form changes them one by one, "-" removes one.
 func (c *connectServer) exchange(t *testing.T, path, token string, form map[string]string) reply {
 	t.Helper()
 	body := url.Values{"grant_type": {tokenExchangeGrant}, "subject_token_type": {idTokenType}, "requested_token_type": {accessTokenType}, "subject_token": {token}}

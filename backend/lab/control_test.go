@@ -98,7 +98,7 @@ func wantLocation(t *testing.T, r reply) {
 	}
 }
 
-// A 204 has no body that could be spoiled; the faults give it one.
+// A 204 has no body that could be spoiled, so the faults give it one.
 func TestFaultsOfAnswersWithoutBody(t *testing.T) {
 	t.Parallel()
 	api := newKeyAPI(t)
@@ -167,7 +167,7 @@ func TestHangEndsWithTheClient(t *testing.T) {
 	}
 }
 
-// A slow server does the work although its client has left long ago.
+// A slow server does the work even if its client left long ago.
 func TestDelayOutlivesTheClient(t *testing.T) {
 	t.Parallel()
 	api := newKeyAPI(t)

@@ -34,7 +34,7 @@ func newFinos(t *testing.T, change func(*FinosGitProxyOptions)) *finos {
 	return f
 }
 
-// token is one that the proxy takes, but for the claims given.
+// token returns a token that the proxy accepts unless the given claims prevent it.
 func (f *finos) token(claims map[string]any) string {
 	now := f.clock.Now()
 	all := map[string]any{"iss": f.authority.URL(), "sub": "robot", "aud": "git-proxy", "azp": "vault", "iat": now.Unix(), "exp": now.Add(time.Minute).Unix()}
@@ -139,7 +139,7 @@ func TestFinosGitProxyRefusals(t *testing.T) {
 	}
 }
 
-// A role comes of the first claim of its mapping alone, when that is a text and the same.
+// A role depends only on the first claim of its mapping, which must be a string and equal.
 func TestFinosGitProxyRoles(t *testing.T) {
 	t.Parallel()
 	f := newFinos(t, nil)

@@ -45,7 +45,7 @@ func (g *gitLab) do(t *testing.T, token, method, path, body string) reply {
 	return do(t, method, g.url+"/api/v4"+path, body, "PRIVATE-TOKEN", token, "Content-Type", "application/json")
 }
 
-// make wants a token that dies on the day after tomorrow, and returns its id and secret.
+// make makes a token that ends the day after tomorrow, which must succeed, and returns its id and secret.
 func (g *gitLab) make(t *testing.T, token, path, name string) (id int, secret string) {
 	t.Helper()
 	r := g.do(t, token, "POST", path, `{"name":"`+name+`","scopes":["api"],"expires_at":"2026-03-07"}`)
@@ -117,7 +117,7 @@ func TestGitLabLifeOfATokenOfEachKind(t *testing.T) {
 	}
 }
 
-// A token is dead at midnight (UTC) of the day that it bears.
+// A token ends at midnight (UTC) at the beginning of the day in its expires_at.
 func TestGitLabTokensEndWhenADayBegins(t *testing.T) {
 	t.Parallel()
 	g := newGitLab(t, GitLabOptions{})
@@ -226,7 +226,7 @@ func TestGitLabSelf(t *testing.T) {
 	}
 }
 
-// Before 17.11 tokens of service accounts can be made by the group's owners, and ended by themselves alone.
+// Before 17.11, owners of the group can make tokens of service accounts, but only the tokens themselves can end them.
 func TestGitLabBefore1711(t *testing.T) {
 	t.Parallel()
 	g := newGitLab(t, GitLabOptions{Before1711: true, MaxLifetime: 30})
@@ -250,8 +250,8 @@ func TestGitLabBefore1711(t *testing.T) {
 	}
 }
 
-// The new token has an id of its own and all else of the old one, which is dead. The old one's rotation of itself is taken
-// for theft: everything that came of it dies.
+// The new token has its own id and everything else from the old one, which has ended. An attempt to rotate the old one with
+// itself is treated as theft: all its descendants end.
 func TestGitLabRotation(t *testing.T) {
 	t.Parallel()
 	g := newGitLab(t, GitLabOptions{})

@@ -122,7 +122,7 @@ func TestSignAnyHeader(t *testing.T) {
 	}
 }
 
-// wantSignature checks the RSA signature of a token without a look at its header.
+// wantSignature checks the RSA signature of a token without reading its header.
 func wantSignature(t *testing.T, name, token, alg string, public crypto.PublicKey) {
 	t.Helper()
 	input, encoded := token[:strings.LastIndex(token, ".")], token[strings.LastIndex(token, ".")+1:]

@@ -138,7 +138,7 @@ func TestNuGetUsers(t *testing.T) {
 	}
 }
 
-// Cut after the work: the key lives and nobody knows it, the fault that trusted publishing cannot undo.
+// If the connection is cut after the work, the key lives and nobody knows it: trusted publishing cannot undo that.
 func TestNuGetFaults(t *testing.T) {
 	t.Parallel()
 	g := newGallery(t, NuGetOptions{})
@@ -153,7 +153,7 @@ func TestNuGetFaults(t *testing.T) {
 	}
 }
 
-// A request that was read is carried out, whether or not its client is still there: the key lives and nobody knows it.
+// A request that was read is carried out even if its client has left: the key lives and nobody knows it.
 func TestNuGetWhenTheClientHasLeft(t *testing.T) {
 	t.Parallel()
 	g := newGallery(t, NuGetOptions{})

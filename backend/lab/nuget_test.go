@@ -16,7 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// gallery is a NuGet under test with its issuer, the user demo and a policy for what the issuer's tokens say.
+// gallery is a NuGet under test with its issuer, the user demo and a policy for the issuer's default claims.
 type gallery struct {
 	*NuGet
 	issuer *Issuer
@@ -48,7 +48,7 @@ func (g *gallery) token(claims map[string]any) string {
 	return g.issuer.Token(all)
 }
 
-// exchange trades a token in the name of a user. It goes without a network so that any header can be sent.
+// exchangeAs exchanges a token in the name of a user. It uses no network, so that any header can be sent.
 func (g *gallery) exchangeAs(t *testing.T, user, token string) reply {
 	t.Helper()
 	r := httptest.NewRequestWithContext(t.Context(), "POST", "/api/v2/token", strings.NewReader(`{"username":"`+user+`","tokenType":"ApiKey"}`))
@@ -89,7 +89,7 @@ func wantError(t *testing.T, name string, r reply, status int, text string) {
 
 const noDemoPolicy = "No matching trust policy owned by user 'demo' was found."
 
-// The request begins with every fault there is; each row removes the one that the row before was refused for.
+// The request begins with every fault there is; each row removes the fault for which the previous row was refused.
 func TestNuGetOrderOfChecks(t *testing.T) {
 	t.Parallel()
 	g := newGallery(t, NuGetOptions{})
@@ -190,7 +190,7 @@ func TestNuGetKey(t *testing.T) {
 	}
 }
 
-// What a refusal says stands beside the status, too, where NuGet's own client looks for it.
+// The text of a refusal is also the reason phrase, where NuGet's own client looks for it.
 func TestNuGetReasonPhrase(t *testing.T) {
 	t.Parallel()
 	url := serve(t, newGallery(t, NuGetOptions{}).NuGet)
@@ -205,7 +205,7 @@ func TestNuGetReasonPhrase(t *testing.T) {
 	}
 }
 
-// The example of the gallery's own documentation of the format.
+// The expected key is the example from the gallery's own documentation of the format.
 func TestNuGetKeyFormat(t *testing.T) {
 	t.Parallel()
 	made := time.Date(2024, time.December, 5, 13, 30, 0, 0, time.UTC)

@@ -69,7 +69,7 @@ func (l *oauthLab) subjectToken(claims map[string]any) string {
 	return l.issuer.Token(all)
 }
 
-// assertion is what client signer signs.
+// assertion returns an assertion signed by the client signer.
 func (l *oauthLab) assertion(claims map[string]any) string {
 	now := l.clock.Now()
 	all := map[string]any{"iss": "signer", "sub": "signer", "aud": l.Issuer(), "jti": randomHex(8), "exp": now.Add(time.Minute).Unix()}
@@ -251,7 +251,8 @@ func TestOAuthToken(t *testing.T) {
 	}
 }
 
-// A token that one server made for a client's SPIFFE ID is taken from that client by the next server, and from no other.
+// A token that one server made for a client's SPIFFE ID is accepted from that client by the next server, and from nobody
+// else.
 func TestOAuthHops(t *testing.T) {
 	t.Parallel()
 	first := newOAuthLab(t, nil)

@@ -13,7 +13,7 @@ import (
 	"time"
 )
 
-// published is a registry under test with its issuer, and a publisher for what the issuer's tokens say.
+// published is a registry under test with its issuer, and a publisher for the issuer's default claims.
 type published struct {
 	issuer  *Issuer
 	clock   *testClock
@@ -23,7 +23,7 @@ type published struct {
 
 var widget = Publisher{Package: "widget", Owner: "acme", OwnerID: "90210", Repository: "widget", Workflow: "release.yml"}
 
-// newPublished makes a registry. Its tokens are RS256, which all registries take.
+// newPublished makes a registry. Its tokens are signed with RS256, which all registries accept.
 func newPublished(t *testing.T, aud string, make func(RegistryOptions) http.Handler) *published {
 	t.Helper()
 	clock := newClock()
@@ -31,7 +31,7 @@ func newPublished(t *testing.T, aud string, make func(RegistryOptions) http.Hand
 	return &published{issuer, clock, make(RegistryOptions{Issuers: []string{issuer.URL()}, Client: client, Now: clock.Now}), aud}
 }
 
-// claims are those of a token for the registry; nil takes a claim away.
+// claims are those of a token for the registry; nil removes a claim.
 func (p *published) claims(change map[string]any) map[string]any {
 	all := map[string]any{"aud": p.aud}
 	maps.Copy(all, change)
@@ -56,7 +56,7 @@ func wantReply(t *testing.T, name string, r reply, status int, body string) {
 	}
 }
 
-// bad are tokens that no registry takes.
+// bad returns tokens that no registry accepts.
 func (p *published) bad(t *testing.T) map[string]string {
 	t.Helper()
 	stranger := NewIssuer(IssuerOptions{URL: p.issuer.URL(), Now: p.clock.Now})
@@ -77,7 +77,7 @@ func (p *published) bad(t *testing.T) map[string]string {
 	}
 }
 
-// refuses sends each bad token and wants the refusal that is named for it.
+// refuses sends each bad token and checks for the refusal that want names.
 func (p *published) refuses(t *testing.T, send func(token string) reply, want func(name string) (int, string)) {
 	t.Helper()
 	for name, token := range p.bad(t) {

@@ -44,7 +44,7 @@ func workloadClient(t *testing.T, address string) *workloadapi.Client {
 	return c
 }
 
-// SPIFFE's own client takes what the stand-in gives: that is what makes it one.
+// SPIFFE's own client accepts what the stand-in sends, which shows that the stand-in follows the protocol.
 func TestWorkloadAPIServesGoSPIFFE(t *testing.T) {
 	t.Parallel()
 	ids := []string{"spiffe://example.org/ns/acme/sa/widget", "spiffe://example.org/admin"}
@@ -85,7 +85,7 @@ func TestWorkloadAPIServesGoSPIFFE(t *testing.T) {
 	}
 }
 
-// The stream tells of each change, whole.
+// The stream sends all bundles again after each change.
 func TestWorkloadAPIStreamsBundles(t *testing.T) {
 	t.Parallel()
 	a, address := startWorkloadAPI(t, WorkloadAPIOptions{Issuer: "https://oidc.example.org"})

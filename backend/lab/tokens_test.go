@@ -90,7 +90,7 @@ func TestTokenEndpointToken(t *testing.T) {
 	}
 }
 
-// Where MayCreate says who makes keys, the admin token makes none; it still ends them.
+// If MayCreate decides who makes keys, the admin token cannot make any, but can still end them.
 func TestKeyAPIMayCreate(t *testing.T) {
 	t.Parallel()
 	clock := newClock()
