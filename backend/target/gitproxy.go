@@ -28,7 +28,7 @@ const (
 	csrfHeader     = "X-XSRF-TOKEN"
 )
 
-// maxCookies bounds what is sent back of a login's cookies.
+// maxCookies bounds how many cookies of a login are sent back.
 const maxCookies = 8
 
 func gitProxyKind(c Config) (facts, func(*Target) driver, error) {

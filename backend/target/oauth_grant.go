@@ -314,8 +314,8 @@ func (o *oauth) prepare(ctx context.Context, c *call, h hop, form url.Values) er
 	return nil
 }
 
-// readGrant reads an answer of a token endpoint (RFC 6749 section 5.1, RFC 8693 section 2.2.1). fault says what is wrong; "" =
-// nothing. Even with a fault a token exists, and got has it, unless the fault is the token's own.
+// readGrant reads an answer of a token endpoint (RFC 6749 section 5.1, RFC 8693 section 2.2.1). fault says what is wrong, if
+// anything is. Even with a fault a token exists, and got has it, unless the fault is the token's own.
 func readGrant(body []byte, h hop) (got granted, fault string) {
 	object := objectOf(body)
 	if object == nil {

@@ -173,8 +173,7 @@ func (ps parameters) unknown(name string) *FieldError {
 	return fieldErrorf(field, "not a parameter of this target; it has %s", strings.Join(ps.names(), ", "))
 }
 
-// value returns the parameter's value in given, or else its default; nil = there is neither. text says what is wrong; "" =
-// nothing.
+// value returns the parameter's value in given, or else its default; nil = neither. text says what is wrong; "" = nothing.
 func (p parameter) value(given map[string]any) (value any, text string) {
 	if raw, ok := given[p.name]; ok && raw != nil {
 		if value, text = p.convert(raw); text != "" {

@@ -52,8 +52,7 @@ var (
 	credentialVariables = []string{"response", "name", "not_after"}
 )
 
-// takenFields are the fields that creds/ returns for every key. A profile cannot have fields with these names, so that it
-// cannot speak for the engine.
+// takenFields are the fields that creds/ returns for every key. No profile may set one, and so speak for the engine.
 var takenFields = []string{
 	"api_key", "id", "accessor", "expires_at", "revocable", "header_name", "header_value", "target", "issuer", "subject", "trust",
 }
@@ -258,8 +257,8 @@ func parseHeaders(s, o section, variables []string) []entry {
 	return entries(h, expr.String, variables)
 }
 
-// ownHeaders are the headers that only the transport may set: a profile could use them to change where a request ends, or how
-// its answer is read.
+// ownHeaders are the headers that only the transport may set: in a profile, they could change where a request ends, or how its
+// answer is read.
 var ownHeaders = []string{
 	"Accept-Encoding", "Connection", "Content-Encoding", "Content-Length", "Expect", "Host", "Keep-Alive",
 	"Proxy-Authorization", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade", "User-Agent",
