@@ -656,6 +656,22 @@ func TestRevocationBesideAnUnreadableDebt(t *testing.T) {
 	}
 }
 
+// Of more records than are known by name each is met too.
+func TestRevocationBesideManyUnreadableRecords(t *testing.T) {
+	w := newWorld(t)
+	issued := w.deploys(maxUnread+1, nil)
+	slices.SortFunc(issued, func(a, b *logical.Response) int { return strings.Compare(a.Data["id"].(string), b.Data["id"].(string)) })
+	var mends []func()
+	for _, one := range issued {
+		mends = append(mends, w.spoil(filedAt(one)))
+	}
+	id := w.starts(map[string]any{"role": "deploy"})
+	w.wantRun(w.works(id), map[string]any{"state": runWaiting, "unreadable": maxUnread + 1})
+	mends[maxUnread]()
+	w.pass(time.Minute)
+	w.wantRun(w.works(id), map[string]any{"state": runWaiting, "unreadable": maxUnread, "revoked": 1})
+}
+
 // filedAt is where the ledger has a key.
 func filedAt(resp *logical.Response) string {
 	hour, rand, _ := splitID(resp.Data["id"].(string))
