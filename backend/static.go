@@ -152,7 +152,7 @@ func (r *staticRole) readable() error {
 }
 
 // prepare decides how the new key is made: beside the old one, or in place by the target. In place needs overlap 0, a target
-// that can rotate keys, and unchanged parameters.
+// that can rotate and find keys, and unchanged parameters.
 func (r *staticRole) prepare(ctx context.Context) error {
 	if err := r.usable(); err != nil {
 		return err
@@ -167,7 +167,8 @@ func (r *staticRole) prepare(ctx context.Context) error {
 	if life := r.target.Lifetime(); life > 0 { // the ledger shows a lost key for only that long
 		st.NotAfter = earlier(st.NotAfter, now.Add(life))
 	}
-	st.InPlace = st.Current != nil && !st.Doubtful && r.record.Overlap == 0 && r.target.Caps().Rotate && sameJSON(params, st.Current.Asked)
+	caps := r.target.Caps() // if the answer of a replacement is lost, only Find gets on from there
+	st.InPlace = st.Current != nil && !st.Doubtful && r.record.Overlap == 0 && caps.Rotate && caps.Find && sameJSON(params, st.Current.Asked)
 	if st.InPlace {
 		st.Name = st.Current.Handle.Name
 		return nil

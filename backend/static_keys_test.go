@@ -202,6 +202,27 @@ func TestLostStaticKeyThatNobodyFinds(t *testing.T) {
 	}
 }
 
+// Where no key can be found, none is replaced in place: if that answer were lost, nothing would get on from there.
+func TestNoRotationInPlaceWithoutFind(t *testing.T) {
+	w := newWorld(t)
+	rotate := `rotate:
+  method: POST
+  path: '["v1", "projects", params.project, "keys", accessor, "rotate"]'
+  ok: [200]
+  key: {secret: response.json.secret, accessor: string(response.json.id)}
+`
+	profile := w.profile(acme[strings.Index(acme, "find:"):strings.Index(acme, "check:")], rotate+"lifetime: 5h\n")
+	w.write("targets/blind", map[string]any{"driver": "http", "url": w.keysURL, "profile": profile, "ca_pem": w.ca, "credential": "token=" + adminToken, "allowed_roles": "static/*"})
+	w.write("static-roles/ci", map[string]any{"target": "blind", "parameters": "project=widget", "rotation_period": "1h", "overlap": 0})
+	first := w.read("static-creds/ci")["accessor"]
+	w.write("rotate-role/ci", nil)
+	w.pass(2 * time.Minute)
+	got := w.read("static-creds/ci")
+	if live := w.keys.Live(); got["accessor"] == first || got["predecessor"] != first || len(live) != 1 || live[0].ID != got["accessor"] {
+		t.Errorf("live: %v, read: %v after %v", live, got["accessor"], first)
+	}
+}
+
 // However often a key is rotated, and however long the overlap is: one key beside the one in use lives.
 func TestOnePredecessorLives(t *testing.T) {
 	w := newWorld(t).withStatic()

@@ -22,7 +22,8 @@ var (
 	ErrUnknown = errors.New("outcome is unknown")
 	// ErrProtocol means that the target's answer made no sense: after Exchange a key may exist.
 	ErrProtocol = errors.New("target's answer makes no sense")
-	// ErrUnsupported means that the target cannot do this and never will: see Caps. Nothing was sent.
+	// ErrUnsupported means that the target cannot do this, in general (see Caps; nothing was sent) or for this key, and never
+	// will.
 	ErrUnsupported = errors.New("not supported by the target")
 	// ErrEgress means that the egress rules forbid the connection. Nothing was sent; the text says what to change.
 	ErrEgress = errors.New("connection is not permitted")
