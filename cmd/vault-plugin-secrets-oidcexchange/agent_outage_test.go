@@ -97,6 +97,10 @@ func (w *world) hastyAgents(t *testing.T) (note func(), want func(*testing.T)) {
 	}
 	note = func() {
 		for _, a := range agents {
+			eventually(t, "a hasty agent that is refused", func() (bool, string) { // until then it may render a key that it had just got
+				log := readFile(t, a.dir, "agent.log")
+				return strings.Contains(log, "target_busy"), log
+			})
 			keys = append(keys, rendered(a.dir))
 		}
 		w.canary(keys...)
