@@ -52,6 +52,16 @@ func TestBlock(t *testing.T) {
 	}
 }
 
+// null clears what a block need not have.
+func TestBlockFieldsAreCleared(t *testing.T) {
+	w := newWorld(t)
+	w.write("blocks/b", map[string]any{"role": "deploy", "reason": "x", "custom_metadata": map[string]any{"ticket": "7"}})
+	w.write("blocks/b", map[string]any{"reason": nil, "custom_metadata": nil})
+	if got := w.read("blocks/b"); got["reason"] != "" || got["role"] != "deploy" || !empty(got["custom_metadata"]) {
+		t.Errorf("got %v", got)
+	}
+}
+
 // A filter names a claim as a policy does: what bound_claims can demand, a block can refuse.
 func TestBlockByPointer(t *testing.T) {
 	const uid = "/kubernetes.io/serviceaccount/uid"
